@@ -202,7 +202,7 @@ Fingerprint = Mapping[str, str]  #: named facts that must be equal on all ranks
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What was found on this node and in the engine's interpreter; everything that planning needs and cannot derive."""
+    """What was found on this node and in the engine's interpreter: what planning needs and cannot derive."""
 
     versions: Mapping[str, str] = field(
         default_factory=lambda: EMPTY
