@@ -1,0 +1,92 @@
+"""How often a group may start again, how long it waits before, and when it is wiser to stop trying.
+
+Pure bookkeeping over times that are passed in. A restart is charged when an epoch that had started a process failed;
+drains, mismatches and members that could not prepare cost nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+from launcher.words import Cause, CauseKind
+
+#: Failures of the machine room, not of the engine: they say nothing about whether the next start can work.
+_OUTSIDE = {CauseKind.LOST, CauseKind.LEADER, CauseKind.AGENT, CauseKind.DRAIN, CauseKind.JOIN}
+#: This many failures in a row at one point, before the engine was ever ready, end the group with the reason.
+SAME_POINT = 3
+#: Serving this long (seconds) means that the trouble before is over: back-off and the first failure start anew.
+STEADY = 600.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do after an epoch: give up with ``reason``, or wait ``delay`` seconds and start again."""
+
+    give_up: bool
+    reason: str = ""
+    delay: float = 0.0
+
+
+class Budget:
+    """``--max-restarts`` within ``--restart-window`` seconds; back-off from ``first`` doubling up to ``longest``."""
+
+    def __init__(
+        self,
+        max_restarts: int,
+        window: float,
+        rng: random.Random,
+        *,
+        first: float = 0.5,
+        longest: float = 60.0,
+    ) -> None:
+        self._max = max_restarts
+        self._window = window
+        self._rng = rng
+        self._first = first
+        self._longest = longest
+        self._charges: deque[float] = deque()
+        self._in_a_row = 0
+        self._point: tuple[object, ...] | None = None
+        self._at_point = 0
+        self.total = 0  #: restarts since this launcher began
+
+    def charged(self, now: float) -> int:
+        while self._charges and now - self._charges[0] > self._window:
+            self._charges.popleft()
+        return len(self._charges)
+
+    def inherit(self, count: int, now: float) -> None:
+        """A member remembers ``count`` charges of a leader before us."""
+        while self.charged(now) < min(count, self._max):
+            self._charges.append(now)
+
+    def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
+        """An epoch ended by ``cause`` in ``stage``; ``served``: seconds in which it was ready, None if never."""
+        if served is not None and served >= STEADY:
+            self._in_a_row = 0
+        self._in_a_row += 1
+        # full jitter would allow no wait at all; half keeps members of many groups apart all the same
+        delay = min(self._longest, self._first * 2 ** min(self._in_a_row - 1, 16)) * (0.5 + 0.5 * self._rng.random())
+        if not charge:
+            return Verdict(False, delay=delay)
+        self.total += 1
+        self._charges.append(now)
+        charged = self.charged(now)
+        if charged > self._max:
+            if self._max == 0:
+                return Verdict(True, "no restart is allowed (--max-restarts 0)")
+            return Verdict(True, f"{self._max} restarts within {self._window:g} s are spent (--max-restarts)")
+        if self._same_point(cause, stage, served):
+            return Verdict(True, f"it failed {SAME_POINT} times in a row at the same point before it was ever ready")
+        return Verdict(False, delay=delay)
+
+    def _same_point(self, cause: Cause, stage: str, served: float | None) -> bool:
+        if served is not None or cause.kind in _OUTSIDE:
+            self._point, self._at_point = None, 0
+            return False
+        point = (cause.kind, cause.process, cause.code, stage)
+        self._at_point = self._at_point + 1 if point == self._point else 1
+        self._point = point
+        return self._at_point >= SAME_POINT

@@ -1,0 +1,895 @@
+"""The leader's half of the group protocol: one page, one table, no I/O.
+
+Events and the time go in, actions come out; nothing here opens a socket, reads a clock or starts a process. Rank 0 is a
+member like any other: its link is connection 0, inside the process.
+
+The coordinator is between epochs (WAITING) until every rank has said hello, all are alike, nobody is leaving, the
+back-off is over, and nothing of an earlier epoch can still be running anywhere. Then it makes an epoch:
+
+    PREPARING   every member is told the members and answers `prepared` (no process has been started)
+    STARTING    stage by stage: `start` to all, `stage_done` from all, the next stage
+    RUNNING     the group serves
+    DRAINING    a pod was told to go: no new work; when none is in flight rank 0 is stopped, then the others
+    STOPPING    the epoch is over: `stop` to all; the next one waits for `stopped` from all
+    ABORTED     the group has given up; whoever comes is told why
+
+Why an old epoch's process can't meet a new one's: a member says hello only when nothing of its engine is left, so a
+*seat* is clean when it is taken. A seat becomes unclean with `prepare` and clean with `stopped`. A member that is lost
+while unclean leaves a *fence*: no epoch starts before the lease that it may hold has run out, or before the same
+launcher (or the next one in the very same pod, `replaces`) has said hello. For epochs of a leader before us, whose
+members we can't see, the fence is counted from when our members last spoke to it (`lease.py` says why that is enough).
+
+The table below is complete: every event in every phase has an answer; LEADS says where each phase may lead, and every
+single step is held to it (docs/protocol.md draws both). "stale" says that the message belongs to an epoch that is over, or to a
+phase that has passed, and changes nothing. The first failure decides the end of an epoch; failures that arrive within a
+second of it may explain it better (`history.py`), none is lost.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from launcher.errors import ExitCode
+from launcher.group import messages as m
+from launcher.group.budget import STEADY, Budget
+from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
+from launcher.group.history import WINDOW, History, explains_better
+from launcher.group.lease import Contact, Terms
+from launcher.words import Cause, CauseKind, Epoch
+
+LOCAL = 0  #: the connection of rank 0, inside the leader's process
+CHALLENGE_SECONDS = 2.0
+PREPARE_SECONDS = 120.0  #: members bound their own preparation; this is for one that broke
+NEWS_EVERY = 1.0
+
+
+class Phase(str, Enum):
+    WAITING = "waiting"
+    PREPARING = "preparing"
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    ABORTED = "aborted"
+
+
+class Wait(str, Enum):
+    """What WAITING waits for: the phase that people see between epochs."""
+
+    GATHERING = "gathering"  #: ranks are missing
+    FENCED = "fenced"  #: a lost member's lease has not run out
+    MISMATCHED = "mismatched"  #: members are not alike
+    LEAVING = "leaving"  #: a present member was told to go
+    BACKOFF = "backoff"  #: the next attempt comes soon
+
+
+Action = Say | SayAll | Hang | Note
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the coordinator must know of a stage."""
+
+    name: str
+    timeout: float | None = None
+    on_timeout: str = ""
+
+
+@dataclass
+class Seat:
+    """A rank that is present."""
+
+    conn: int
+    hello: m.Hello
+    contact: Contact
+    clean: bool = True  #: none of its engine's processes can be running
+    joined: bool = False  #: takes part in the current epoch and has not said `stopped`
+    done: int = -2  #: -2: nothing; -1: prepared; k: stage k done
+    told_stop: bool = False
+    leaving: float | None = None  #: when the platform kills it
+    report: m.Report | None = None
+    moved: float = 0.0  #: when its activity last moved
+    rival: Rival | None = None
+
+    def __post_init__(self) -> None:
+        self.print = hash((self.hello.size, *sorted(self.hello.fingerprint.items())))
+
+
+@dataclass
+class Rival:
+    """A newcomer that claims a taken rank, until the incumbent answers or the challenge times out."""
+
+    conn: int
+    hello: m.Hello
+    nonce: str
+    until: float
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the coordinator is told at its making. Durations in seconds."""
+
+    group: str
+    size: int
+    incarnation: str
+    terms: Terms = Terms()
+    max_restarts: int = 10
+    restart_window: float = 3600.0
+    stop_grace: float = 3.0
+    join_timeout: float | None = None
+    startup_timeout: float | None = None
+    startup_stall_timeout: float | None = 1800.0
+    highest_n: int = 0  #: from the state file
+    mint: Callable[[Epoch], tuple[str, Mapping[str, Any]]] = lambda epoch: ("", {})  #: Ray token and values of an epoch
+
+
+# ----------------------------------------------------------------------------------------------------- the table
+
+# fmt: off
+_GRID: Mapping[type[Any], tuple[str, ...]] = {
+    # event       waiting     preparing         starting           running            draining         stopping          aborted
+    m.Hello:     ("admit",    "admit",          "admit",           "admit",           "admit",         "admit",          "refuse"),
+    m.Ping:      ("ack",      "ack",            "ack",             "ack",             "ack",           "ack",            "ack"),
+    m.Answer:    ("stand",    "stand",          "stand",           "stand",           "stand",         "stand",          "stale"),
+    m.Prepared:  ("stale",    "prepared",       "stale",           "stale",           "stale",         "stale",          "stale"),
+    m.Unable:    ("stale",    "unable",         "unable",          "unable",          "unable",        "also_failed",    "stale"),
+    m.StageDone: ("stale",    "stale",          "stage_done",      "stale",           "stale",         "stale",          "stale"),
+    m.Failed:    ("stale",    "failed",         "failed",          "failed",          "failed",        "also_failed",    "stale"),
+    m.Stopped:   ("stale",    "stopped_unasked", "stopped_unasked", "stopped_unasked", "drain_stopped", "stopped",        "stale"),
+    m.Drained:   ("stale",    "stale",          "stale",           "stale",           "drained",       "stale",          "stale"),
+    m.Leaving:   ("farewell", "leave_unserved", "leave_unserved",  "drain",           "drain",         "leave_stopping", "farewell"),
+    m.Report:    ("stale",    "stale",          "report",          "report",          "report",        "report",         "stale"),
+    Closed:      ("forget",   "lose",           "lose",            "lose",            "lose",          "lose",           "forget"),
+    Tick:        ("consider", "watch_prepare",  "watch_start",     "watch_run",       "watch_drain",   "watch_stop",     "idle"),
+}
+# fmt: on
+
+TABLE: Mapping[Phase, Mapping[type[Any], str]] = {
+    phase: {event: row[column] for event, row in _GRID.items()} for column, phase in enumerate(Phase)
+}
+
+#: Where each phase may lead. Every single step is held to this.
+LEADS: Mapping[Phase, frozenset[Phase]] = {
+    Phase.WAITING: frozenset({Phase.PREPARING, Phase.ABORTED}),
+    Phase.PREPARING: frozenset({Phase.STARTING, Phase.STOPPING}),
+    Phase.STARTING: frozenset({Phase.RUNNING, Phase.STOPPING}),
+    Phase.RUNNING: frozenset({Phase.DRAINING, Phase.STOPPING}),
+    Phase.DRAINING: frozenset({Phase.STOPPING}),
+    Phase.STOPPING: frozenset({Phase.WAITING, Phase.ABORTED}),
+    Phase.ABORTED: frozenset(),
+}
+
+
+# -------------------------------------------------------------------------------------------------- the coordinator
+
+
+class Coordinator:
+    """State of the group as the leader knows it. Call :meth:`handle` with every event, and with a Tick every beat."""
+
+    def __init__(self, config: Config, now: float, rng: random.Random) -> None:
+        self.config = config
+        self.phase = Phase.WAITING
+        self.wait = Wait.GATHERING
+        self.seats: dict[int, Seat] = {}
+        self.epoch: Epoch | None = None
+        self.stages: tuple[Stage, ...] = ()  #: set before rank 0 says hello
+        self.stage = 0
+        self.history = History()
+        self.budget = Budget(config.max_restarts, config.restart_window, rng)
+        self.cause: Cause | None = None  #: why the current epoch is ending
+        self.verdict = ""  #: why the group gave up
+        self.phase_since = now
+        self._rng = rng
+        self._born = now
+        self._n = config.highest_n
+        self._fences: dict[str, float] = {}  # lost incarnation -> when its lease has surely run out
+        self._foreign: dict[Epoch, tuple[frozenset[str], float]] = {}  # epochs of a leader before us
+        self._superseded: dict[str, None] = {}
+        self._by_conn: dict[int, int] = {}
+        self._members: tuple[str, ...] = ()  # incarnations of the current epoch, by rank
+        self._frozen: float | None = None  # contact of a member that was lost in this epoch: F moves no further
+        self._fresh = now  # F (lease.py), as last computed
+        self._fresh_at = now
+        self._ready_at: float | None = None
+        self._started = False  # a stage of this epoch was started: its end is charged
+        self._cause_at = now
+        self._drain_by: float | None = None
+        self._not_before = now
+        self._stage_since = now
+        self._news: tuple[object, ...] = ()
+        self._news_at = now
+        self._count_news: tuple[object, ...] = ()
+        self._abort: m.Abort | None = None
+        self._out: list[Action] = []
+
+    # ------------------------------------------------------------------------------------------------ the one door
+
+    def handle(self, event: Any, conn: int, now: float) -> list[Action]:
+        """Answer one event of connection ``conn`` (LOCAL for Tick). Returns what is to be done, in order."""
+        self._out = []
+        getattr(self, "_" + TABLE[self.phase][type(event)])(conn, event, now)
+        self._publish(now)
+        return self._out
+
+    def _go(self, phase: Phase, now: float) -> None:
+        if phase not in LEADS[self.phase]:
+            raise AssertionError(f"{self.phase.value} may not lead to {phase.value}")
+        self.phase, self.phase_since = phase, now
+
+    @property
+    def shown_phase(self) -> str:
+        """The phase in the word that people see."""
+        return self.wait.value if self.phase is Phase.WAITING else self.phase.value
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(r for r in range(self.config.size) if r not in self.seats)
+
+    # ------------------------------------------------------------------------------------------------ who is there
+
+    def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
+        refusal = self._refusal(conn, hello)
+        if refusal is not None:
+            self._say(conn, refusal)
+            return
+        self._take_in(hello, now)
+        seat = self.seats.get(hello.rank)
+        if seat is None:
+            self._seat(conn, hello, now)
+        elif seat.hello.incarnation == hello.incarnation:
+            self._return(seat, conn, hello, now)
+        else:
+            self._challenge(seat, conn, hello, now)
+
+    def _refusal(self, conn: int, hello: m.Hello) -> m.Rejected | None:
+        c = self.config
+        if hello.protocol != m.PROTOCOL:
+            return m.Rejected(
+                "protocol", f"this leader speaks protocol {m.PROTOCOL}, rank {hello.rank} speaks {hello.protocol}", 5
+            )
+        if hello.group != c.group:
+            return m.Rejected("wrong_group", f"this is the leader of group {c.group}, not of {hello.group}", 1)
+        if hello.rank >= c.size:
+            text = f"rank {hello.rank} of size {hello.size} came, but the leader's size is {c.size}: check --size"
+            return m.Rejected("rank_range", text, 5)
+        if hello.rank == 0 and conn != LOCAL:
+            return m.Rejected("duplicate", f"rank 0 is this leader; {hello.address} also says it is rank 0", 5)
+        if hello.incarnation in self._superseded:
+            return m.Rejected("superseded", f"rank {hello.rank} was taken over by another pod", 1)
+        return None
+
+    def _take_in(self, hello: m.Hello, now: float) -> None:
+        """What a hello proves and remembers: its launcher, and those it replaces, have nothing running."""
+        for gone in (hello.incarnation, *hello.replaces):
+            self._fences.pop(gone, None)
+        self._cleared(hello, now)
+        if hello.died is not None and self.history.refine(hello.rank, replace(hello.died, rank=hello.rank)):
+            self._note("first failure explained", cause=str(self.history.first))
+        self.history.inherit(hello.first_failure)
+        self.budget.inherit(hello.charged, now)
+        epoch = hello.last_epoch
+        if epoch is None:
+            return
+        self._n = max(self._n, epoch.n)
+        if epoch.leader != self.config.incarnation:
+            safe_at = now - hello.quiet + self.config.terms.fence
+            _, earlier = self._foreign.get(epoch, (frozenset(), safe_at))
+            self._foreign[epoch] = (frozenset(hello.last_members), min(earlier, safe_at))
+
+    def _cleared(self, hello: m.Hello, now: float) -> None:
+        """Take the incarnations that are known to be clean out of the foreign epochs that we wait for."""
+        clean = {hello.incarnation, *hello.replaces}
+        for epoch, (members, safe_at) in list(self._foreign.items()):
+            self._foreign[epoch] = (members - clean, safe_at)
+
+    def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
+        self.seats[hello.rank] = Seat(conn, hello, Contact(now), moved=now)
+        self._by_conn[conn] = hello.rank
+        self._say(conn, m.Accepted(self.config.incarnation))
+        self._say(conn, m.Ack(0, self.seats[hello.rank].contact.mark(now)))
+        self._note("member joined", rank=hello.rank, address=hello.address, incarnation=hello.incarnation)
+        if self.phase is Phase.WAITING:
+            self._consider(conn, hello, now)
+
+    def _return(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
+        """The same launcher on a new connection. It says hello only when clean, so whatever it ran is gone."""
+        old = seat.conn
+        if old != conn:
+            self._by_conn.pop(old, None)
+            self._out.append(Hang(old))
+        del self.seats[hello.rank]
+        self._seat(conn, hello, now)
+        if seat.joined:
+            text = f"rank {hello.rank} at {hello.address} lost its connection and stopped its engine"
+            self._gone_from_epoch(Cause(CauseKind.LOST, hello.rank, text), now)
+
+    def _challenge(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
+        if seat.rival is not None and seat.rival.conn != conn:
+            self._say(conn, m.Rejected("duplicate", f"rank {hello.rank} is being decided between two pods", 2))
+            return
+        nonce = f"{self._rng.getrandbits(64):016x}"
+        seat.rival = Rival(conn, hello, nonce, now + CHALLENGE_SECONDS)
+        self._say(seat.conn, m.Challenge(nonce, f"{hello.name} at {hello.address}"))
+
+    def _stand(self, conn: int, answer: m.Answer, now: float) -> None:
+        seat = self._seat_of(conn)
+        if seat is None or seat.rival is None or seat.rival.nonce != answer.nonce:
+            return
+        rival, seat.rival = seat.rival, None
+        rank, holder = seat.hello.rank, seat.hello
+        text = (
+            f"two pods are rank {rank}: {holder.name} at {holder.address} holds it, "
+            f"{rival.hello.name} at {rival.hello.address} also claims it"
+        )
+        self._note("duplicate rank", level="warning", text=text)
+        self._say(rival.conn, m.Rejected("duplicate", text, 5))
+
+    def _challenges(self, now: float) -> None:
+        for rank, seat in list(self.seats.items()):
+            rival = seat.rival
+            if rival is None or now < rival.until:
+                continue
+            self._superseded[seat.hello.incarnation] = None
+            while len(self._superseded) > 4096:
+                self._superseded.pop(next(iter(self._superseded)))
+            seat.rival = None
+            text = f"rank {rank} at {seat.hello.address} did not answer and was replaced by {rival.hello.address}"
+            self._out.append(Hang(seat.conn))
+            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
+            if rank not in self.seats:
+                self._seat(rival.conn, rival.hello, now)
+
+    def _forget(self, conn: int, closed: Closed, now: float) -> None:
+        """A connection ended while no epoch runs."""
+        rank = self._by_conn.get(conn)
+        self._drop_rival(conn)
+        if rank is None:
+            return
+        seat = self.seats[rank]
+        left = seat.leaving is not None
+        self._note("member left" if left else "member gone", rank=rank, why=closed.why)
+        self._remove(rank, Cause(CauseKind.LOST, rank, closed.why), now)
+        if self.phase is Phase.WAITING:
+            self._consider(conn, closed, now)
+
+    def _lose(self, conn: int, closed: Closed, now: float) -> None:
+        """A connection ended while an epoch runs or stops."""
+        rank = self._by_conn.get(conn)
+        self._drop_rival(conn)
+        if rank is None:
+            return
+        seat = self.seats[rank]
+        text = (
+            f"the launcher of rank {rank} at {seat.hello.address} is gone: its connection closed"
+            f"{' (' + closed.why + ')' if closed.why else ''}"
+        )
+        self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
+
+    def _remove(self, rank: int, cause: Cause, now: float) -> None:
+        """Take a seat away; if its engine may be running, leave a fence."""
+        seat = self.seats.pop(rank)
+        self._by_conn.pop(seat.conn, None)
+        if seat.rival is not None:  # decided by the incumbent's end
+            rival = seat.rival
+            seat.rival = None
+            self._say(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
+        if not seat.clean:
+            self._fences[seat.hello.incarnation] = seat.contact.granted + self.config.terms.fence
+            self._frozen = seat.contact.at if self._frozen is None else min(self._frozen, seat.contact.at)
+        if seat.joined:
+            self._gone_from_epoch(cause, now)
+
+    def _gone_from_epoch(self, cause: Cause, now: float) -> None:
+        if self.phase in (Phase.PREPARING, Phase.STARTING, Phase.RUNNING, Phase.DRAINING):
+            self._end(cause, now)
+        elif self.phase is Phase.STOPPING:
+            self._also(cause, now)
+            self._over_if_all_stopped(now)
+
+    def _drop_rival(self, conn: int) -> None:
+        for seat in self.seats.values():
+            if seat.rival is not None and seat.rival.conn == conn:
+                seat.rival = None
+
+    # --------------------------------------------------------------------------------------------------- leases
+
+    def _ack(self, conn: int, ping: m.Ping, now: float) -> None:
+        seat = self._seat_of(conn)
+        if seat is None:
+            return  # nothing is acked to a launcher that was declared lost
+        first = seat.contact.proven is None
+        seat.contact.heard(ping.seq, ping.echo, now)
+        limit = now if not self._in_epoch() else self._freshness(now)
+        good = seat.contact.good(limit)
+        self._say(conn, m.Ack(good, seat.contact.mark(now)))
+        if first and seat.contact.proven is not None and self.phase is Phase.WAITING:
+            self._consider(conn, ping, now)
+
+    def _in_epoch(self) -> bool:
+        return self.phase not in (Phase.WAITING, Phase.ABORTED)
+
+    def _freshness(self, now: float) -> float:
+        """F: the oldest contact of all members of the epoch, lost ones included. Costs one pass a quarter beat."""
+        if now - self._fresh_at >= self.config.terms.beat / 4 or now < self._fresh_at:
+            contacts = [s.contact.at for s in self.seats.values() if not s.clean]
+            if self._frozen is not None:
+                contacts.append(self._frozen)
+            self._fresh = min(contacts, default=now)
+            self._fresh_at = now
+        return self._fresh
+
+    def _silent(self, now: float) -> None:
+        """Members without contact for too long are lost."""
+        terms = self.config.terms
+        for rank, seat in list(self.seats.items()):
+            silent = seat.contact.silent_for(now)
+            if silent <= terms.lost_after or rank not in self.seats:
+                continue
+            text = f"no sign of life from rank {rank} at {seat.hello.address} for {silent:.1f} s"
+            self._note("member silent", level="warning", rank=rank, seconds=round(silent, 1))
+            self._out.append(Hang(seat.conn))
+            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
+
+    # -------------------------------------------------------------------------------------------- between epochs
+
+    def _consider(self, conn: int, event: object, now: float) -> None:
+        """WAITING: is everything there for an epoch? Sets what we wait for, or begins one."""
+        self._watch(conn, Tick(), now)
+        if self.phase is not Phase.WAITING:
+            return  # a newcomer that took a silent member's rank completed the group
+        for lost in [k for k, until in self._fences.items() if now >= until]:
+            del self._fences[lost]
+        for epoch in [e for e, (absent, at) in self._foreign.items() if now >= at or not absent]:
+            del self._foreign[epoch]
+        seats, terms = self.seats.values(), self.config.terms
+        if any(s.leaving is not None for s in seats):
+            self.wait = Wait.LEAVING
+        elif not self._alike():
+            self.wait = Wait.MISMATCHED
+        elif len(self.seats) < self.config.size or any(not s.contact.fresh(now, terms) for s in seats):
+            self.wait = Wait.GATHERING
+            self._give_up_waiting(now)
+        elif self._fences or self._foreign:
+            self.wait = Wait.FENCED
+        elif now < self._not_before:
+            self.wait = Wait.BACKOFF
+        else:
+            self._prepare(now)
+
+    def _give_up_waiting(self, now: float) -> None:
+        limit = self.config.join_timeout
+        if not limit or self._members or now - self._born < limit:
+            return
+        names = ", ".join(f"rank {r}" for r in self.missing[:16])
+        text = f"{names} did not come within {limit:g} s (--join-timeout)"
+        self._give_up(Cause(CauseKind.JOIN, 0, text), int(ExitCode.UNAVAILABLE), text, now)
+
+    def _alike(self) -> bool:
+        """Quick: all members are of one print, and of the leader's size."""
+        prints = {s.print for s in self.seats.values()}
+        return not prints or (len(prints) == 1 and all(s.hello.size == self.config.size for s in self.seats.values()))
+
+    def differences(self) -> tuple[str, ...]:
+        """What is not alike: ``rank 3: engine.version 0.32.0, group has 0.33.0``. Majority, then rank 0, is right."""
+        prints = {r: {**s.hello.fingerprint, "size": str(s.hello.size)} for r, s in sorted(self.seats.items())}
+        prints[0] = {**prints.get(0, {}), "size": str(self.config.size)}
+        found = []
+        for key in sorted({k for p in prints.values() for k in p}):
+            values = [p.get(key, "absent") for p in prints.values()]
+            if len(set(values)) == 1:
+                continue
+            leaders = prints[0].get(key, "absent")
+            usual = max(dict.fromkeys([leaders, *values]), key=values.count)
+            found += [
+                f"rank {r}: {key} {p.get(key, 'absent')}, group has {usual}"
+                for r, p in prints.items()
+                if p.get(key, "absent") != usual
+            ]
+        return tuple(found)
+
+    # ------------------------------------------------------------------------------------------------- an epoch
+
+    def _prepare(self, now: float) -> None:
+        self._n += 1
+        self.epoch = Epoch(self._n, self.config.incarnation)
+        ranks = sorted(self.seats)
+        self._members = tuple(self.seats[r].hello.incarnation for r in ranks)
+        self.cause = None
+        self._frozen = self._ready_at = self._drain_by = None
+        self._started = False
+        self._fresh_at = now - self.config.terms.lease
+        for seat in self.seats.values():
+            seat.clean, seat.joined, seat.told_stop, seat.done, seat.report = False, True, False, -2, None
+            seat.moved = now
+        token, values = self.config.mint(self.epoch)
+        members = tuple((self.seats[r].hello.incarnation, self.seats[r].hello.address) for r in ranks)
+        self._go(Phase.PREPARING, now)
+        self._stage_since = now
+        self._note("epoch prepared", epoch=str(self.epoch), members=len(members))
+        self._say_all(m.Prepare(self.epoch, members, token, dict(values)))
+
+    def _prepared(self, conn: int, message: m.Prepared, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is None:
+            return
+        seat.done = max(seat.done, -1)
+        if all(s.done >= -1 for s in self.seats.values()):
+            if not self.stages:
+                raise AssertionError("an epoch without stages")
+            self._go(Phase.STARTING, now)
+            self._start(0, now)
+
+    def _start(self, stage: int, now: float) -> None:
+        assert self.epoch is not None
+        self.stage = stage
+        self._stage_since = now
+        self._started = True
+        self._note("stage started", epoch=str(self.epoch), stage=self.stages[stage].name)
+        self._say_all(m.Start(self.epoch, stage))
+
+    def _stage_done(self, conn: int, message: m.StageDone, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is None or message.stage != self.stage:
+            return
+        seat.done = max(seat.done, message.stage)
+        if any(s.done < self.stage for s in self.seats.values()):
+            return
+        if self.stage + 1 < len(self.stages):
+            self._start(self.stage + 1, now)
+            return
+        assert self.epoch is not None
+        self._go(Phase.RUNNING, now)
+        self._ready_at = now
+        self._note("group runs", epoch=str(self.epoch), size=self.config.size)
+        self._say_all(m.Running(self.epoch))
+
+    def _report(self, conn: int, report: m.Report, now: float) -> None:
+        seat = self._current(conn, report.epoch)
+        if seat is None:
+            return
+        if seat.report is None or seat.report.activity != report.activity:
+            seat.moved = now
+        seat.report = report
+
+    # ------------------------------------------------------------------------------------------------ its failures
+
+    def _failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is not None:
+            self._end(replace(message.cause, rank=seat.hello.rank), now)
+
+    def _unable(self, conn: int, message: m.Unable, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is None:
+            return
+        cause = replace(message.cause, rank=seat.hello.rank)
+        if message.retry:
+            self._end(cause, now)
+        else:
+            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text)
+            self._end(cause, now)
+
+    def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
+        seat = self._seat_of(conn)
+        if seat is not None and message.epoch == self.epoch:
+            self._also(replace(message.cause, rank=seat.hello.rank), now)
+
+    def _also(self, cause: Cause, now: float) -> None:
+        """A failure after the first: it is the cause only if it explains the first and came right after it."""
+        assert self.cause is not None
+        if (
+            self.cause.kind is not CauseKind.DRAIN
+            and now - self._cause_at <= WINDOW
+            and explains_better(cause, self.cause)
+        ):
+            self._note("failure explained", level="warning", cause=str(cause))
+            self.cause = cause
+
+    def _stopped_unasked(self, conn: int, message: m.Stopped, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is not None:
+            seat.joined, seat.clean = False, True
+            self._end(Cause(CauseKind.LOST, seat.hello.rank, f"rank {seat.hello.rank} stopped its engine"), now)
+
+    def _watch(self, conn: int, tick: Tick, now: float) -> None:
+        self._challenges(now)
+        self._silent(now)
+
+    def _watch_prepare(self, conn: int, tick: Tick, now: float) -> None:
+        self._watch(conn, tick, now)
+        if self.phase is Phase.PREPARING and now - self._stage_since > PREPARE_SECONDS:
+            late = [r for r, s in sorted(self.seats.items()) if s.done < -1]
+            text = f"{_ranks(late)} did not answer prepare within {PREPARE_SECONDS:g} s"
+            self._end(Cause(CauseKind.TIMEOUT, late[0], text), now)
+
+    def _watch_run(self, conn: int, tick: Tick, now: float) -> None:
+        self._watch(conn, tick, now)
+        if self._ready_at is not None and now - self._ready_at >= STEADY:
+            self.history.first = None  # the trouble before is over
+
+    def _watch_start(self, conn: int, tick: Tick, now: float) -> None:
+        self._watch(conn, tick, now)
+        if self.phase is not Phase.STARTING:
+            return
+        c, stage = self.config, self.stages[self.stage]
+        waited = now - self._stage_since
+        late = [r for r, s in sorted(self.seats.items()) if s.done < self.stage]
+        rank = late[0] if late else 0
+        if stage.timeout is not None and waited > stage.timeout:
+            text = f"stage {stage.name} was not done within {stage.timeout:g} s on {_ranks(late)}"
+            self._end(Cause(CauseKind.TIMEOUT, rank, f"{text}. {stage.on_timeout}".strip(". ")), now)
+        elif c.startup_timeout and now - self.phase_since > c.startup_timeout:
+            text = (
+                f"the engine was not ready within {c.startup_timeout:g} s (--startup-timeout), {_ranks(late)} not done"
+            )
+            self._end(Cause(CauseKind.TIMEOUT, rank, text), now)
+        elif c.startup_stall_timeout and now - max(s.moved for s in self.seats.values()) > c.startup_stall_timeout:
+            text = (
+                f"start-up stalled: no output, CPU time, disk or network bytes on any rank "
+                f"for {c.startup_stall_timeout:g} s (--startup-stall-timeout)"
+            )
+            self._end(Cause(CauseKind.STALL, rank, text), now)
+
+    # --------------------------------------------------------------------------------------------------- draining
+
+    def _farewell(self, conn: int, message: m.Leaving, now: float) -> None:
+        seat = self._seat_of(conn)
+        if seat is None:
+            return
+        seat.leaving = now + message.grace
+        self._say(conn, m.Goodbye())
+        if self.phase is Phase.WAITING:
+            self._consider(conn, message, now)
+
+    def _leaves(self, conn: int, message: m.Leaving, now: float) -> Seat | None:
+        seat = self._seat_of(conn)
+        if seat is not None:
+            by = now + message.grace
+            seat.leaving = by if seat.leaving is None else min(by, seat.leaving)
+        return seat
+
+    def _leave_unserved(self, conn: int, message: m.Leaving, now: float) -> None:
+        """Told to go before the group ever served: nothing to wait for."""
+        seat = self._leaves(conn, message, now)
+        if seat is not None:
+            self._end(_drain_cause(seat.hello.rank), now)
+
+    def _leave_stopping(self, conn: int, message: m.Leaving, now: float) -> None:
+        self._leaves(conn, message, now)
+        self._over_if_all_stopped(now)
+
+    def _drain(self, conn: int, message: m.Leaving, now: float) -> None:
+        seat = self._leaves(conn, message, now)
+        if seat is None:
+            return
+        assert self.epoch is not None
+        left = self._grace_left(now)
+        by = now + left - _margin(left)
+        first = self._drain_by is None
+        self._drain_by = by if self._drain_by is None else min(self._drain_by, by)
+        if first:
+            self.cause, self._cause_at = _drain_cause(seat.hello.rank), now
+            self._go(Phase.DRAINING, now)
+            self._note("draining", rank=seat.hello.rank, seconds=round(max(0.0, by - now), 1))
+            self._say_all(m.Drain(self.epoch, self.cause, max(0.0, by - now)))
+        if message.grace <= 0:
+            self._end(_drain_cause(seat.hello.rank), now)
+        else:
+            self._watch_drain(conn, Tick(), now)
+
+    def _drained(self, conn: int, message: m.Drained, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is not None and seat.hello.rank == 0:
+            self._note("drained", epoch=str(self.epoch), seconds=round(now - self.phase_since, 1))
+            self._stop_leader_first(now)
+
+    def _watch_drain(self, conn: int, tick: Tick, now: float) -> None:
+        self._watch(conn, tick, now)
+        if self.phase is not Phase.DRAINING or self._drain_by is None or now < self._drain_by:
+            return
+        leader = self.seats[0]
+        if not leader.told_stop:
+            self._note("drain cut short by the grace", level="warning", epoch=str(self.epoch))
+            self._stop_leader_first(now)
+        elif now >= self._drain_by + _margin(self._grace_left(self._drain_by)) * 0.6:
+            self._end(_drain_cause(0), now)  # rank 0 takes too long: the others need their share of the grace
+
+    def _stop_leader_first(self, now: float) -> None:
+        leader = self.seats[0]
+        if not leader.told_stop:
+            assert self.epoch is not None and self.cause is not None
+            leader.told_stop = True
+            self._say(leader.conn, m.Stop(self.epoch, self.cause, max(0.0, self._grace_left(now) * 0.8)))
+
+    def _drain_stopped(self, conn: int, message: m.Stopped, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is None:
+            return
+        if seat.hello.rank == 0 and seat.told_stop:
+            seat.joined, seat.clean = False, True
+            assert self.cause is not None
+            self._end(self.cause, now)
+        else:
+            self._stopped_unasked(conn, message, now)
+
+    def _grace_left(self, now: float) -> float:
+        leaving = [s.leaving for s in self.seats.values() if s.leaving is not None]
+        return max(0.0, min(leaving) - now) if leaving else 0.0
+
+    # ---------------------------------------------------------------------------------------------- the end of one
+
+    def _end(self, cause: Cause, now: float) -> None:
+        """End the epoch on all ranks: `stop` to everybody who takes part in it."""
+        assert self.epoch is not None
+        drained = cause.kind is CauseKind.DRAIN
+        was_draining = self.phase is Phase.DRAINING
+        self.cause, self._cause_at = cause, now
+        self._go(Phase.STOPPING, now)
+        if not drained:
+            self._note("epoch failed", level="error", epoch=str(self.epoch), cause=str(cause))
+        if was_draining and not drained:
+            self._started = False  # nobody pays for a failure in an epoch that was ending anyway
+        grace = self.config.stop_grace
+        if any(s.leaving is not None for s in self.seats.values()):
+            grace = min(grace, max(0.2, self._grace_left(now) - 0.5))
+        conns = []
+        for seat in self.seats.values():
+            if seat.joined:
+                seat.told_stop = True
+                conns.append(seat.conn)
+        if conns:
+            self._out.append(SayAll(tuple(conns), m.Stop(self.epoch, cause, grace)))
+        self._over_if_all_stopped(now)
+
+    def _stopped(self, conn: int, message: m.Stopped, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is None:
+            return
+        seat.joined, seat.clean = False, True
+        self._over_if_all_stopped(now)
+
+    def _watch_stop(self, conn: int, tick: Tick, now: float) -> None:
+        self._watch(conn, tick, now)
+        if self.phase is Phase.STOPPING:
+            self._over_if_all_stopped(now)
+
+    def _over_if_all_stopped(self, now: float) -> None:
+        """All that can be heard have stopped; the lost are behind fences. Wait out the window for a better cause."""
+        if any(s.joined for s in self.seats.values()) or self.phase is not Phase.STOPPING:
+            return
+        assert self.epoch is not None and self.cause is not None
+        served = None if self._ready_at is None else now - self._ready_at
+        stage = self.stages[self.stage].name if self.stages else ""
+        self.history.record(self.epoch, self.cause, now, served)
+        drained = self.cause.kind is CauseKind.DRAIN
+        verdict = self.budget.judge(self.cause, stage, served, self._started and not drained, now)
+        if self._abort is not None:
+            self._give_up(self._abort.cause, self._abort.code, self._abort.text, now)
+            return
+        if verdict.give_up and not drained:
+            # what is told is the first failure, but the code is that of the last: it is what the engine does now
+            self._give_up(self.history.first or self.cause, exit_code(self.cause), verdict.reason, now)
+            return
+        self._not_before = now if drained else now + verdict.delay
+        self._frozen = None
+        self._note("epoch over", epoch=str(self.epoch), cause=str(self.cause), next_in=round(verdict.delay, 2))
+        self._go(Phase.WAITING, now)
+        for seat in list(self.seats.values()):
+            if seat.leaving is not None:
+                self._say(seat.conn, m.Goodbye())
+        self._consider(LOCAL, None, now)
+
+    def _give_up(self, cause: Cause, code: int, reason: str, now: float) -> None:
+        self._abort = m.Abort(cause, code, reason)
+        self.verdict = reason
+        self._go(Phase.ABORTED, now)
+        self._note("giving up", level="error", cause=str(cause), reason=reason, code=code)
+        self._say_all(self._abort)
+
+    def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
+        refusal = self._refusal(conn, hello)
+        assert self._abort is not None
+        self._say(conn, self._abort if refusal is None else refusal)
+
+    # --------------------------------------------------------------------------------------------------- small ones
+
+    def _stale(self, conn: int, message: object, now: float) -> None:
+        """A word of an epoch that is over, or of a phase that has passed."""
+
+    def _idle(self, conn: int, tick: Tick, now: float) -> None:
+        """Nothing is left to do."""
+
+    def _seat_of(self, conn: int) -> Seat | None:
+        rank = self._by_conn.get(conn)
+        return None if rank is None else self.seats[rank]
+
+    def _current(self, conn: int, epoch: Epoch) -> Seat | None:
+        """The seat of a connection, if it takes part in the current epoch and speaks of it."""
+        seat = self._seat_of(conn)
+        return seat if seat is not None and seat.joined and epoch == self.epoch else None
+
+    def _say(self, conn: int, message: Any) -> None:
+        self._out.append(Say(conn, message))
+
+    def _say_all(self, message: Any) -> None:
+        conns = tuple(s.conn for _, s in sorted(self.seats.items()))
+        if conns:
+            self._out.append(SayAll(conns, message))
+
+    def _note(self, event: str, level: str = "info", **fields: object) -> None:
+        self._out.append(Note(event, fields, level))
+
+    def waiting_for(self) -> str:
+        """What is missing for the next epoch, in words; empty while one runs."""
+        if self.phase is Phase.STOPPING:
+            return f"waiting for {_ranks([r for r, s in sorted(self.seats.items()) if s.joined])} to stop"
+        if self.phase is not Phase.WAITING:
+            return ""
+        if self.wait is Wait.MISMATCHED:
+            absent = f"; waiting for {_ranks(self.missing)}" if self.missing else ""
+            return "; ".join(self.differences()[:8]) + absent
+        if self.wait is Wait.FENCED:
+            return "waiting for the lease of a lost member to run out"
+        if self.wait is Wait.LEAVING:
+            return "waiting for the members that were told to go"
+        return f"waiting for {_ranks(self.missing)}" if self.missing else ""
+
+    def _publish(self, now: float) -> None:
+        """Tell everybody when what they can see has changed; mere counts at most once a second."""
+        text = self.waiting_for()
+        state = (self.shown_phase, self.history.first, self.budget.total, self.wait is Wait.MISMATCHED and text)
+        counts = (len(self.seats), text)
+        if state == self._news and (counts == self._count_news or now - self._news_at < NEWS_EVERY):
+            return
+        self._news, self._count_news, self._news_at = state, counts, now
+        self._say_all(
+            m.News(
+                self.shown_phase,
+                text[:2000],
+                len(self.seats),
+                self.budget.total,
+                self.budget.charged(now),
+                self.history.first,
+            )
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+def exit_code(cause: Cause) -> int:
+    """The launcher's exit code when a group gives up because of ``cause``."""
+    if cause.kind in (CauseKind.EXITED, CauseKind.SIGNALLED, CauseKind.OOM) and cause.code:
+        return cause.code
+    if cause.kind is CauseKind.EXITED:
+        return int(ExitCode.ENGINE_ENDED)
+    if cause.kind in (CauseKind.SPAWN, CauseKind.UNABLE, CauseKind.MISMATCH):
+        return int(ExitCode.CONFIG)
+    if cause.kind is CauseKind.JOIN:
+        return int(ExitCode.UNAVAILABLE)
+    return int(ExitCode.PEERS_LOST)
+
+
+def _drain_cause(rank: int) -> Cause:
+    return Cause(CauseKind.DRAIN, rank, f"rank {rank} was told to go (SIGTERM)")
+
+
+def _margin(left: float) -> float:
+    """How much of the grace is kept for stopping: a quarter, from 1 to 10 s, never more than half of it."""
+    return min(left / 2, max(1.0, min(10.0, left / 4)))
+
+
+def _tail(seat: Seat) -> tuple[str, ...]:
+    return seat.report.tail if seat.report is not None else ()
+
+
+def _ranks(ranks: Any) -> str:
+    ranks = list(ranks)
+    if not ranks:
+        return "no rank"
+    shown = ", ".join(str(r) for r in ranks[:12]) + (f" and {len(ranks) - 12} more" if len(ranks) > 12 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

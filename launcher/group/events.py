@@ -1,0 +1,59 @@
+"""What goes into the coordinator and the member besides messages, and what comes out: plain values.
+
+Both state machines speak these; `link.py` and `agent.py` turn the actions into bytes, timers and processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# ------------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A connection ended. ``why`` in words."""
+
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed."""
+
+
+# ------------------------------------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True)
+class Say:
+    """Send a message."""
+
+    conn: int
+    message: Any
+
+
+@dataclass(frozen=True)
+class SayAll:
+    """Send one message to many: encoded once."""
+
+    conns: tuple[int, ...]
+    message: Any
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Close a connection."""
+
+    conn: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the log: ``event`` in a few words, with fields."""
+
+    event: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+    level: str = "info"

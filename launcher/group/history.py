@@ -1,0 +1,76 @@
+"""What went wrong and what came first: kept across epochs, so that a later failure never covers the first one.
+
+The *first failure* is that of the latest unbroken run of failed epochs; ten minutes of serving end a run. Of the
+failures of one epoch, the one that explains the others wins: a process that a signal ended explains the neighbours'
+broken connections, even when their report arrived a moment earlier.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+from launcher.group.budget import STEADY
+from launcher.words import Cause, CauseKind, Epoch
+
+#: The lower, the more it explains. Failures that arrive within WINDOW seconds of the first compete by this.
+_WEIGHT = {
+    CauseKind.OOM: 0,
+    CauseKind.SIGNALLED: 1,
+    CauseKind.SPAWN: 1,
+    CauseKind.AGENT: 1,
+    CauseKind.STOPPED: 2,
+    CauseKind.LOST: 2,
+    CauseKind.UNCLEAN: 3,
+    CauseKind.EXITED: 4,
+}
+_LEAST = 5
+WINDOW = 1.0
+
+
+def explains_better(new: Cause, old: Cause) -> bool:
+    """True if ``new``, heard shortly after ``old``, is the more likely origin of both."""
+    return _WEIGHT.get(new.kind, _LEAST) < _WEIGHT.get(old.kind, _LEAST)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one epoch ended. ``at``: monotonic seconds of the leader."""
+
+    epoch: Epoch
+    cause: Cause
+    at: float
+    served: float | None
+
+
+class History:
+    """First failure and the last 20 endings."""
+
+    def __init__(self) -> None:
+        self.first: Cause | None = None
+        self.first_epoch: Epoch | None = None
+        self.ended: deque[Ended] = deque(maxlen=20)
+
+    def record(self, epoch: Epoch, cause: Cause, at: float, served: float | None) -> None:
+        self.ended.append(Ended(epoch, cause, at, served))
+        if cause.kind is CauseKind.DRAIN:
+            return
+        if self.first is None or (served is not None and served >= STEADY):
+            self.first, self.first_epoch = cause, epoch
+
+    def inherit(self, cause: Cause | None) -> None:
+        """What a member remembers of a leader before us counts unless we know better."""
+        if self.first is None and cause is not None:
+            self.first = cause
+
+    def refine(self, rank: int, cause: Cause) -> bool:
+        """A member that was lost came back and says why: the better words take the place of "connection closed"."""
+        changed = False
+        if self.ended:
+            last = self.ended[-1]
+            if last.cause.rank == rank and last.cause.kind is CauseKind.LOST:
+                told = replace(cause, tail=cause.tail or last.cause.tail)
+                self.ended[-1] = replace(last, cause=told)
+                if self.first == last.cause:
+                    self.first, changed = told, True
+        return changed

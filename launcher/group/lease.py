@@ -1,0 +1,133 @@
+"""How long an engine may live on without proof that the group is whole: the arithmetic, for both ends of the link.
+
+A lease belongs to the group. The leader keeps, for every member, the moment of *contact*: when it sent the newest
+mark that a ping of that member has echoed, so the member was certainly alive and reachable, both ways, after it. Let F
+be the oldest contact of all the epoch's members. A ping counts as *good* only if it arrived no later than F, and a
+member's lease runs from the moment it *sent* its newest good ping. Hence no engine of an epoch outlives F + lease,
+whichever member was lost first, on whichever side of a partition it sits, the leader's own engine included. That is
+what lets a new leader bound the engines of an old one that it cannot see: each member knows when it last spoke to the
+old leader, and F is not later than that.
+
+    beat           lease / 20   a ping from each member; an ack to each ping
+    stop budget    lease / 5    the guard kills at lease - budget after the good ping was sent, so all is dead by lease
+    declared lost  lease - budget - beat without contact: just before the members' own guards would act, so that the
+                   cause that everybody hears is "rank 3 is silent" and not "my lease ran out"
+    fence          1.02 lease   what others wait before they count on it: clocks may drift by 1 % each way
+
+Contact lags by at most two beats, so an outage shorter than lease / 2 ends nothing: at the default of 10 s a loss is
+declared after 7.5 s without contact, and TCP's own repeats (0.2, 0.6, 1.4, 3.0, 6.2 s) come through before that.
+
+Times are monotonic seconds of one process; they are never sent. Only ages ("quiet for 2.1 s") cross the wire.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Everything that follows from ``--lease`` (seconds)."""
+
+    lease: float = 10.0
+
+    @property
+    def beat(self) -> float:
+        return self.lease / 20
+
+    @property
+    def kill_after(self) -> float:
+        """From the sending of the good ping to the guard's deadline."""
+        return self.lease * 0.8
+
+    @property
+    def lost_after(self) -> float:
+        """From the last contact to the leader's verdict."""
+        return self.kill_after - self.beat
+
+    @property
+    def fence(self) -> float:
+        """From the arrival of the last good ping to the certainty that nothing runs there any more."""
+        return self.lease * 1.02
+
+
+class Pings:
+    """A member's side: which pings were sent when, and until when its engine may live."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._sent: deque[tuple[int, float]] = deque(maxlen=256)
+        self._seq = 0
+        self.echo = 0  #: the newest mark heard
+        self.since: float | None = None  #: when the newest good ping was sent
+        self.last_sent: float | None = None
+
+    def send(self, now: float) -> int:
+        """Note that a ping is sent now; its number."""
+        self._seq += 1
+        self._sent.append((self._seq, now))
+        self.last_sent = now
+        return self._seq
+
+    def acked(self, good: int, mark: int) -> bool:
+        """Take in an ack. True if the lease grew. An ack for a ping that was never sent changes nothing."""
+        self.echo = max(self.echo, mark)
+        grew = False
+        while self._sent and self._sent[0][0] <= good:
+            _, sent = self._sent.popleft()
+            if self.since is None or sent > self.since:
+                self.since, grew = sent, True
+        return grew
+
+    @property
+    def deadline(self) -> float | None:
+        """When the guard kills, unless a newer ack comes first."""
+        return None if self.since is None else self.since + self._terms.kill_after
+
+    def valid(self, now: float) -> bool:
+        return self.deadline is not None and now < self.deadline
+
+
+class Contact:
+    """The leader's side for one member."""
+
+    def __init__(self, now: float) -> None:
+        self._pings: deque[tuple[int, float]] = deque(maxlen=256)
+        self._marks: deque[tuple[int, float]] = deque(maxlen=256)
+        self._mark = 0
+        self._good = 0
+        self.opened = now
+        self.proven: float | None = None  #: contact: the member lived and heard us after this moment
+        self.granted = now  #: when the newest good ping arrived: its lease began no later
+
+    def mark(self, now: float) -> int:
+        """A new mark, sent now."""
+        self._mark += 1
+        self._marks.append((self._mark, now))
+        return self._mark
+
+    def heard(self, seq: int, echo: int, now: float) -> None:
+        """A ping arrived."""
+        if not self._pings or seq > self._pings[-1][0]:
+            self._pings.append((seq, now))
+        while self._marks and self._marks[0][0] <= echo:
+            _, self.proven = self._marks.popleft()
+
+    def good(self, limit: float) -> int:
+        """The newest ping that arrived no later than ``limit``; from now on it is granted."""
+        while self._pings and self._pings[0][1] <= limit:
+            self._good, self.granted = self._pings.popleft()
+        return self._good
+
+    @property
+    def at(self) -> float:
+        """The moment of contact; before the first echo, when the connection was accepted."""
+        return self.opened if self.proven is None else self.proven
+
+    def silent_for(self, now: float) -> float:
+        return now - self.at
+
+    def fresh(self, now: float, terms: Terms) -> bool:
+        """Proven, both ways, within the last half lease: good enough to begin an epoch with."""
+        return self.proven is not None and self.silent_for(now) < terms.lease / 2

@@ -1,0 +1,624 @@
+"""A member's half of the group protocol: events and the time in, actions out. Rank 0 is a member too.
+
+    CLEANING   something of an earlier engine may be left here: say nothing to anybody
+    SEEKING    clean, looking for the leader; `hello` as soon as there is a connection
+    SEATED     accepted, no epoch
+    PREPARING  told of an epoch; looking whether this node can run it. No process yet
+    STARTING   `prepared` was said: stages start when the leader says so
+    RUNNING    the group serves
+    STOPPING   the processes of the epoch are being ended
+    LEAVING    told to go, nothing runs any more: waiting for the leader's `goodbye`
+    GONE       the launcher exits
+
+What makes the promises hold on this side:
+
+- Hello is said in SEEKING only, and SEEKING is entered only when the guard has reported that nothing is left.
+- From `prepared` until nothing is left the guard holds a deadline, which moves only with the lease (`lease.py`). When it
+  passes the guard kills, whether or not this code still runs. The lease is checked once more before every stage.
+- A closed connection to the leader ends the engine at once; nobody exits for being alone (except when no restart is
+  allowed at all). The process, its caches and its address stay, and it looks the leader up anew.
+- SIGTERM with no engine exits 0 at once. With one, the leader decides the order of stopping; a second one stops now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from launcher.errors import ExitCode
+from launcher.group import messages as m
+from launcher.group.events import Closed, Hang, Note, Say, Tick
+from launcher.group.lease import Pings, Terms
+from launcher.words import Cause, CauseKind, Epoch, Member as Person, Shared
+
+LINK = 0  #: a member has one connection
+
+
+class State(str, Enum):
+    CLEANING = "cleaning"
+    SEEKING = "seeking"
+    SEATED = "seated"
+    PREPARING = "preparing"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    LEAVING = "leaving"
+    GONE = "gone"
+
+
+# ------------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A connection to what should be the leader is open."""
+
+
+@dataclass(frozen=True)
+class Able:
+    """This node can run the epoch."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True)
+class NotAble:
+    """It can't. ``retry``: perhaps later."""
+
+    epoch: Epoch
+    cause: Cause
+    retry: bool = True
+
+
+@dataclass(frozen=True)
+class Done:
+    """The gates of this rank's processes of a stage have opened."""
+
+    epoch: Epoch
+    stage: int
+
+
+@dataclass(frozen=True)
+class Broke:
+    """Something of the engine failed on this rank."""
+
+    epoch: Epoch
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Nothing of the engine is left (``clean``), or something can't be removed (``text`` says what)."""
+
+    clean: bool = True
+    text: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Expired:
+    """The guard's deadline passed: it has killed everything, or is about to."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Rank 0, draining: no request is in flight."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True)
+class Activity:
+    """News of the engine's processes for the leader."""
+
+    report: m.Report
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """SIGTERM or SIGINT. ``grace``: seconds until the platform kills this pod."""
+
+    grace: float
+
+
+# ------------------------------------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Look the leader up and connect, after ``delay`` seconds; keep trying until connected."""
+
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class DoPrepare:
+    shared: Shared
+
+
+@dataclass(frozen=True)
+class DoStage:
+    epoch: Epoch
+    stage: int
+
+
+@dataclass(frozen=True)
+class DoServe:
+    """The group serves: begin to watch health and progress."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True)
+class DoDrain:
+    """Not ready any more; rank 0 says Idle when no request is in flight."""
+
+    epoch: Epoch
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DoStop:
+    """TERM, ``grace`` seconds, KILL, for everything; answered with Gone."""
+
+    grace: float
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class SetDeadline:
+    """When the guard kills by itself (monotonic seconds); None: nothing can be running."""
+
+    at: float | None
+
+
+@dataclass(frozen=True)
+class Exit:
+    code: int
+    cause: Cause | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a member is told at its making. Durations in seconds."""
+
+    group: str
+    rank: int
+    size: int
+    name: str
+    incarnation: str
+    terms: Terms = Terms()
+    stop_grace: float = 3.0
+    join_timeout: float | None = None
+    may_restart: bool = True  #: False (``--max-restarts 0``): losing the leader of an epoch ends the launcher too
+    replaces: tuple[str, ...] = ()
+    died: Cause | None = None
+
+
+# fmt: off
+_GRID: Mapping[type[Any], tuple[str, ...]] = {
+    # event       cleaning   seeking     seated      preparing      starting       running        stopping         leaving     gone
+    Connected:   ("idle",    "greet",    "idle",     "idle",        "idle",        "idle",        "idle",          "idle",     "idle"),
+    Closed:      ("cut",     "redial",   "unseated", "leader_lost", "leader_lost", "leader_lost", "cut",           "depart",   "idle"),
+    m.Accepted:  ("idle",    "seat",     "idle",     "idle",        "idle",        "idle",        "idle",          "idle",     "idle"),
+    m.Rejected:  ("idle",    "rejected", "rejected", "idle",        "idle",        "idle",        "idle",          "depart",   "idle"),
+    m.Ack:       ("idle",    "idle",     "acked",    "acked",       "acked",       "acked",       "acked",         "acked",    "idle"),
+    m.Challenge: ("idle",    "idle",     "stand",    "stand",       "stand",       "stand",       "stand",         "stand",    "idle"),
+    m.Prepare:   ("idle",    "idle",     "prepare",  "idle",        "idle",        "idle",        "idle",          "idle",     "idle"),
+    m.Start:     ("idle",    "idle",     "idle",     "idle",        "start",       "idle",        "idle",          "idle",     "idle"),
+    m.Running:   ("idle",    "idle",     "idle",     "idle",        "serve",       "idle",        "idle",          "idle",     "idle"),
+    m.Drain:     ("idle",    "idle",     "idle",     "idle",        "idle",        "drain",       "idle",          "idle",     "idle"),
+    m.Stop:      ("idle",    "idle",     "stopped",  "stop",        "stop",        "stop",        "stop_sooner",   "stopped",  "idle"),
+    m.Abort:     ("idle",    "abort",    "abort",    "abort_after", "abort_after", "abort_after", "abort_after",   "abort",    "idle"),
+    m.Goodbye:   ("idle",    "idle",     "idle",     "idle",        "idle",        "idle",        "idle",          "depart",   "idle"),
+    m.News:      ("idle",    "news",     "news",     "news",        "news",        "news",        "news",          "news",     "idle"),
+    Able:        ("idle",    "idle",     "idle",     "able",        "idle",        "idle",        "idle",          "idle",     "idle"),
+    NotAble:     ("idle",    "idle",     "idle",     "not_able",    "idle",        "idle",        "idle",          "idle",     "idle"),
+    Done:        ("idle",    "idle",     "idle",     "idle",        "done",        "idle",        "idle",          "idle",     "idle"),
+    Broke:       ("idle",    "idle",     "idle",     "broke",       "broke",       "broke",       "idle",          "idle",     "idle"),
+    Expired:     ("idle",    "idle",     "idle",     "expired",     "expired",     "expired",     "idle",          "idle",     "idle"),
+    Gone:        ("cleaned", "idle",     "idle",     "idle",        "idle",        "idle",        "gone",          "idle",     "idle"),
+    Idle:        ("idle",    "idle",     "idle",     "idle",        "idle",        "drained",     "idle",          "idle",     "idle"),
+    Activity:    ("idle",    "idle",     "idle",     "idle",        "report",      "report",      "report",        "idle",     "idle"),
+    Terminate:   ("quit",    "quit",     "quit",     "quit",        "leave",       "leave",       "leave_stopping", "depart",  "idle"),
+    Tick:        ("idle",    "seek",     "beat",     "beat",        "beat",        "beat",        "beat",          "beat",     "idle"),
+}
+# fmt: on
+
+TABLE: Mapping[State, Mapping[type[Any], str]] = {
+    state: {event: row[column] for event, row in _GRID.items()} for column, state in enumerate(State)
+}
+
+#: Where each state may lead. Every single step is held to this.
+LEADS: Mapping[State, frozenset[State]] = {
+    State.CLEANING: frozenset({State.SEEKING, State.GONE}),
+    State.SEEKING: frozenset({State.SEATED, State.GONE}),
+    State.SEATED: frozenset({State.SEEKING, State.PREPARING, State.GONE}),
+    State.PREPARING: frozenset({State.STARTING, State.STOPPING, State.GONE}),
+    State.STARTING: frozenset({State.RUNNING, State.STOPPING}),
+    State.RUNNING: frozenset({State.STOPPING}),
+    State.STOPPING: frozenset({State.SEATED, State.SEEKING, State.LEAVING, State.GONE}),
+    State.LEAVING: frozenset({State.GONE}),
+    State.GONE: frozenset(),
+}
+
+
+class Member:
+    """State of one rank. Call :meth:`handle` with every event, and with a Tick every half beat."""
+
+    def __init__(self, config: Config, now: float) -> None:
+        self.config = config
+        self.state = State.CLEANING
+        self.incarnation = config.incarnation
+        self.address = ""  #: own IP, set before the first Connected
+        self.fingerprint: dict[str, str] = {}  #: set before the first Connected
+        self.epoch: Epoch | None = None  #: the current or latest epoch
+        self.shared: Shared | None = None
+        self.stage = -1
+        self.news = m.News("gathering")
+        self.refusal = ""  #: why the last hello was not accepted, in words
+        self.leader = ""  #: incarnation of the leader that accepted us
+        self.terminating = False
+        self.cause: Cause | None = None  #: why the engine is being stopped
+        self.acked_at: float | None = None  #: when the leader last answered
+        self._born = now
+        self._pings = Pings(config.terms)
+        self._beat_at = now
+        self._seated_at = now
+        self._connected = False
+        self._spoke = now  # when we last spoke to the leader of self.epoch
+        self._replaces = config.replaces
+        self._died = config.died
+        self._served_once = False  # an epoch began: --join-timeout has done its work
+        self._stop_told = False  # the leader asked for this stop and waits for `stopped`
+        self._leave_by: float | None = None
+        self._exit: Exit | None = None  # how to exit when the stop is done
+        self._out: list[Any] = []
+
+    # ------------------------------------------------------------------------------------------------ the one door
+
+    def handle(self, event: Any, now: float) -> list[Any]:
+        """Answer one event. Returns what is to be done, in order."""
+        self._out = []
+        getattr(self, "_" + TABLE[self.state][type(event)])(event, now)
+        return self._out
+
+    def _go(self, state: State) -> None:
+        if state not in LEADS[self.state]:
+            raise AssertionError(f"{self.state.value} may not lead to {state.value}")
+        self.state = state
+
+    @property
+    def lease_left(self) -> float | None:
+        """For /status: the guard's deadline, monotonic."""
+        return self._pings.deadline
+
+    def _idle(self, event: object, now: float) -> None:
+        """Nothing to do: the event belongs to a time that has passed."""
+
+    def _say(self, message: Any, now: float) -> None:
+        if self._connected:
+            if self.epoch is not None and self.leader == self.epoch.leader:
+                self._spoke = now
+            self._out.append(Say(LINK, message))
+
+    def _note(self, event: str, level: str = "info", **fields: object) -> None:
+        self._out.append(Note(event, fields, level))
+
+    # ------------------------------------------------------------------------------------------ finding the leader
+
+    def _cleaned(self, gone: Gone, now: float) -> None:
+        if not gone.clean:
+            self._note("not clean yet", level="warning", what=gone.text)
+            return
+        self._go(State.SEEKING)
+        self._out.append(Dial())
+
+    def _greet(self, event: Connected, now: float) -> None:
+        self._connected = True
+        self.leader = ""
+        self._seated_at = now
+        epoch = self.epoch
+        hello = m.Hello(
+            group=self.config.group,
+            rank=self.config.rank,
+            size=self.config.size,
+            incarnation=self.incarnation,
+            address=self.address,
+            name=self.config.name,
+            fingerprint=self.fingerprint,
+            last_epoch=epoch,
+            last_members=tuple(p.incarnation for p in self.shared.members) if self.shared else (),
+            quiet=0.0 if epoch is None else max(0.0, now - self._spoke),
+            replaces=self._replaces,
+            charged=self.news.charged,
+            first_failure=self.news.first_failure,
+            died=self._died,
+        )
+        self._say(hello, now)
+
+    def _seat(self, message: m.Accepted, now: float) -> None:
+        self.leader = message.leader
+        self.refusal = ""
+        self._died = None
+        self._pings = Pings(self.config.terms)
+        self._seated_at = self._beat_at = now
+        self.acked_at = now
+        self._go(State.SEATED)
+        self._note("joined the group", leader=message.leader)
+        self._ping(now)
+
+    def _rejected(self, message: m.Rejected, now: float) -> None:
+        if message.text != self.refusal:
+            self.refusal = message.text
+            self._note("not accepted", level="warning", why=message.why, text=message.text)
+        if message.why == "superseded":
+            self._replaces = (*self._replaces, self.incarnation)[-64:]
+            self.incarnation = _next_incarnation(self.incarnation)
+        self._drop(message.retry)
+
+    def _redial(self, closed: Closed, now: float) -> None:
+        self._connected = False
+        self._out.append(Dial(0.2))
+
+    def _unseated(self, closed: Closed, now: float) -> None:
+        self._note("connection to the leader closed", why=closed.why)
+        self._connected = False
+        if self.terminating:
+            self._finish(Exit(0))
+            return
+        self._go(State.SEEKING)
+        self._out.append(Dial())
+
+    def _drop(self, delay: float) -> None:
+        """Give this connection up and look the leader up anew."""
+        self._connected = False
+        self._out.append(Hang(LINK))
+        if self.state is State.SEATED:
+            self._go(State.SEEKING)
+        self._out.append(Dial(delay))
+
+    def _seek(self, tick: Tick, now: float) -> None:
+        if self._connected and now - self._seated_at > self.config.terms.lease:
+            self._drop(0.2)  # said hello into a half-open connection, or to something that is no leader
+        self._join_in_time(now)
+
+    def _join_in_time(self, now: float) -> None:
+        limit = self.config.join_timeout
+        if not limit or self._served_once or now - self._born < limit or self.config.rank == 0:
+            return  # rank 0's limit is the coordinator's
+        what = self.refusal or self.news.text or "the leader did not answer"
+        text = f"no group within {limit:g} s (--join-timeout): {what}"
+        self._finish(Exit(int(ExitCode.UNAVAILABLE), Cause(CauseKind.JOIN, self.config.rank, text), text))
+
+    # ----------------------------------------------------------------------------------------------------- leases
+
+    def _ping(self, now: float) -> None:
+        self._beat_at = now
+        self._say(m.Ping(self._pings.send(now), self._pings.echo), now)
+
+    def _acked(self, ack: m.Ack, now: float) -> None:
+        first = self._pings.echo == 0
+        self.acked_at = now
+        grew = self._pings.acked(ack.good, ack.mark)
+        if grew and self.state in (State.STARTING, State.RUNNING, State.STOPPING):
+            self._out.append(SetDeadline(self._pings.deadline))
+        if first:
+            self._ping(now)  # proves to the leader at once that its words arrive
+
+    def _beat(self, tick: Tick, now: float) -> None:
+        if self.state is State.LEAVING and self._leave_by is not None and now >= self._leave_by:
+            self._finish(Exit(0))
+            return
+        if now - self._beat_at >= self.config.terms.beat:
+            self._ping(now)
+        if self.state is State.SEATED:
+            self._join_in_time(now)
+            if self.state is State.SEATED and now - (self.acked_at or now) > self.config.terms.lost_after:
+                self._note("the leader is silent", level="warning", seconds=round(now - (self.acked_at or now), 1))
+                self._drop(0.0)
+
+    def _stand(self, challenge: m.Challenge, now: float) -> None:
+        self._note("another pod claims this rank", level="warning", rank=self.config.rank, rival=challenge.rival)
+        self._say(m.Answer(challenge.nonce), now)
+
+    def _expired(self, event: Expired, now: float) -> None:
+        silent = now - (self.acked_at or now)
+        text = f"rank {self.config.rank}: the leader was silent for {silent:.1f} s, the lease ran out and the engine was killed"
+        self._stop_alone(Cause(CauseKind.LEADER, self.config.rank, text), 0.0, now)
+
+    # --------------------------------------------------------------------------------------------------- an epoch
+
+    def _prepare(self, message: m.Prepare, now: float) -> None:
+        self.epoch = message.epoch
+        self._spoke = now
+        people = tuple(Person(rank, inc, address) for rank, (inc, address) in enumerate(message.members))
+        self.shared = Shared(message.epoch, people, message.token, message.values)
+        self.stage = -1
+        self.cause = None
+        self._served_once = True
+        self._stop_told = False
+        self._go(State.PREPARING)
+        self._out.append(DoPrepare(self.shared))
+
+    def _able(self, event: Able, now: float) -> None:
+        if event.epoch != self.epoch:
+            return
+        if not self._pings.valid(now):
+            cause = Cause(CauseKind.UNABLE, self.config.rank, "no valid lease: the leader was silent while preparing")
+            self._say(m.Unable(event.epoch, cause, True), now)
+            return
+        self._go(State.STARTING)
+        self._out.append(SetDeadline(self._pings.deadline))
+        self._say(m.Prepared(event.epoch), now)
+
+    def _not_able(self, event: NotAble, now: float) -> None:
+        if event.epoch == self.epoch:
+            self._say(m.Unable(event.epoch, event.cause, event.retry), now)
+
+    def _start(self, message: m.Start, now: float) -> None:
+        if message.epoch != self.epoch or message.stage <= self.stage:
+            return
+        if not self._pings.valid(now):
+            self._expired(Expired(), now)
+            return
+        self.stage = message.stage
+        self._out.append(DoStage(message.epoch, message.stage))
+
+    def _done(self, event: Done, now: float) -> None:
+        if event.epoch == self.epoch:
+            self._say(m.StageDone(event.epoch, event.stage), now)
+
+    def _serve(self, message: m.Running, now: float) -> None:
+        if message.epoch == self.epoch:
+            self._go(State.RUNNING)
+            self._out.append(DoServe(message.epoch))
+
+    def _report(self, event: Activity, now: float) -> None:
+        if event.report.epoch == self.epoch:
+            self._say(event.report, now)
+
+    def _broke(self, event: Broke, now: float) -> None:
+        """The leader stops everybody, us too. If it can't hear us, its silence does."""
+        if event.epoch == self.epoch:
+            self._say(m.Failed(event.epoch, event.cause), now)
+
+    # -------------------------------------------------------------------------------------------------- its end
+
+    def _stop(self, message: m.Stop, now: float) -> None:
+        if message.epoch != self.epoch:
+            self._say(m.Stopped(message.epoch), now)  # of an epoch that we have nothing of
+            return
+        self._stop_told = True
+        self._begin_stop(message.cause, message.grace)
+
+    def _stop_sooner(self, message: m.Stop, now: float) -> None:
+        if message.epoch == self.epoch:
+            self._stop_told = True
+            self._out.append(DoStop(message.grace, message.cause))
+
+    def _stopped(self, message: m.Stop, now: float) -> None:
+        self._say(m.Stopped(message.epoch), now)
+
+    def _begin_stop(self, cause: Cause, grace: float) -> None:
+        self.cause = cause
+        self._go(State.STOPPING)
+        self._out.append(DoStop(grace, cause))
+
+    def _stop_alone(self, cause: Cause, grace: float, now: float) -> None:
+        """Without the leader: the connection is given up, and the leader is looked up anew when all is gone."""
+        if self._connected and self.epoch is not None:
+            self._say(m.Failed(self.epoch, cause), now)
+            self._out.append(Hang(LINK))
+        self._connected = False
+        self._begin_stop(cause, grace)
+        if not self.config.may_restart:
+            self._exit = Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or cause, "no restart is allowed")
+
+    def _leader_lost(self, closed: Closed, now: float) -> None:
+        self._connected = False
+        text = f"the leader is gone: the connection closed{' (' + closed.why + ')' if closed.why else ''}"
+        left = max(0.0, (self._pings.deadline or now) - now)
+        self._stop_alone(Cause(CauseKind.LEADER, 0, text), min(self.config.stop_grace, left), now)
+
+    def _cut(self, closed: Closed, now: float) -> None:
+        """The connection closed while stopping: go on, and look for the leader when all is gone."""
+        self._connected = False
+        self._stop_told = False
+
+    def _gone(self, gone: Gone, now: float) -> None:
+        if not gone.clean:
+            self._note("not clean yet", level="error", what=gone.text)
+            return
+        self._out.append(SetDeadline(None))
+        told, self._stop_told = self._stop_told and self._connected, False
+        if told and self.epoch is not None:
+            self._say(m.Stopped(self.epoch, gone.seconds), now)
+        if self._exit is not None:
+            self._finish(self._exit)
+        elif self.terminating:
+            self._leave_or_exit(told)
+        elif told:
+            self._go(State.SEATED)
+            self.acked_at = now
+        else:
+            self._drop_if_connected()
+            self._go(State.SEEKING)
+            self._out.append(Dial())
+
+    def _leave_or_exit(self, told: bool) -> None:
+        if told:
+            self._go(State.LEAVING)
+        else:
+            self._finish(Exit(0))
+
+    def _drop_if_connected(self) -> None:
+        if self._connected:
+            self._connected = False
+            self._out.append(Hang(LINK))
+
+    # ------------------------------------------------------------------------------------------------ told to go
+
+    def _quit(self, event: Terminate, now: float) -> None:
+        """No process of an engine runs here: nothing to wait for."""
+        self.terminating = True
+        if self.state in (State.SEATED, State.PREPARING):
+            self._say(m.Leaving(event.grace), now)
+        if self.state is State.PREPARING and self.epoch is not None:
+            self._say(m.Stopped(self.epoch), now)
+        self._finish(Exit(0))
+
+    def _leave(self, event: Terminate, now: float) -> None:
+        again, self.terminating = self.terminating, True
+        grace = 0.0 if again else event.grace
+        self._leave_by = now + grace if self._leave_by is None else min(self._leave_by, now + event.grace)
+        if again:
+            self._note("told to go a second time: stopping now")
+        self._say(m.Leaving(grace), now)
+
+    def _leave_stopping(self, event: Terminate, now: float) -> None:
+        again = self.terminating
+        self._leave(event, now)
+        if again:
+            self._out.append(DoStop(0.0, self.cause or _told_to_go(self.config.rank)))
+
+    def _drain(self, message: m.Drain, now: float) -> None:
+        if message.epoch == self.epoch:
+            self._out.append(DoDrain(message.epoch, message.seconds))
+
+    def _drained(self, event: Idle, now: float) -> None:
+        if event.epoch == self.epoch:
+            self._say(m.Drained(event.epoch), now)
+
+    def _depart(self, event: object, now: float) -> None:
+        self._finish(Exit(0))
+
+    # ---------------------------------------------------------------------------------------------------- giving up
+
+    def _abort(self, message: m.Abort, now: float) -> None:
+        self._finish(Exit(message.code, message.cause, message.text))
+
+    def _abort_after(self, message: m.Abort, now: float) -> None:
+        self._exit = Exit(message.code, message.cause, message.text)
+        if self.state is not State.STOPPING:
+            self._begin_stop(message.cause, self.config.stop_grace)
+
+    def _finish(self, leaving: Exit) -> None:
+        self._go(State.GONE)
+        self._out.append(leaving)
+
+    def _news(self, news: m.News, now: float) -> None:
+        self.news = news
+
+
+def _told_to_go(rank: int) -> Cause:
+    return Cause(CauseKind.DRAIN, rank, f"rank {rank} was told to go (SIGTERM)")
+
+
+def _next_incarnation(incarnation: str) -> str:
+    """A new name for a launcher whose old one was taken over: the same stem, so that logs can be followed."""
+    stem, _, number = incarnation.partition("-")
+    return f"{stem}-{int(number or 1) + 1}"

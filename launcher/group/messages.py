@@ -1,0 +1,416 @@
+"""The words on the wire between a member and the leader: small JSON objects, versioned, bounded, validated.
+
+Every field that arrives is checked here for type, length and range before anything else sees it, so the state machines
+never meet a malformed message: :func:`decode` gives a message or raises :class:`Malformed`. Nothing here does I/O.
+An unknown field is ignored (a newer peer may add one); an unknown message or a missing field is malformed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Union
+
+from launcher.words import Cause, CauseKind, Epoch
+
+PROTOCOL = 1
+#: Bytes of one message. A member list of 1,024 is about 45 KiB; members themselves never need more than a hello.
+MAX_FROM_LEADER = 512 * 1024
+MAX_FROM_MEMBER = 96 * 1024
+MAX_RANKS = 4096
+
+
+class Malformed(ValueError):
+    """A message that cannot be read. The text is short, safe to log, and never repeats the peer's bytes raw."""
+
+
+# -------------------------------------------------------------------------------------------------- field checks
+
+Check = Callable[[Any], Any]
+
+
+def _text(longest: int) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > longest:
+            raise Malformed(f"is not a text of at most {longest} characters")
+        return value
+
+    return check
+
+
+def _token(longest: int) -> Check:
+    """A text that goes into logs, names and comparisons: printable, without spaces or control characters."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > longest or not value.isprintable() or " " in value:
+            raise Malformed(f"is not a plain word of at most {longest} characters")
+        return value
+
+    return check
+
+
+def _whole(least: int, most: int) -> Check:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise Malformed(f"is not a whole number from {least} to {most}")
+        return value
+
+    return check
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise Malformed("is not a number of seconds")
+    if not 0 <= value <= 1e9:
+        raise Malformed("is not a number of seconds from 0 to 1e9")
+    return float(value)
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Malformed("is not true or false")
+    return value
+
+
+def _list(check: Check, longest: int) -> Check:
+    def checked(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)) or len(value) > longest:
+            raise Malformed(f"is not a list of at most {longest}")
+        return tuple(check(item) for item in value)
+
+    return checked
+
+
+def _map(key: Check, item: Check, most: int) -> Check:
+    def checked(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or len(value) > most:
+            raise Malformed(f"is not an object of at most {most} entries")
+        return {key(k): item(v) for k, v in value.items()}
+
+    return checked
+
+
+def _pair(value: Any) -> tuple[str, str]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise Malformed("is not a pair")
+    return _INCARNATION(value[0]), _token(64)(value[1])
+
+
+_INCARNATION = _token(32)
+
+
+def _epoch(value: Any) -> Epoch:
+    if isinstance(value, Epoch):
+        return value
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise Malformed("is not an epoch")
+    return Epoch(_whole(0, 2**53)(value[0]), _INCARNATION(value[1]))
+
+
+def _cause(value: Any) -> Cause:
+    if isinstance(value, Cause):
+        return value
+    if not isinstance(value, dict):
+        raise Malformed("is not a cause")
+    try:
+        kind = CauseKind(value.get("kind"))
+    except ValueError:
+        raise Malformed("has an unknown kind of cause") from None
+    return Cause(
+        kind=kind,
+        rank=_whole(0, MAX_RANKS)(value.get("rank")),
+        text=_text(1000)(value.get("text")),
+        process=_text(100)(value.get("process", "")),
+        code=_optional(_whole(0, 255))(value.get("code")),
+        tail=_list(_text(500), 40)(value.get("tail", [])),
+    )
+
+
+def _scalar(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return _text(4096)(value)
+
+
+def _wire(check: Check, **more: Any) -> Any:
+    return field(metadata={"check": check}, **more)
+
+
+# -------------------------------------------------------------------------------------------- member to leader
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First word of a member, said only when none of its engine's processes is left."""
+
+    group: str = _wire(_text(600))
+    rank: int = _wire(_whole(0, MAX_RANKS - 1))
+    size: int = _wire(_whole(1, MAX_RANKS))
+    incarnation: str = _wire(_INCARNATION)
+    address: str = _wire(_token(64))
+    name: str = _wire(_token(300), default="")
+    fingerprint: dict[str, str] = _wire(_map(_token(64), _text(600), 64), default_factory=dict)
+    protocol: int = _wire(_whole(0, 10**6), default=PROTOCOL)
+    last_epoch: Epoch | None = _wire(_optional(_epoch), default=None)
+    last_members: tuple[str, ...] = _wire(_list(_INCARNATION, MAX_RANKS), default=())
+    #: Seconds since this member last sent its former leader anything: what bounds that leader's leases.
+    quiet: float = _wire(_seconds, default=0.0)
+    #: Earlier incarnations in this very pod whose processes are all known to be gone.
+    replaces: tuple[str, ...] = _wire(_list(_INCARNATION, 64), default=())
+    charged: int = _wire(_whole(0, 10**6), default=0)  #: restarts charged in the window, as this member knows
+    first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last told by a leader
+    died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Heartbeat. ``echo`` is the newest ack's ``mark``: it proves to the leader that its words arrive."""
+
+    seq: int = _wire(_whole(0, 2**53))
+    echo: int = _wire(_whole(0, 2**53), default=0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Reply to a challenge: "I am here and it is my rank"."""
+
+    nonce: str = _wire(_token(64))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    epoch: Epoch = _wire(_epoch)
+
+
+@dataclass(frozen=True)
+class Unable:
+    """This member cannot take part in the epoch. ``retry``: it may work later."""
+
+    epoch: Epoch = _wire(_epoch)
+    cause: Cause = _wire(_cause)
+    retry: bool = _wire(_flag, default=True)
+
+
+@dataclass(frozen=True)
+class StageDone:
+    epoch: Epoch = _wire(_epoch)
+    stage: int = _wire(_whole(0, 100))
+
+
+@dataclass(frozen=True)
+class Failed:
+    epoch: Epoch = _wire(_epoch)
+    cause: Cause = _wire(_cause)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """None of the epoch's processes is left on this member."""
+
+    epoch: Epoch = _wire(_epoch)
+    seconds: float = _wire(_seconds, default=0.0)
+
+
+@dataclass(frozen=True)
+class Drained:
+    """Rank 0: no request is in flight any more."""
+
+    epoch: Epoch = _wire(_epoch)
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """This pod was told to go. ``grace``: seconds until it is killed."""
+
+    grace: float = _wire(_seconds)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a member's engine is doing, sent when it changes."""
+
+    epoch: Epoch = _wire(_epoch)
+    pids: tuple[int, ...] = _wire(_list(_whole(1, 2**31), 4096), default=())
+    health: str = _wire(_token(32), default="")
+    activity: int = _wire(_whole(0, 2**63), default=0)  #: moves while anything works: output, CPU, disk, network
+    tail: tuple[str, ...] = _wire(_list(_text(500), 40), default=())  #: last lines, so that a lost pod leaves them here
+
+
+# -------------------------------------------------------------------------------------------- leader to member
+
+
+@dataclass(frozen=True)
+class Accepted:
+    leader: str = _wire(_INCARNATION)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Not accepted: ``why`` is one word for programs, ``text`` is for people; try again after ``retry`` seconds."""
+
+    why: str = _wire(_token(32))
+    text: str = _wire(_text(1000))
+    retry: float = _wire(_seconds, default=1.0)
+
+
+@dataclass(frozen=True)
+class Ack:
+    """``good``: the newest ping that counts for the lease. ``mark``: to be echoed by the next ping."""
+
+    good: int = _wire(_whole(0, 2**53))
+    mark: int = _wire(_whole(0, 2**53))
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """Another pod says that it has your rank: are you there?"""
+
+    nonce: str = _wire(_token(64))
+    rival: str = _wire(_text(400), default="")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    epoch: Epoch = _wire(_epoch)
+    members: tuple[tuple[str, str], ...] = _wire(_list(_pair, MAX_RANKS))  #: (incarnation, address) by rank
+    token: str = _wire(_token(200), default="")
+    values: dict[str, Any] = _wire(_map(_token(64), _scalar, 32), default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    epoch: Epoch = _wire(_epoch)
+    stage: int = _wire(_whole(0, 100))
+
+
+@dataclass(frozen=True)
+class Running:
+    """All stages are done on all ranks: the group serves."""
+
+    epoch: Epoch = _wire(_epoch)
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Take no new work; rank 0 says ``drained`` when none is left."""
+
+    epoch: Epoch = _wire(_epoch)
+    cause: Cause = _wire(_cause)
+    seconds: float = _wire(_seconds)  #: how long at most
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the epoch's processes: TERM, ``grace`` seconds, KILL. Answered with ``stopped`` always, running or not."""
+
+    epoch: Epoch = _wire(_epoch)
+    cause: Cause = _wire(_cause)
+    grace: float = _wire(_seconds)
+
+
+@dataclass(frozen=True)
+class Abort:
+    """The group has given up: stop and exit with ``code``."""
+
+    cause: Cause = _wire(_cause)
+    code: int = _wire(_whole(0, 255))
+    text: str = _wire(_text(1000), default="")
+
+
+@dataclass(frozen=True)
+class Goodbye:
+    """A member that is leaving may go."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What the leader knows of the group, for logs and /status on every pod. Sent when it changes."""
+
+    phase: str = _wire(_token(32))
+    text: str = _wire(_text(2000), default="")
+    present: int = _wire(_whole(0, MAX_RANKS), default=0)
+    restarts: int = _wire(_whole(0, 10**9), default=0)
+    charged: int = _wire(_whole(0, 10**6), default=0)
+    first_failure: Cause | None = _wire(_optional(_cause), default=None)
+
+
+FromMember = Union[
+    Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report
+]  # fmt: skip
+FromLeader = Union[
+    Accepted, Rejected, Ack, Challenge, Prepare, Start, Running, Drain, Stop, Abort, Goodbye, News
+]  # fmt: skip
+Message = Union[FromMember, FromLeader]
+
+MEMBER_SAYS: dict[str, type[Any]] = {
+    c.__name__.lower(): c
+    for c in (Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report)
+}
+LEADER_SAYS: dict[str, type[Any]] = {
+    c.__name__.lower(): c
+    for c in (Accepted, Rejected, Ack, Challenge, Prepare, Start, Running, Drain, Stop, Abort, Goodbye, News)
+}
+
+
+# ---------------------------------------------------------------------------------------------- on the wire
+
+
+def encode(message: Message) -> str:
+    """A message as JSON text."""
+    body: dict[str, Any] = {"is": type(message).__name__.lower()}
+    for f in fields(message):
+        body[f.name] = _plain(getattr(message, f.name))
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+
+
+def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
+    """A message from JSON text; ``says`` is what this side of the link may say.
+
+    Raises:
+        Malformed: not JSON, not a known message, or a field out of bounds.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Malformed("not JSON") from None
+    if not isinstance(body, dict):
+        raise Malformed("not a JSON object")
+    word = body.get("is")
+    kind = says.get(word) if isinstance(word, str) else None
+    if kind is None:
+        raise Malformed("not a word of this protocol")
+    values: dict[str, Any] = {}
+    for f in fields(kind):
+        if f.name not in body:
+            continue
+        try:
+            values[f.name] = f.metadata["check"](body[f.name])
+        except (Malformed, TypeError) as error:
+            raise Malformed(f"{word}.{f.name} {error}") from None
+    try:
+        return kind(**values)
+    except TypeError:
+        raise Malformed(f"{word} lacks a field") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Epoch):
+        return [value.n, value.leader]
+    if isinstance(value, Cause):
+        return {
+            "kind": value.kind.value,
+            "rank": value.rank,
+            "text": value.text[:1000],
+            "process": value.process[:100],
+            "code": value.code,
+            "tail": [line[:500] for line in value.tail[-40:]],
+        }
+    return value
