@@ -1,0 +1,126 @@
+"""The launcher's own stdout and stderr, written by threads so that nobody reading them can hold up the guard.
+
+A pipe that nobody reads, a terminal on Ctrl-S, a full disk: a write may block for ever. The guard puts bytes into a
+bounded queue; one thread a file takes them out. Only ``os.write`` may happen on those threads: the guard forks while
+they run, and the child inherits whatever lock they would hold (see ``children.fork``).
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import select
+import signal
+import time
+from collections import deque
+
+#: Bytes that may wait for one file.
+LIMIT = 4 << 20
+#: What one read from an engine's pipe yields at most; a Linux pipe holds that much.
+CHUNK = 1 << 16
+#: How long an engine waits for a reader that falls behind, and how much such a reader has to take in that time.
+PATIENCE, PROGRESS = 1.0, 1 << 20
+
+
+class Writer:
+    """A bounded queue to a file descriptor, emptied by a thread that starts with the first bytes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._queue: deque[bytes] = deque()
+        self._wake = _thread.allocate_lock()
+        self._wake.acquire()
+        self._runs = False
+        # Each counter has one thread that writes it: no lock.
+        self._put = 0  # the guard
+        self._taken = 0  # the thread
+        self._refused = 0  # the guard
+        self._failed = 0  # the thread
+        self._full_since: float | None = None
+        self._mark = 0
+
+    @property
+    def waiting(self) -> int:
+        """Bytes in the queue."""
+        return self._put - self._taken
+
+    @property
+    def dropped(self) -> int:
+        """Bytes that were never written, since the beginning."""
+        return self._refused + self._failed
+
+    def put(self, data: bytes, *, force: bool = False) -> None:
+        """Queue ``data``, or drop it when the queue is full. ``force``: last words, at most a pipe's worth."""
+        if self.waiting + len(data) > LIMIT and not force:
+            self._refused += len(data)
+            return
+        self._queue.append(data)
+        self._put += len(data)
+        if not self._runs:
+            self._runs = True
+            self._start()
+        if self._wake.locked():  # only this thread releases, so it cannot be released twice
+            self._wake.release()
+
+    def holds(self, now: float) -> bool:
+        """Whether engines should wait before they are read on: the queue is full, but its reader keeps up.
+
+        What reads at 1 MiB/s or more gets every byte, at its own pace. What reads more slowly, or not at all, holds an
+        engine up for a second at a time and then loses output.
+        """
+        if self.waiting + CHUNK <= LIMIT:
+            if self.waiting < LIMIT // 2:
+                self._full_since = None
+            return False
+        if self._full_since is None or self._taken - self._mark >= PROGRESS:
+            self._full_since = now
+            self._mark = self._taken
+        return now - self._full_since < PATIENCE
+
+    def flush(self, idle: float, total: float) -> None:
+        """Wait until the queue is empty, nothing moved for ``idle`` seconds, or ``total`` seconds passed."""
+        end = time.monotonic() + total
+        taken, moved = self._taken, time.monotonic()
+        while self.waiting and time.monotonic() < min(end, moved + idle):
+            time.sleep(0.001)
+            if self._taken != taken:
+                taken, moved = self._taken, time.monotonic()
+
+    def _start(self) -> None:
+        # A thread inherits the mask: signals are the main thread's, which wakes by them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            _thread.start_new_thread(self._run, ())
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            while self._queue:
+                data = self._queue.popleft()
+                self._write(data)
+                self._taken += len(data)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:  # somebody made our stdout non-blocking: the flag is shared with all who have it
+                poll = select.poll()
+                poll.register(self._fd, select.POLLOUT)
+                poll.poll()
+            except OSError:  # EPIPE: nobody will ever read; ENOSPC: perhaps later
+                self._failed += len(view)
+                return
+
+
+def writers() -> tuple[Writer, Writer]:
+    """For stdout and stderr; one and the same where both are one file, so that the order of writes is kept."""
+    out = Writer(1)
+    try:
+        same = os.path.sameopenfile(1, 2)
+    except OSError:
+        same = False
+    return out, (out if same else Writer(2))

@@ -1,0 +1,229 @@
+"""Process trees as the kernel tells them: who descends from whom, known by (pid, start time), never by name.
+
+An engine renames itself, double-forks, calls setsid, overwrites its command line and environment; what it cannot forge
+is its parent, its session and its start time in ``/proc/PID/stat``. The guard is PID 1 or a child subreaper, so what
+loses its parent falls to the guard and stays a descendant.
+
+Read by the guard and by the agent. Little may be imported: one scan of a few hundred processes
+costs milliseconds, and the guard does many while it kills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+PROC = "/proc"
+
+#: A process for good: pid and start time (clock ticks after boot). A pid alone is reused.
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Proc:
+    """One line of ``/proc/PID/stat``, as far as it matters here (proc_pid_stat(5))."""
+
+    pid: int
+    ppid: int
+    group: int  #: process group
+    session: int
+    start_time: int  #: clock ticks after boot
+    state: str  #: R S D T t Z X I
+    comm: str  #: at most 15 bytes, and the process may write what it likes: for people only
+    ticks: int = 0  #: CPU time used, user and system, in clock ticks
+    threads: int = 1
+
+    @property
+    def key(self) -> Key:
+        return (self.pid, self.start_time)
+
+    @property
+    def gone(self) -> bool:
+        """A zombie that only waits to be reaped. One whose main thread ended but whose others run is not gone."""
+        return self.state in "ZXx" and self.threads <= 1
+
+    @property
+    def stopped(self) -> bool:
+        """Stopped by a signal (T). Not one that a debugger holds (t): CONT would not move it."""
+        return self.state == "T"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All processes of one scan. A scan is not atomic; ``torn`` says that this one may have missed something."""
+
+    procs: Mapping[int, Proc]
+    torn: bool = False
+
+    def below(self, roots: Iterable[int]) -> tuple[Proc, ...]:
+        """What descends from the pids in ``roots``, parents before children, the roots themselves left out."""
+        children: dict[int, list[Proc]] = {}
+        for proc in self.procs.values():
+            children.setdefault(proc.ppid, []).append(proc)
+        found: dict[int, Proc] = {}
+        waiting = list(roots)
+        for pid in waiting:  # grows while it is walked
+            for child in children.get(pid, ()):
+                if child.pid not in found:
+                    found[child.pid] = child
+                    waiting.append(child.pid)
+        return tuple(found.values())
+
+
+def descendants(root_pid: int, proc: str = PROC) -> tuple[Proc, ...]:
+    """What descends from ``root_pid`` now, parents before children, zombies too, ``root_pid`` itself left out."""
+    return scan(proc).below([root_pid])
+
+
+def start_time(pid: int, proc: str = PROC) -> int | None:
+    """When ``pid`` started, in clock ticks after boot; None if there is no such process."""
+    found = read(pid, proc)
+    return found.start_time if found else None
+
+
+def scan(proc: str = PROC, tries: int = 3) -> Table:
+    """Read every process, again (at most ``tries`` times) when processes came or went under our hands."""
+    for _ in range(tries):
+        table = _scan_once(proc)
+        if not table.torn:
+            break
+    return table
+
+
+def _scan_once(proc: str) -> Table:
+    procs: dict[int, Proc] = {}
+    torn = False
+    for entry in os.listdir(proc):
+        if entry.isdigit():
+            found = read(int(entry), proc)
+            if found is None:
+                torn = True  # it ended between listing and reading; a child that it had just made is not in the list
+            else:
+                procs[found.pid] = found
+    # A parent that is not in the table ended after its child was read: the child has a new parent by now, and a walk
+    # down from that one would miss it. 0 is the kernel, or a parent outside this PID namespace.
+    torn = torn or any(p.ppid and p.ppid not in procs for p in procs.values())
+    return Table(procs, torn)
+
+
+def read(pid: int, proc: str = PROC) -> Proc | None:
+    """One process, or None if it is not there (any more)."""
+    try:
+        fd = os.open(f"{proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = os.read(fd, 4096)
+    except OSError:  # ESRCH: it ended after the open
+        return None
+    finally:
+        os.close(fd)
+    # The name stands in parentheses and may hold spaces and parentheses itself: the last one closes it.
+    head, _, rest = data.rpartition(b")")
+    fields = rest.split()
+    if len(fields) < 20:
+        return None
+    return Proc(
+        pid=pid,
+        ppid=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        start_time=int(fields[19]),
+        state=fields[0].decode("ascii", "replace"),
+        comm=head.partition(b"(")[2].decode("utf-8", "replace"),
+        ticks=int(fields[11]) + int(fields[12]),
+        threads=int(fields[17]),
+    )
+
+
+def kill(victims: Iterable[Proc], table: Table) -> None:
+    """SIGKILL to every victim of a scan that was made just now.
+
+    First to whole process groups: the kernel delivers that atomically against fork, so a process that forks and ends
+    faster than we read cannot slip through between reading and killing. Only groups all of whose members are victims
+    count; one that also holds a process of somebody else is left to the single kills.
+    """
+    doomed = {victim.pid for victim in victims}
+    shared = {p.group for p in table.procs.values() if p.pid not in doomed}
+    groups = {table.procs[pid].group for pid in doomed} - shared
+    for group in groups:
+        if group > 1:  # -1 would be everybody
+            send(-group, signal.SIGKILL)
+    for pid in doomed:
+        send(pid, signal.SIGKILL)
+
+
+def send(pid: int, number: int) -> None:
+    """kill(2), for which a process that is gone (or became somebody else's) is no news."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def kill_tree_without_guard(
+    recorded: Iterable[Key],
+    *,
+    guard: Key | None = None,
+    cookie: str | None = None,
+    bound: float = 5.0,
+    proc: str = PROC,
+) -> tuple[Proc, ...]:
+    """Kill what an engine left when the guard was killed or is frozen; the agent's last resort. Blocks up to ``bound``.
+
+    Without a guard orphans fall to whoever is next, so descent alone does not find them. Killed are, again and again
+    until none is left: the ``recorded`` processes, what descends from them, what is in a session that one of them
+    leads, what descends from ``guard`` if that still exists (it is frozen), and what carries the environment variable
+    ``LAUNCHER_COOKIE=cookie``. The caller and the guard are spared. Returns what did not go within ``bound`` seconds.
+
+    Not found is a process that nobody recorded before, in a new session, with its parents gone and its environment
+    overwritten: so the agent records snapshots of the tree while the guard still lives.
+    """
+    known = set(recorded)
+    until = time.monotonic() + bound
+    empty = 0
+    pause = 0.001
+    while True:
+        table = scan(proc)
+        victims = _orphans(table, known, guard, cookie, proc)
+        known.update(victim.key for victim in victims)
+        alive = tuple(victim for victim in victims if not victim.gone)
+        empty = 0 if alive else empty + 1
+        if empty >= (5 if table.torn else 2):
+            return ()
+        kill(alive, table)
+        if time.monotonic() > until:
+            return alive
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def _orphans(table: Table, known: set[Key], guard: Key | None, cookie: str | None, proc: str) -> list[Proc]:
+    procs = table.procs
+    leaders = {pid for pid, _ in known if pid not in procs or procs[pid].key in known}  # a dead leader's id stays taken
+    found = {p.pid for p in procs.values() if p.key in known or p.session in leaders}
+    if guard and guard[0] in procs and procs[guard[0]].key == guard:
+        found.update(p.pid for p in table.below([guard[0]]))
+    if cookie:
+        found.update(pid for pid in procs if _carries(pid, cookie, proc))
+    found.update(p.pid for p in table.below(found))
+    spared = {1, os.getpid(), *(guard or ())[:1]}
+    return [procs[pid] for pid in found if pid not in spared]
+
+
+def _carries(pid: int, cookie: str, proc: str) -> bool:
+    try:
+        fd = os.open(f"{proc}/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        data = b""
+        while chunk := os.read(fd, 1 << 17):
+            data += chunk
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return f"LAUNCHER_COOKIE={cookie}".encode() in data.split(b"\0")
