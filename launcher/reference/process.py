@@ -1,0 +1,71 @@
+"""What the engine's processes do to themselves: log, end, take another name, leave a daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def log(rank: int, line: str) -> None:
+    """One line on standard output, written at once and whole."""
+    try:
+        os.write(1, f"reference rank {rank}: {line}\n".encode())
+    except OSError:
+        return  # nobody reads any more: no reason for a server to end
+
+
+def end(code: int) -> NoReturn:
+    """End now, with nothing of the interpreter's own tidying in between."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def rename(title: str) -> None:
+    """Show ``title`` as name and command line, with the environment that the kernel shows wiped.
+
+    Workers of real engines do so with setproctitle, which takes the room of the environment: whoever looks for the
+    processes of an epoch by command line or by a variable in /proc/PID/environ finds nothing.
+    """
+    try:
+        with open("/proc/self/comm", "w") as comm:
+            comm.write(title[:15])
+        with open("/proc/self/stat") as stat:
+            numbers = stat.read().rpartition(")")[2].split()
+        arg_start, arg_end, env_start, env_end = (int(n) for n in numbers[45:49])  # fields 48 to 51 of proc(5)
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            for start, stop, text in ((arg_start, arg_end, title.encode()), (env_start, env_end, b"")):
+                memory.seek(start)
+                memory.write(text[: stop - start - 1].ljust(stop - start, b"\0"))
+    except (OSError, ValueError):
+        return  # a kernel that does not show or allow it: the name stays
+
+
+def leave_daemon(title: str) -> int:
+    """Fork twice into a session of its own; gives the daemon's process id. It takes no notice of SIGTERM."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        os.waitpid(child, 0)
+        pid = int(os.read(reader, 16))
+        os.close(reader)
+        return pid
+    os.setsid()
+    daemon = os.fork()
+    if daemon:
+        os.write(writer, b"%d" % daemon)
+        os._exit(0)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.closerange(3, 4096)  # the sockets of the rank are not its own; its output is
+    rename(title)
+    while True:
+        time.sleep(3600)

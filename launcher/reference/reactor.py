@@ -1,0 +1,69 @@
+"""One poll loop: file descriptors, timers and signals, each answered by a function. Nothing blocks in it but poll."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from time import monotonic
+
+READ = select.POLLIN
+WRITE = select.POLLOUT
+
+
+class Reactor:
+    """Calls functions when descriptors are ready, when time has come and when signals arrive."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._watched: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._woken, self._wake = socket.socketpair()
+        self._woken.setblocking(False)
+        self._wake.setblocking(False)
+
+    def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
+        """Call ``ready(events)`` whenever ``fd`` is; a descriptor that is watched already is changed."""
+        self._watched[fd] = ready
+        self._poll.register(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def after(self, seconds: float, due: Callable[[], None]) -> None:
+        """Call ``due`` once, when ``seconds`` have passed."""
+        heappush(self._timers, (monotonic() + seconds, next(self._order), due))
+
+    def on_signal(self, number: int, come: Callable[[], None]) -> None:
+        """Call ``come`` in the loop, never in the middle of another function, when a signal has arrived."""
+        if not self._signals:
+            signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+            self.watch(self._woken.fileno(), READ, self._signalled)
+        self._signals[number] = come
+        signal.signal(number, lambda *_: None)
+
+    def turn(self, longest: float | None = None) -> None:
+        """Wait for something to do, ``longest`` seconds at most, and do it."""
+        if self._timers:
+            due = self._timers[0][0] - monotonic()
+            longest = due if longest is None else min(due, longest)
+        # Rounded up: rounding down would spin through the last millisecond before a timer.
+        timeout = None if longest is None else max(0, int(longest * 1000 + 0.999))
+        for fd, events in self._poll.poll(timeout):
+            ready = self._watched.get(fd)
+            if ready is not None:
+                ready(events)
+        now = monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heappop(self._timers)[2]()
+
+    def _signalled(self, _events: int) -> None:
+        for number in self._woken.recv(4096):
+            if number in self._signals:
+                self._signals[number]()
