@@ -92,6 +92,8 @@ class Process:
     completes: bool = False  #: ending with 0 is no failure (a check, or an engine that finishes its work)
     secret_env: frozenset[str] = frozenset()  #: names in ``env`` whose values are printed as ``***``
     cwd: str | None = None
+    #: laid *under* the launcher's own environment: they hold only where the user has not set the name himself
+    defaults: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""What stands after ``--``: read far enough to refuse what the launcher owns, never rewritten.
+
+The engines parse their arguments with argparse, so an option has more spellings than one: its aliases, ``--x=v``, an
+unambiguous abbreviation (``--tensor`` for ``--tensor-parallel-size``), ``_`` for ``-`` (vLLM), ``-n2`` for a one-letter
+alias. All of them are known here; how many values an engine's own option takes is not, and need not be.
+
+Pure functions. An engine's own ``--config`` file is read in ``engine_config``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import UsageError
+from launcher.settings import Settings
+
+MASK = "***"
+_NUMBER = re.compile(r"^-\d+(\.\d+)?$")
+_SECRET_WORDS = frozenset(
+    {"key", "keys", "token", "secret", "secrets", "password", "passwd", "credential", "credentials"}
+)
+_SECRET_IN_JSON = re.compile(
+    r'("[^"]*(?:secret|password|passwd|credential|api_?key|access_?key|_token)[^"]*"\s*:\s*)"[^"]*"', re.IGNORECASE
+)
+_USERINFO = re.compile(r"(\w://[^/@:\s]*:)[^/@\s]+@")
+
+
+@dataclass(frozen=True)
+class Owned:
+    """An engine option that the launcher sets itself."""
+
+    names: tuple[str, ...]  #: every spelling, the long one first
+    what: str  #: what it is, in words: "the tensor parallel size"
+    setting: str = ""  #: field of Settings that says it; empty: the launcher derives it
+    default: str = ""  #: the engine's value where the setting is not said
+    why: str = ""  #: for an option without a setting: where the launcher takes it from
+
+    def value(self, settings: Settings) -> str:
+        """What the launcher will tell the engine."""
+        said = getattr(settings, self.setting) if self.setting else None
+        if isinstance(said, tuple):
+            return " ".join(said) or self.default
+        if isinstance(said, bool):
+            return "true" if said else "false"
+        return self.default if said is None else str(said)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One option as the user wrote it. ``name`` is normalised (``--tp_size=2`` is ``--tp-size``)."""
+
+    name: str
+    values: tuple[str, ...]
+    text: str
+
+    @property
+    def value(self) -> str | None:
+        return self.values[0] if self.values else None
+
+
+def given(args: Sequence[str]) -> tuple[Given, ...]:
+    """The options of ``args`` in order. Words before the first option become a Given with an empty name."""
+    found: list[tuple[str, list[str], str]] = []
+    for arg in args:
+        if _is_option(arg):
+            name, equals, value = arg.partition("=")
+            found.append((_normal(name), [value] if equals else [], arg))
+        elif found:
+            found[-1][1].append(arg)
+        else:
+            found.append(("", [arg], arg))
+    return tuple(Given(name, tuple(values), text) for name, values, text in found)
+
+
+def last(args: Sequence[str], *names: str) -> str | None:
+    """The value of an option that the user gave under any of ``names``; the last one counts, as in argparse."""
+    values = [g.value for g in given(args) if g.name in names]
+    return values[-1] if values else None
+
+
+def has(args: Sequence[str], *names: str) -> bool:
+    """Whether the user gave an option (or its ``--no-`` form) under any of ``names``."""
+    wanted = {*names, *("--no-" + n[2:] for n in names if n.startswith("--"))}
+    return any(g.name in wanted for g in given(args))
+
+
+def without(args: Sequence[str], *names: str) -> tuple[str, ...]:
+    """``args`` less an option and its values, for a rank on which the engine refuses it."""
+    kept: list[str] = []
+    dropping = False
+    for arg in args:
+        if _is_option(arg):
+            dropping = _normal(arg.partition("=")[0]) in names
+        if not dropping:
+            kept.append(arg)
+    return tuple(kept)
+
+
+def refuse_owned(args: Sequence[str], owned: Iterable[Owned], settings: Settings) -> None:
+    """Raises UsageError for an option that is the launcher's to set, in any spelling; both values are named."""
+    table = tuple(owned)
+    for option in given(args):
+        if not option.name:
+            raise UsageError(
+                f"'-- {option.text}': what stands after -- must be engine options, and this is none",
+                "say the model with --model before the --",
+            )
+        match = _owner(option.name, table)
+        if match is not None:
+            raise _owned_error(option, match, settings)
+
+
+def mask(argv: Sequence[str]) -> tuple[str, ...]:
+    """``argv`` for a person's eyes: values of options that are named like a secret become ``***``."""
+    shown: list[str] = []
+    secret = False
+    for arg in argv:
+        if _is_option(arg):
+            name, equals, _ = arg.partition("=")
+            secret = is_secret(name)
+            shown.append(f"{name}={MASK}" if secret and equals else _mask_text(arg))
+        else:
+            shown.append(MASK if secret else _mask_text(arg))
+    return tuple(shown)
+
+
+def is_secret(name: str) -> bool:
+    """Whether an option or variable is named like one that holds a secret (``--api-key``, not ``--tokenizer``)."""
+    return bool(_SECRET_WORDS & set(re.split(r"[-_.]", name.lower())))
+
+
+def facts(args: Sequence[str], leave_out: Iterable[str] = ()) -> dict[str, str]:
+    """One fact an option, for the fingerprint: equal on all ranks, and no secret in clear.
+
+    Args:
+        leave_out: options that may rightly differ between pods (``--host $(POD_IP)``).
+    """
+    skipped = set(leave_out)
+    found: dict[str, list[str]] = {}
+    for option in given(args):
+        if option.name in skipped:
+            continue
+        text = " ".join(option.values) if option.values else "given"
+        if is_secret(option.name) or _mask_text(text) != text or len(text) > 200:
+            text = "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
+        found.setdefault(option.name.lstrip("-"), []).append(text)
+    return {"engine.args." + name: ", ".join(texts) for name, texts in found.items()}
+
+
+# --------------------------------------------------------------------------------------------- spellings
+
+
+def _is_option(arg: str) -> bool:
+    return arg.startswith("-") and len(arg) > 1 and not _NUMBER.match(arg)
+
+
+def _normal(name: str) -> str:
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def exact(name: str, owned: Sequence[Owned]) -> Owned | None:
+    for option in owned:
+        if name in option.names:
+            return option
+        if name.startswith("--no-") and "--" + name[5:] in option.names:
+            return option
+    return None
+
+
+def _owner(name: str, owned: Sequence[Owned]) -> Owned | None:
+    """Whose option a spelling is, as argparse would decide: exact, then abbreviation, then ``-n2``."""
+    match = exact(name, owned)
+    if match is not None:
+        return match
+    for option in owned:
+        for spelling in option.names:
+            if len(name) > (2 if name.startswith("--") else 1) and spelling.startswith(name):
+                return option
+            if len(spelling) == 2 and not name.startswith("--") and name.startswith(spelling):
+                return option
+    return None
+
+
+def flag(owned: Owned) -> str:
+    return "--" + owned.setting.replace("_", "-")
+
+
+def example(flag: str, value: str | None) -> str:
+    return f"{flag} {value}" if value and value.lower() not in ("true", "false", "given") else flag
+
+
+def _owned_error(option: Given, owned: Owned, settings: Settings) -> UsageError:
+    text = option.text if "=" in option.text or not option.values else f"{option.text} {' '.join(option.values)}"
+    name = option.text.partition("=")[0]
+    if not owned.setting:
+        return UsageError(
+            f"'-- {text}': {owned.what} is the launcher's to set ({owned.why})", f"leave {name} out after the --"
+        )
+    return UsageError(
+        f"'-- {text}': {owned.what} is the launcher's to set, and it is {settings.said(owned.setting)}",
+        f"give {example(flag(owned), ' '.join(option.values))} before the --, and leave {name} out after it",
+    )
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+
+def _mask_text(text: str) -> str:
+    return _USERINFO.sub(rf"\1{MASK}@", _SECRET_IN_JSON.sub(rf'\1"{MASK}"', text))

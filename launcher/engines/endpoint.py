@@ -1,0 +1,73 @@
+"""Where an engine's API listens and how its truth is asked, read from the user's own engine arguments.
+
+Both vLLM and SGLang serve with uvicorn under the same option names. A FastAPI root path does not move the routes (the
+prefix is stripped where it is there), so it changes nothing here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from launcher.engines.arguments import given, last
+from launcher.words import Health
+
+LISTENING = ("--host", "--uds", "--ssl-keyfile", "--ssl-certfile", "--ssl-cert-reqs", "--root-path")
+_ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]", "localhost": "127.0.0.1"}
+
+
+@dataclass(frozen=True)
+class Names:
+    """The metric names of an engine. A name may carry labels, ``a{b="c"}``: only samples that have them count."""
+
+    running: tuple[str, ...]
+    waiting: tuple[str, ...]
+    progress: tuple[str, ...]
+    sleeping: tuple[str, ...] = ()
+
+
+def base_url(args: Sequence[str], bind: str, port: int) -> str:
+    """``http(s)://host:port`` that reaches the API from inside the pod; ``http+unix://%2Fpath`` for a socket."""
+    uds = last(args, "--uds")
+    if uds:
+        return "http+unix://" + quote(uds, safe="")
+    host = last(args, "--host") or bind
+    shown = _ANY.get(host, f"[{host}]" if ":" in host else host)
+    return f"{'https' if is_tls(args) else 'http'}://{shown}:{port}"
+
+
+def is_tls(args: Sequence[str]) -> bool:
+    return any(last(args, name) is not None for name in ("--ssl-certfile", "--ssl-keyfile"))
+
+
+def asks_client_certificate(args: Sequence[str]) -> bool:
+    """mTLS: the launcher has no certificate to show, so nothing can be asked (ssl.CERT_REQUIRED is 2)."""
+    return last(args, "--ssl-cert-reqs") == "2"
+
+
+def health(
+    args: Sequence[str], bind: str, port: int, names: Names, model: str | None, *, metrics: bool = True
+) -> Health:
+    """How to ask this engine. Everything is None where a client certificate would be needed."""
+    if asks_client_certificate(args):
+        return Health()
+    base = base_url(args, bind, port)
+    body = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}
+    return Health(
+        url=base + "/health",
+        metrics_url=base + "/metrics" if metrics else None,
+        running=names.running if metrics else (),
+        waiting=names.waiting if metrics else (),
+        progress=names.progress if metrics else (),
+        sleeping=names.sleeping if metrics else (),
+        canary_url=base + "/v1/completions",
+        canary_body=json.dumps({k: v for k, v in body.items() if v is not None}),
+        insecure=is_tls(args),
+    )
+
+
+def needs_key(args: Sequence[str]) -> bool:
+    """Whether the API asks for a key: then the canary is refused, while /health and /metrics stay open."""
+    return any(g.name == "--api-key" for g in given(args))

@@ -1,0 +1,151 @@
+"""How vLLM's ranks find each other: which backend, in which form, and why, or why not at all.
+
+``auto`` takes Ray where the engine's interpreter has it, else mp where this vLLM can do it. When nobody could ask the
+interpreter (``launcher plan`` on a laptop) the newest vLLM without Ray is assumed, and that is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from launcher.engines import versions
+from launcher.engines.versions import Release
+from launcher.errors import ConfigError
+from launcher.settings import Settings
+from launcher.words import NodeFacts
+
+NEWEST = "0.33.0"
+NNODES = "0.11.2"  #: first with --nnodes, --node-rank, --master-addr
+HEADLESS = "0.10.2"  #: first known with --headless and --data-parallel-address
+
+
+class Form(Enum):
+    """The shapes of a vLLM group."""
+
+    SINGLE = "single"  #: one pod, no distributed flags
+    RAY = "ray"  #: one server at the leader, workers in the Ray cluster
+    NODES = "mp"  #: one server a pod, ``--nnodes``; a replica spans pods
+    REPLICAS = "mp, whole replicas in each pod"  #: one server a pod, data parallel; no replica spans pods
+
+
+@dataclass(frozen=True)
+class Backend:
+    form: Form
+    release: Release
+    why: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def choose(settings: Settings, size: int, facts: NodeFacts) -> Backend:
+    """Which form ``size`` pods take.
+
+    Raises:
+        ConfigError: this vLLM, or this interpreter, cannot do what was asked; the versions are in the message.
+    """
+    engine, warnings = versions.installed(settings, facts, "vllm", NEWEST, "vLLM")
+    if size == 1:
+        ignored = (f"{settings.said('backend')} is ignored: one pod needs no backend",)
+        return Backend(
+            Form.SINGLE,
+            engine,
+            ("one pod: no Ray, no --nnodes",),
+            (*warnings, *(ignored if settings.backend == "ray" else ())),
+        )
+    name, why = _name(settings, facts, engine, size)
+    form = _ray_form(settings, engine, size) if name == "ray" else _mp_form(settings, engine, size)
+    return Backend(form, engine, (f"backend {name}: {why}", *_form_why(settings, form, size)), warnings)
+
+
+def asked(settings: Settings, facts: NodeFacts) -> str:
+    """``ray`` or ``mp`` as the fingerprint says it, for a group of more than one; errors are left to ``choose``."""
+    if settings.backend != "auto":
+        return settings.backend
+    engine, _ = versions.installed(settings, facts, "vllm", NEWEST, "vLLM")
+    return "ray" if _auto_takes_ray(facts, engine) else "mp"
+
+
+def spans(settings: Settings) -> bool:
+    return False
+
+
+def _name(settings: Settings, facts: NodeFacts, engine: Release, size: int) -> tuple[str, str]:
+    if settings.backend == "ray":
+        if facts.versions_known and "ray" not in facts.versions:
+            raise ConfigError(
+                f"{settings.said('backend')}: {settings.python or 'python3'} has vLLM {engine} and no ray"
+                " (it is no dependency of vLLM any more)",
+                "install ray in the engine's interpreter (pip install 'ray[default]'), or use --backend mp",
+            )
+        return "ray", f"{settings.said('backend')}"
+    if settings.backend == "mp":
+        return "mp", f"{settings.said('backend')}"
+    if _auto_takes_ray(facts, engine):
+        ray = facts.versions.get("ray")
+        return "ray", f"auto, and this interpreter has ray {ray}" if ray else f"auto, and vLLM {engine} has no --nnodes"
+    if not _can_mp(settings, engine, size):
+        raise ConfigError(
+            f"vLLM {engine} cannot run on {size} pods here: it has no --nnodes (that came with {NNODES}), and"
+            f" {settings.python or 'python3'} has no ray",
+            f"install ray in the engine's interpreter, or use vLLM {NNODES} or later",
+        )
+    if engine.local == "cpu" and "ray" in facts.versions:
+        return "mp", "auto, and vLLM on CPU does not take Ray (--backend ray asks for it all the same)"
+    return (
+        "mp",
+        "auto, and this interpreter has no ray" if facts.versions_known else "auto, ray is not known to be there",
+    )
+
+
+def _auto_takes_ray(facts: NodeFacts, engine: Release) -> bool:
+    if not facts.versions_known:
+        return not engine.at_least(NNODES)  # so old that Ray was the only way, and part of it
+    return "ray" in facts.versions and not (engine.local == "cpu" and engine.at_least(NNODES))
+
+
+def _can_mp(settings: Settings, engine: Release, size: int) -> bool:
+    dp = settings.dp or 1
+    return engine.at_least(NNODES) or (engine.at_least(HEADLESS) and dp > 1 and dp % size == 0)
+
+
+def _mp_form(settings: Settings, engine: Release, size: int) -> Form:
+    dp = settings.dp or 1
+    if not _can_mp(settings, engine, size):
+        raise ConfigError(
+            f"{settings.said('backend')}: vLLM {engine} has no --nnodes, which came with {NNODES}",
+            f"use --backend ray, or vLLM {NNODES} or later",
+        )
+    if dp > 1 and dp % size == 0:
+        return Form.REPLICAS
+    if dp > 1 and size % dp:
+        raise ConfigError(
+            f"{settings.said('dp')} over {size} pods: a pod must hold whole replicas, or a replica whole pods",
+            f"make --dp a multiple or a divisor of {size}",
+        )
+    return Form.NODES
+
+
+def _ray_form(settings: Settings, engine: Release, size: int) -> Form:
+    dp = settings.dp or 1
+    if dp == 1:
+        return Form.RAY
+    if not engine.at_least(HEADLESS):
+        raise ConfigError(
+            f"{settings.said('dp')} over {size} pods: vLLM {engine} has no --data-parallel-backend",
+            f"leave --dp out, or use vLLM {HEADLESS} or later",
+        )
+    if dp % size and size % dp:
+        raise ConfigError(
+            f"{settings.said('dp')} over {size} pods: a pod must hold whole replicas, or a replica whole pods",
+            f"make --dp a multiple or a divisor of {size}",
+        )
+    return Form.RAY
+
+
+def _form_why(settings: Settings, form: Form, size: int) -> tuple[str, ...]:
+    dp = settings.dp or 1
+    if form is Form.REPLICAS:
+        return (f"--dp {dp} over {size} pods: {dp // size} whole replicas in each, so no --nnodes is needed",)
+    if form is Form.NODES and dp > 1:
+        return (f"--dp {dp} over {size} pods: each replica spans {size // dp} pods",)
+    return ()

@@ -1,0 +1,48 @@
+"""The options of ``vllm serve`` that the launcher sets itself, with every alias, and vLLM's metric names.
+
+Read from ``engine/arg_utils.py`` and the front end's arguments of 0.8.5, 0.11.2, 0.14.1, 0.18.1 and 0.32; metrics from
+``v1/metrics/loggers.py`` (Prometheus adds ``_total`` to a counter).
+"""
+
+from __future__ import annotations
+
+from launcher.engines.arguments import Owned
+from launcher.engines.endpoint import Names
+
+_RANK = "from the pod's rank and the group's size"
+_LEADER = "from the leader's address, another port each epoch"
+_ONE_API = "one API server, at rank 0, serves the whole group"
+
+OWNED = (
+    Owned(("--model",), "the model", "model"),
+    Owned(("--served-model-name",), "the served model name", "served_model_name"),
+    Owned(("--tensor-parallel-size", "-tp"), "the tensor parallel size", "tp", "1"),
+    Owned(("--pipeline-parallel-size", "-pp"), "the pipeline parallel size", "pp", "1"),
+    Owned(("--data-parallel-size", "-dp"), "the data parallel size", "dp", "1"),
+    Owned(("--enable-expert-parallel", "-ep"), "expert parallelism", "ep"),
+    Owned(("--port",), "the API port", "port", "8000"),
+    Owned(("--distributed-executor-backend",), "the distributed backend", "backend"),
+    Owned(("--master-port",), "the master port", "master_port", "29501"),
+    Owned(("--master-addr",), "the master address", why=_LEADER),
+    Owned(("--nnodes", "-n"), "the number of nodes", why=_RANK),
+    Owned(("--node-rank", "-r"), "the node rank", why=_RANK),
+    Owned(("--headless",), "whether a rank is headless", why=_RANK),
+    Owned(("--data-parallel-rank", "-dpn"), "the data parallel rank", why=_RANK),
+    Owned(("--data-parallel-start-rank", "-dpr"), "the data parallel start rank", why=_RANK),
+    Owned(("--data-parallel-size-local", "-dpl"), "the replicas in a pod", why="--dp over the pods"),
+    Owned(("--data-parallel-address", "-dpa"), "the data parallel address", why=_LEADER),
+    Owned(("--data-parallel-backend", "-dpb"), "the data parallel backend", why="by --backend"),
+    Owned(("--data-parallel-hybrid-lb", "-dph"), "hybrid load balancing", why=_ONE_API),
+    Owned(("--data-parallel-external-lb", "-dpe"), "external load balancing", why=_ONE_API),
+    Owned(("--data-parallel-multi-port-external-lb", "-dpm"), "external load balancing", why=_ONE_API),
+)
+
+METRICS = Names(
+    running=("vllm:num_requests_running",),
+    waiting=("vllm:num_requests_waiting",),
+    progress=("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
+    sleeping=(
+        'vllm:engine_sleep_state{sleep_state="weights_offloaded"}',
+        'vllm:engine_sleep_state{sleep_state="discard_all"}',
+    ),
+)
