@@ -100,6 +100,6 @@ def _warnings(pod: Pod, group: int) -> tuple[str, ...]:
     if not pod.settings.group_id or group == 0:
         return ()
     return (
-        f"{pod.settings.said('group_id')} is the same in all groups of this StatefulSet (this pod is in group {group}): "
+        f"{pod.settings.said('group_id')} is the same in all groups of this set (this pod is in group {group}): "
         "a pod of one group is not told apart from one of another; leave out --group-id",
     )
