@@ -44,7 +44,7 @@ class ReferenceEngine:
     """Plans the reference engine: one process a rank, all in one stage."""
 
     name = "reference"
-    summary = "embedded: a small distributed engine in pure Python, for trying out and for tests; needs no accelerator"
+    summary = "a small distributed engine in pure Python, for tests and demos"
 
     def distributions(self, settings: Settings) -> tuple[str, ...]:
         """Nothing is asked of the interpreter: the engine comes with the launcher."""

@@ -80,7 +80,7 @@ def greeting(data: bytes, options: Options) -> bytes | None:
     return ACCEPTED if data[HELLO.size :] == options.epoch_token.encode() else REFUSED
 
 
-def listen(host: str, port: int, backlog: int = 64) -> socket.socket:
+def listen(host: str, port: int, backlog: int) -> socket.socket:
     """A listening socket, IPv4 or IPv6 as the address is."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     server = socket.socket(family, socket.SOCK_STREAM)

@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic, time
 
-from launcher.reference.chain import ACCEPTED, BYE, REFUSED, STEP, Frames, frame, greeting, listen, receive, send
+from launcher.reference.chain import ACCEPTED, BYE, REFUSED, STEP, Frames, frame, greeting, receive, send
 from launcher.reference.http import Connection, Refused, Request, Server
 from launcher.reference.options import Options
-from launcher.reference.process import end
 from launcher.reference.rank import Rank
 from launcher.reference.reactor import READ
 from launcher.reference.tokens import chat_prompt, count, seed, text, word
@@ -50,11 +49,7 @@ class Leader(Rank):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        try:
-            self.api = listen(options.host, options.port, backlog=1024)
-        except OSError as error:
-            self.log(f"cannot listen on {options.host} port {options.port}: {error.strerror}")
-            end(1)
+        self.api = self.listen(options.host, options.port, backlog=1024)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.flight: list[Sequence] | None = None  #: what the batch in flight is made of

@@ -33,12 +33,7 @@ class Rank:
         self.lives: list[socket.socket] = []
         self.pids: list[int] = []
         self.said = [bytearray() for _ in range(options.workers)]
-        address = options.peers[options.rank]
-        try:
-            self.peers: socket.socket | None = listen(address, options.peer_port)
-        except OSError as error:
-            self.log(f"cannot listen for peers on {address} port {options.peer_port}: {error.strerror}")
-            end(1)
+        self.peers = self.listen(options.peers[options.rank], options.peer_port) if options.size > 1 else None
 
     # ------------------------------------------------------------------------------------- the life of a rank
 
@@ -53,7 +48,7 @@ class Rank:
         o = self.options
         self.log(
             f"started, size {o.size}, {o.workers} worker{'s' * (o.workers != 1)}, epoch {o.epoch_token or '-'}, "
-            f"peers on {o.peers[o.rank]} port {o.peer_port}"
+            f"address {o.peers[o.rank]}, port between ranks {o.peer_port}"
         )
         self.faults.started()
         self._starting()
@@ -107,6 +102,14 @@ class Rank:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         end(code)
+
+    def listen(self, host: str, port: int, backlog: int = 64) -> socket.socket:
+        """A listening socket. It is taken before anything else starts, so that a taken port is said at once."""
+        try:
+            return listen(host, port, backlog)
+        except OSError as error:
+            self.log(f"cannot listen on {host} port {port}: {error.strerror}")
+            end(1)
 
     def log(self, line: str) -> None:
         log(self.options.rank, line)
