@@ -237,8 +237,9 @@ _KINDS: dict[str, type[Any]] = {
 
 
 def encode(message: Order | Report) -> bytes:
-    """One frame. Lone surrogates (bytes that are no UTF-8, in argv or environment) survive as ``\\udcXX`` escapes."""
-    body = json.dumps([type(message).__name__, vars(message)], separators=(",", ":"), default=dict).encode("ascii")
+    """One frame. Lone surrogates, which stand for bytes of argv or environment that are no UTF-8, survive."""
+    text = json.dumps([type(message).__name__, vars(message)], ensure_ascii=False, separators=(",", ":"), default=dict)
+    body = text.encode("utf-8", "surrogatepass")
     if len(body) > LIMIT:
         raise ValueError(f"a {type(message).__name__} of {len(body)} bytes is over the limit of {LIMIT}")
     return _HEADER.pack(len(body)) + body
@@ -246,7 +247,7 @@ def encode(message: Order | Report) -> bytes:
 
 def decode(body: bytes) -> Any:
     """The order or report of one frame's body."""
-    kind, fields = json.loads(body)
+    kind, fields = json.loads(body.decode("utf-8", "surrogatepass"))
     return _KINDS[kind](**{name: _tuples(value) for name, value in fields.items()})
 
 

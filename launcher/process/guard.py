@@ -113,6 +113,7 @@ class Guard:
         self._children: dict[int, Child] = {}  #: by pid, in order of start
         self._pipes: dict[int, tuple[Child, Pipe]] = {}
         self._statuses: dict[int, Child] = {}
+        self._reaped = 0
         self._stops: list[tuple[float, Stopping]] = []  #: when its next tick is due
         self._lease: float | None = None
         self._expired = False  #: the lease passed and no new one was set
@@ -188,6 +189,7 @@ class Guard:
                 return
             if pid == 0:
                 return
+            self._reaped += 1
             if pid == self._agent.pid:
                 self._agent_ended(status)
             elif pid in self._children:
@@ -459,13 +461,18 @@ class Guard:
             stop.then(stop, now)
 
     def _tick(self, due: list[Stopping], now: float) -> None:
-        table = tree.scan()
+        table = tree.scan(tries=1)
+        self._reap()  # what has ended is reported, with its last output, before the end of it all is
         for stop in due:
-            for pid, number in stop.tick(now, table):
+            for pid, number in stop.tick(now, table, self._reaped):
                 tree.send(pid, number)
             if stop.phase is Phase.KILL:
-                tree.kill(stop.left, table)
-        self._reap()  # what has ended is reported, with its last output, before the end of it all is
+                tree.kill(stop.left, table, stop.groups)
+                if stop.everything:
+                    tree.chase(self._is_ours)
+
+    def _is_ours(self, proc: tree.Proc) -> bool:
+        return proc.pid != self._agent.pid and tree.descends(proc, self._pid)
 
     def _prove_empty(self, stops: list[Stopping]) -> bool:
         """Spare the scans where the kernel itself says that there is nothing left."""
@@ -524,12 +531,13 @@ class Guard:
     def kill_everything(self) -> None:
         """After a bug of ours: no state is trusted, only the process table."""
         until = time.monotonic() + 10.0
+        groups: set[int] = set()
         while time.monotonic() < until:
             table = tree.scan()
             victims = [p for p in table.below([self._pid]) if not p.gone]
             if not victims:
                 return
-            tree.kill(victims, table)
+            tree.kill(victims, table, groups)
             time.sleep(0.01)
 
 

@@ -66,12 +66,16 @@ class Stopping:
         self._leftovers_end = now
         self._kill_ends = now
         self._empty = 0
+        self._reaped = -1
+        self._proven = False
+        self.groups: set[int] = set()  #: for ``tree.kill``
         if grace is None:
             self._enter_kill(now)
 
     @property
     def clean(self) -> bool:
-        return self.phase is Phase.DONE and not self.left
+        """Nothing is left, and that is known."""
+        return self.phase is Phase.DONE and self._proven
 
     def same_scope(self, roots: Collection[Key], everything: bool) -> bool:
         """Whether an order for ``roots`` is an order for what is being ended here."""
@@ -86,20 +90,25 @@ class Stopping:
 
     def prove_empty(self) -> None:
         """The caller knows that nothing is left, better than any scan can."""
-        self.phase, self.left = Phase.DONE, ()
+        self.phase, self.left, self._proven = Phase.DONE, (), True
 
-    def tick(self, now: float, table: Table) -> list[tuple[int, int]]:
-        """Signals (pid, number) to send now. In phase KILL ``left`` is to be killed instead; in DONE nothing."""
+    def tick(self, now: float, table: Table, reaped: int) -> list[tuple[int, int]]:
+        """Signals (pid, number) to send now. In phase KILL ``left`` is to be killed instead; in DONE nothing.
+
+        ``reaped`` counts the processes that the guard has reaped since its start, up to now, after the scan. A scan is
+        not atomic: what forks and ends all the time may be missed by any number of them. But what it leaves behind
+        falls to the guard; so only two empty scans with nothing reaped since the first began prove that none is left.
+        """
         scope = self._scope(table)
         self._known.update(p.key for p in scope)
         alive = tuple(p for p in scope if not p.gone)
         self.left = alive
-        self._empty = 0 if alive else self._empty + 1
-        # A scan is not atomic, so one empty one is no proof; where others come and go all the time none is ever whole.
-        if self._empty >= (5 if table.torn else 2):
-            self.phase = Phase.DONE
+        restless, self._reaped = reaped != self._reaped, reaped
+        self._empty = 0 if alive or restless else self._empty + 1
+        if self._empty == 2:
+            self.prove_empty()
             return []
-        if not alive:
+        if not alive and not restless:
             self.pause = 0.0
             return []
         if self.phase is Phase.ROOTS:

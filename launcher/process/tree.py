@@ -14,7 +14,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 PROC = "/proc"
@@ -140,21 +140,53 @@ def read(pid: int, proc: str = PROC) -> Proc | None:
     )
 
 
-def kill(victims: Iterable[Proc], table: Table) -> None:
+def kill(victims: Iterable[Proc], table: Table, groups: set[int]) -> None:
     """SIGKILL to every victim of a scan that was made just now.
 
     First to whole process groups: the kernel delivers that atomically against fork, so a process that forks and ends
     faster than we read cannot slip through between reading and killing. Only groups all of whose members are victims
-    count; one that also holds a process of somebody else is left to the single kills.
+    count; one that also holds a process of somebody else is left to the single kills. ``groups`` is the caller's
+    memory from one round to the next: a group may be seen once and then live on in members too short-lived to be read.
     """
     doomed = {victim.pid for victim in victims}
-    shared = {p.group for p in table.procs.values() if p.pid not in doomed}
-    groups = {table.procs[pid].group for pid in doomed} - shared
+    strangers = [p for p in table.procs.values() if p.pid not in doomed and not p.gone]
+    groups.update(table.procs[pid].group for pid in doomed)
+    groups.difference_update([p.group for p in strangers], [p.pid for p in strangers])
     for group in groups:
         if group > 1:  # -1 would be everybody
             send(-group, signal.SIGKILL)
     for pid in doomed:
         send(pid, signal.SIGKILL)
+
+
+def chase(is_victim: Callable[[Proc], bool], proc: str = PROC, rounds: int = 20) -> None:
+    """SIGKILL to the newest processes, read and killed within microseconds instead of after a whole scan.
+
+    For what forks and ends faster than a scan takes, each time in a new session: by the time a scan could act on it,
+    it has another pid. ``/proc/loadavg`` ends with the pid that was given out last.
+    """
+    for _ in range(rounds):
+        try:
+            with open(f"{proc}/loadavg", "rb", buffering=0) as file:
+                last = int(file.read(128).split()[-1])
+        except (OSError, ValueError, IndexError):
+            return
+        for pid in (last, last - 1):
+            found = read(pid, proc)
+            if found and not found.gone and is_victim(found):
+                send(pid, signal.SIGKILL)
+
+
+def descends(child: Proc, root_pid: int, proc: str = PROC) -> bool:
+    """Whether one process descends from ``root_pid``, read upwards without a scan."""
+    for _ in range(256):
+        if child.ppid == root_pid:
+            return True
+        parent = read(child.ppid, proc) if child.ppid > 1 else None
+        if parent is None:
+            return False
+        child = parent
+    return False
 
 
 def send(pid: int, number: int) -> None:
@@ -182,6 +214,7 @@ def kill_tree_without_guard(
     overwritten: so the agent records snapshots of the tree while the guard still lives.
     """
     known = set(recorded)
+    groups: set[int] = set()
     until = time.monotonic() + bound
     empty = 0
     pause = 0.001
@@ -193,7 +226,9 @@ def kill_tree_without_guard(
         empty = 0 if alive else empty + 1
         if empty >= (5 if table.torn else 2):
             return ()
-        kill(alive, table)
+        kill(alive, table, groups)
+        leaders, spared = _leaders(table, known), _spared(guard)
+        chase(lambda p, leaders=leaders, spared=spared: p.session in leaders and p.pid not in spared, proc)
         if time.monotonic() > until:
             return alive
         time.sleep(pause)
@@ -202,15 +237,23 @@ def kill_tree_without_guard(
 
 def _orphans(table: Table, known: set[Key], guard: Key | None, cookie: str | None, proc: str) -> list[Proc]:
     procs = table.procs
-    leaders = {pid for pid, _ in known if pid not in procs or procs[pid].key in known}  # a dead leader's id stays taken
+    leaders = _leaders(table, known)
     found = {p.pid for p in procs.values() if p.key in known or p.session in leaders}
     if guard and guard[0] in procs and procs[guard[0]].key == guard:
         found.update(p.pid for p in table.below([guard[0]]))
     if cookie:
         found.update(pid for pid in procs if _carries(pid, cookie, proc))
     found.update(p.pid for p in table.below(found))
-    spared = {1, os.getpid(), *(guard or ())[:1]}
-    return [procs[pid] for pid in found if pid not in spared]
+    return [procs[pid] for pid in found - _spared(guard)]
+
+
+def _leaders(table: Table, known: set[Key]) -> set[int]:
+    """Sessions that are ours: a leader's pid is not reused while its session has members, so a dead leader counts."""
+    return {pid for pid, _ in known if pid not in table.procs or table.procs[pid].key in known}
+
+
+def _spared(guard: Key | None) -> set[int]:
+    return {1, os.getpid(), *(guard or ())[:1]}
 
 
 def _carries(pid: int, cookie: str, proc: str) -> bool:

@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
 
@@ -67,7 +68,11 @@ class MiniAgent:
             self.channel.send(Spawn("main", "main", argv, env, capture="MINI_CAPTURE" in os.environ))
 
     def run(self) -> int:
-        self.note("agent", {k: v for k, v in os.environ.items() if k.startswith("LAUNCHER_")} | {"pid": os.getpid()})
+        self.note(
+            "agent",
+            {k: v for k, v in os.environ.items() if k.startswith("LAUNCHER_")}
+            | {"pid": os.getpid(), "guard": os.getppid()},
+        )
         self.start()
         poll = select.poll()
         while self.code is None:
@@ -110,7 +115,9 @@ class MiniAgent:
             self.note("without_guard", {"left": len(left)})
             self.code = 99
 
-    def note(self, kind: str, fields: object) -> None:
+    def note(self, kind: str, fields: dict[str, Any]) -> None:
+        if kind == "Output":
+            fields = {**fields, "data": fields["data"][:100]}
         os.write(self.log, json.dumps([time.monotonic(), kind, fields], default=list).encode() + b"\n")
 
 
