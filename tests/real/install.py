@@ -111,11 +111,7 @@ def engine(name: str) -> Engine:
     with exclusive(root.with_suffix(".lock")):
         if not (root / MARKER).exists():
             shutil.rmtree(root, ignore_errors=True)
-            try:
-                _build(recipe, base, root)
-            except NotInstallable:
-                shutil.rmtree(root, ignore_errors=True)
-                raise
+            _build(recipe, base, root)
     return Engine(name, python, {"PATH": f"{root / 'bin'}:{os.environ.get('PATH', os.defpath)}"}, recipe.version)
 
 
@@ -175,7 +171,9 @@ def _run(log: Path, *argv: str, env: Mapping[str, str] | None = None) -> None:
     with log.open("a") as out:
         out.write(f"$ {' '.join(argv)}\n")
         out.flush()
-        code = subprocess.call(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **(env or {})})
+        code = subprocess.call(
+            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **(env or {})}
+        )
     if code:
         last = log.read_text(errors="replace").strip().splitlines()[-3:]
         raise NotInstallable(f"{' '.join(argv)[:160]}: exit code {code}: {' | '.join(last)} (log: {log})")
@@ -184,7 +182,9 @@ def _run(log: Path, *argv: str, env: Mapping[str, str] | None = None) -> None:
 def _interpreter() -> Path:
     """A Python 3.11: the engines' pinned wheels, torch above all, were checked with it only."""
     if platform.machine() != "x86_64" or not sys.platform.startswith("linux"):
-        raise NotInstallable(f"the pinned engines are for Linux on x86_64, this is {sys.platform} on {platform.machine()}")
+        raise NotInstallable(
+            f"the pinned engines are for Linux on x86_64, this is {sys.platform} on {platform.machine()}"
+        )
     candidates = [sys.executable] if sys.version_info[:2] == (3, 11) else []
     candidates += [found for found in [shutil.which(f"python{PYTHON}")] if found]
     for candidate in candidates:
