@@ -138,7 +138,7 @@ _GRID: Mapping[type[Any], tuple[str, ...]] = {
     m.Prepared:  ("stale",    "prepared",       "stale",           "stale",           "stale",         "stale",          "stale"),
     m.Unable:    ("stale",    "unable",         "unable",          "unable",          "unable",        "also_failed",    "stale"),
     m.StageDone: ("stale",    "stale",          "stage_done",      "stale",           "stale",         "stale",          "stale"),
-    m.Failed:    ("stale",    "failed",         "failed",          "failed",          "failed",        "also_failed",    "stale"),
+    m.Failed:    ("stale",    "failed",         "failed",          "failed",          "drain_failed",  "also_failed",    "stale"),
     m.Stopped:   ("stale",    "stopped_unasked", "stopped_unasked", "stopped_unasked", "drain_stopped", "stopped",        "stale"),
     m.Drained:   ("stale",    "stale",          "stale",           "stale",           "drained",       "stale",          "stale"),
     m.Leaving:   ("farewell", "leave_unserved", "leave_unserved",  "drain",           "drain",         "leave_stopping", "farewell"),
@@ -304,7 +304,7 @@ class Coordinator:
         del self.seats[hello.rank]
         self._seat(conn, hello, now)
         if seat.joined:
-            text = f"rank {hello.rank} at {hello.address} lost its connection and stopped its engine"
+            text = f"its launcher at {hello.address} lost the connection and stopped its engine"
             self._gone_from_epoch(Cause(CauseKind.LOST, hello.rank, text), now)
 
     def _challenge(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
@@ -337,7 +337,7 @@ class Coordinator:
             while len(self._superseded) > 4096:
                 self._superseded.pop(next(iter(self._superseded)))
             seat.rival = None
-            text = f"rank {rank} at {seat.hello.address} did not answer and was replaced by {rival.hello.address}"
+            text = f"its launcher at {seat.hello.address} did not answer and was replaced by {rival.hello.address}"
             self._out.append(Hang(seat.conn))
             self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
             if rank not in self.seats:
@@ -364,7 +364,7 @@ class Coordinator:
             return
         seat = self.seats[rank]
         text = (
-            f"the launcher of rank {rank} at {seat.hello.address} is gone: its connection closed"
+            f"its launcher at {seat.hello.address} is gone: the connection closed"
             f"{' (' + closed.why + ')' if closed.why else ''}"
         )
         self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
@@ -429,7 +429,7 @@ class Coordinator:
             silent = seat.contact.silent_for(now)
             if silent <= terms.lost_after or rank not in self.seats:
                 continue
-            text = f"no sign of life from rank {rank} at {seat.hello.address} for {silent:.1f} s"
+            text = f"no sign of life from its launcher at {seat.hello.address} for {silent:.1f} s"
             self._note("member silent", level="warning", rank=rank, seconds=round(silent, 1))
             self._out.append(Hang(seat.conn))
             self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
@@ -593,7 +593,7 @@ class Coordinator:
         seat = self._current(conn, message.epoch)
         if seat is not None:
             seat.joined, seat.clean = False, True
-            self._end(Cause(CauseKind.LOST, seat.hello.rank, f"rank {seat.hello.rank} stopped its engine"), now)
+            self._end(Cause(CauseKind.LOST, seat.hello.rank, "it stopped its engine unasked"), now)
 
     def _watch(self, conn: int, tick: Tick, now: float) -> None:
         self._challenges(now)
@@ -715,6 +715,14 @@ class Coordinator:
             self._end(self.cause, now)
         else:
             self._stopped_unasked(conn, message, now)
+
+    def _drain_failed(self, conn: int, message: m.Failed, now: float) -> None:
+        """A worker whose rank 0 is being stopped may well end: that is no failure, and rank 0 keeps its time."""
+        seat = self._current(conn, message.epoch)
+        if seat is not None and self.seats[0].told_stop and seat.hello.rank != 0:
+            self._note("ended with rank 0", rank=seat.hello.rank, cause=message.cause.text)
+        else:
+            self._failed(conn, message, now)
 
     def _grace_left(self, now: float) -> float:
         leaving = [s.leaving for s in self.seats.values() if s.leaving is not None]
@@ -875,7 +883,7 @@ def exit_code(cause: Cause) -> int:
 
 
 def _drain_cause(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, f"rank {rank} was told to go (SIGTERM)")
+    return Cause(CauseKind.DRAIN, rank, "it was told to go (SIGTERM)")
 
 
 def _margin(left: float) -> float:

@@ -31,7 +31,8 @@ from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, Say, Tick
 from launcher.group.lease import Pings, Terms
-from launcher.words import Cause, CauseKind, Epoch, Member as Person, Shared
+from launcher.words import Cause, CauseKind, Epoch, Shared
+from launcher.words import Member as Person
 
 LINK = 0  #: a member has one connection
 
@@ -427,7 +428,7 @@ class Member:
 
     def _expired(self, event: Expired, now: float) -> None:
         silent = now - (self.acked_at or now)
-        text = f"rank {self.config.rank}: the leader was silent for {silent:.1f} s, the lease ran out and the engine was killed"
+        text = f"the leader was silent for {silent:.1f} s: the lease ran out and the engine was killed"
         self._stop_alone(Cause(CauseKind.LEADER, self.config.rank, text), 0.0, now)
 
     # --------------------------------------------------------------------------------------------------- an epoch
@@ -615,7 +616,7 @@ class Member:
 
 
 def _told_to_go(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, f"rank {rank} was told to go (SIGTERM)")
+    return Cause(CauseKind.DRAIN, rank, "it was told to go (SIGTERM)")
 
 
 def _next_incarnation(incarnation: str) -> str:

@@ -1,0 +1,43 @@
+"""Where every `launcher` command begins. Decides one thing: whether this is a run, which the guard must start.
+
+The guard has to be the first process and small, so nothing but it is imported before the fork; options are read in the
+agent. All other commands are plain programs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+COMMANDS = ("plan", "doctor", "status", "engines", "local", "render", "completion")
+ASKS = ("--help", "-h", "--version")
+
+
+def main() -> None:
+    """The console script."""
+    if is_run(sys.argv[1:]):
+        from launcher.process import guard
+
+        guard.run(_agent)
+    from launcher import cli
+
+    cli.main()
+
+
+def is_run(args: list[str]) -> bool:
+    """A run starts an engine; everything else only prints."""
+    own = args[: args.index("--")] if "--" in args else args
+    if "_LAUNCHER_COMPLETE" in os.environ or any(a in ASKS for a in own):
+        return False
+    first = next((a for a in own if not a.startswith("-")), "run")
+    return not own or own[0].startswith("-") or first not in COMMANDS
+
+
+def _agent(fd: int) -> int:
+    from launcher import cli
+
+    return cli.run_agent(fd)
+
+
+if __name__ == "__main__":
+    main()

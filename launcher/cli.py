@@ -1,0 +1,470 @@
+"""The command line: click commands that turn flags, LAUNCHER_* variables and a file into Settings. Nothing else.
+
+A flag goes before a variable, a variable before the file, the file before the default. Everything after ``--`` belongs
+to the engine. Errors name the flag (or the variable, or the file's entry), the value and the fix, and exit with 64 for
+what can't be read and 78 for what can't work.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import click
+
+from launcher import __version__
+from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
+from launcher.settings import Settings
+
+PREFIX = "LAUNCHER"
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+# Variables of this prefix that are no options.
+OWN_VARIABLES = {"LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_SYSFS", "LAUNCHER_DEV"}
+
+
+class Seconds(click.ParamType):
+    """A duration: ``90``, ``90s``, ``1.5m``, ``2h``; ``500ms``."""
+
+    name = "duration"
+    _units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        text = str(value).strip().lower()
+        unit = next((u for u in ("ms", "s", "m", "h", "d") if text.endswith(u)), "")
+        try:
+            number = float(text[: len(text) - len(unit)] if unit else text)
+        except ValueError:
+            number = float("nan")
+        if not 0 <= number < float("inf"):
+            self.fail(f"{value!r} is not a duration: write 90, 90s, 1.5m or 2h", param, ctx)
+        return number * self._units.get(unit, 1.0)
+
+
+class Words(click.ParamType):
+    """Several values in one, separated by commas."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, (tuple, list)):
+            return tuple(str(v) for v in value)
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+class Shell(click.ParamType):
+    """Arguments as a shell would read them, in one string."""
+
+    name = "arguments"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, (tuple, list)):
+            return tuple(str(v) for v in value)
+        try:
+            return tuple(shlex.split(str(value)))
+        except ValueError as error:
+            self.fail(f"{value!r} cannot be read: {error}", param, ctx)
+
+
+def _option(*names: str, **more: Any) -> Decorator:
+    more.setdefault("default", None)
+    return click.option(*names, **more)
+
+
+ENGINE = (
+    _option(
+        "--engine", metavar="NAME", help="vllm (default), sglang, reference, or one that `launcher engines` lists."
+    ),
+    _option("--engine-file", metavar="FILE", help="A declarative engine: commands for leader and worker, in TOML."),
+    _option("--backend", metavar="auto|ray|mp", help="vLLM across pods: Ray, or its own multiprocessing. [auto]"),
+    _option("--model", metavar="PATH|NAME", help="The model, as the engine takes it."),
+    _option("--served-model-name", type=Words(), help="Name of the model in the API; several by commas."),
+    _option("--tp", type=int, metavar="N", help="Tensor parallel size."),
+    _option("--pp", type=int, metavar="N", help="Pipeline parallel size."),
+    _option("--dp", type=int, metavar="N", help="Data parallel size."),
+    _option("--ep", is_flag=True, help="Expert parallel."),
+    _option("--port", type=int, metavar="PORT", help="The engine's API port. [the engine's own default]"),
+    _option("--python", metavar="PATH", help="The Python that the engine is installed in. [python3]"),
+    _option("--engine-version", metavar="V", help="Say the engine's version, where it is not installed (plan)."),
+    _option("--gpus-per-pod", type=int, metavar="N", help="GPUs of each pod. [detected]"),
+    _option("--handoff", is_flag=True, help="Execute the engine in the launcher's place: no supervision afterwards."),
+    _option("--revision", metavar="TEXT", help="The pod template's revision (controller-revision-hash)."),
+    _option("--require-same-revision", is_flag=True, help="Wait until all pods have one --revision."),
+)
+IDENTITY = (
+    _option("--size", type=int, metavar="N", help="Pods in the group."),
+    _option("--rank", type=int, metavar="N", help="This pod's rank; 0 is the leader. [found out]"),
+    _option("--leader", metavar="HOST", help="Name or IP of rank 0. [found out]"),
+    _option("--peers", type=Words(), metavar="HOST,...", help="Names or IPs of all ranks, in order."),
+    _option("--group-id", metavar="TEXT", help="Name of the group. [namespace/leader]"),
+    _option("--ordinal-start", type=int, metavar="N", help="The StatefulSet's .spec.ordinals.start. [0]"),
+    _option("--service", metavar="NAME", help="The headless Service that names the pods."),
+    _option("--namespace", metavar="NAME", help="Namespace of the pods. [POD_NAMESPACE]"),
+    _option("--cluster-domain", metavar="DOMAIN", help="DNS domain of the cluster. [cluster.local]"),
+    _option("--address", metavar="IP", help="This pod's own IP. [POD_IP, or by the route to the leader]"),
+)
+NETWORK = (
+    _option(
+        "--interface", metavar="NAME", help="Network interface for collectives. [the one that routes to the leader]"
+    ),
+    _option("--group-port", type=int, metavar="PORT", help="Port of the group's link, on the leader. [9470]"),
+    _option("--agent-port", type=int, metavar="PORT", help="Port of /livez /readyz /metrics /status. [9471]"),
+    _option("--master-port", type=int, metavar="PORT", help="torch.distributed's port. [the engine's own default]"),
+    _option("--ray-port", type=int, metavar="PORT", help="Port of Ray's GCS. [6379]"),
+    _option("--ray-args", type=Shell(), metavar="'ARGS'", help="More options for `ray start`, quoted."),
+)
+GROUP = (
+    _option(
+        "--join-timeout",
+        type=Seconds(),
+        help="Give the first gathering up after this; 0: never. [StatefulSet, LWS: never; else 30m]",
+    ),
+    _option("--ray-timeout", type=Seconds(), help="Limit for each Ray stage. [300s]"),
+    _option("--lease", type=Seconds(), help="Silence after which a member's engine is dead. [10s]"),
+    _option("--max-restarts", type=int, metavar="N", help="Restarts in place within the window; 0: none. [10]"),
+    _option("--restart-window", type=Seconds(), help="[1h]"),
+    _option("--stop-grace", type=Seconds(), help="From TERM to KILL when a failure stops the engine. [3s]"),
+    _option("--grace", type=Seconds(), help="The pod's terminationGracePeriodSeconds. [30s]"),
+    _option("--drain-settle", type=Seconds(), help="Serve on at least this long after SIGTERM. [5s]"),
+    _option("--token-file", metavar="FILE", help="A secret that all pods share; members must prove it."),
+    _option("--state-dir", metavar="DIR", help="An emptyDir for what a restarted container should remember."),
+)
+HEALTH = (
+    _option("--startup-timeout", type=Seconds(), help="Limit for the whole start. [none]"),
+    _option("--startup-stall-timeout", type=Seconds(), help="Start-up without any sign of life. [30m]"),
+    _option("--health-interval", type=Seconds(), help="Between health checks. [1s]"),
+    _option("--health-failures", type=int, metavar="N", help="Failed checks in a row that end the epoch. [3]"),
+    _option("--hang-timeout", type=Seconds(), help="Requests run and no token moves; 0: never. [300s]"),
+    _option("--canary-interval", type=Seconds(), help="Ask an idle engine for one token; 0: never. [0]"),
+    _option("--worker-ready", metavar="group|never", help="When a worker's /readyz is 200. [group]"),
+)
+OUTPUT = (
+    _option("--log-format", metavar="text|json", help="[text]"),
+    _option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [info]"),
+    _option("--termination-log", metavar="FILE", help="[/dev/termination-log]"),
+)
+SECTIONS = (
+    ("Engine", ENGINE),
+    ("Who this pod is", IDENTITY),
+    ("Network", NETWORK),
+    ("Group", GROUP),
+    ("Health", HEALTH),
+    ("Output", OUTPUT),
+)
+ALL = tuple(option for _, options in SECTIONS for option in options)
+CONFIG = click.option("--config", metavar="FILE", help="Settings from a TOML file: the long option names as keys.")
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Every option that makes Settings, and what goes to the engine."""
+    command = click.argument("engine_args", nargs=-1, type=click.UNPROCESSED)(command)
+    for option in reversed((*ALL, CONFIG)):
+        command = option(command)
+    return command
+
+
+class Command(click.Command):
+    """Help in sections; and everything after ``--`` is kept apart, so that a stray word before it is an error."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, engine = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+        ctx.meta["engine_args"] = tuple(engine)
+        return super().parse_args(ctx, own)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
+        shown: set[str | None] = set()
+        for title, options in SECTIONS:
+            names = [_name_of(option) for option in options]
+            rows = [r for r in (records.get(n) for n in names) if r]
+            shown.update(names)
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        rest = [r for n, r in records.items() if n not in shown and r]
+        if rest:
+            with formatter.section("Options"):
+                formatter.write_dl(rest)
+
+
+def _name_of(option: Decorator) -> str:
+    """The parameter that an option decorator makes."""
+
+    def probe() -> None: ...
+
+    option(probe)
+    return str(probe.__click_params__[-1].name)  # type: ignore[attr-defined]
+
+
+class Group(click.Group):
+    """`launcher --engine vllm` is `launcher run --engine vllm`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        if first not in self.commands and first not in ("--help", "-h", "--version"):
+            if first and not first.startswith("-"):
+                import difflib
+
+                near = difflib.get_close_matches(first, self.commands, 1)
+                hint = f"; did you mean `launcher {near[0]}`?" if near else ""
+                raise click.UsageError(f"there is no command {first!r}{hint} (see `launcher --help`)")
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Every option has a variable: --join-timeout is LAUNCHER_JOIN_TIMEOUT. `launcher run --help` lists them all.",
+)
+@click.version_option(__version__, prog_name="launcher")
+def cli() -> None:
+    """The entrypoint of every pod of a multi-node LLM inference engine.
+
+    \b
+    launcher --engine vllm --model M --tp 2 --pp 2 [-- ENGINE ARGS]
+        in every pod of a group, or alone on one machine
+    launcher plan --engine vllm --model M --tp 8 --pp 2 --size 2
+        what every rank would run, and why
+    launcher local --size 2 --engine reference
+        a whole group on this machine
+    """
+
+
+@cli.command(cls=Command)
+@settings_options
+@click.pass_context
+def run(ctx: click.Context, **flags: Any) -> int:
+    """Find the role, form the group, start the engine, keep the group's fate one. The default command."""
+    from launcher import agent, planning
+
+    settings, environ, warnings = read(ctx, flags, os.environ)
+    fd: int = ctx.obj
+    planning.identity_of(settings, environ)
+    return agent.main(fd, settings, environ, warnings)
+
+
+@cli.command(cls=Command)
+@settings_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for programs.")
+@click.option("--only", type=int, metavar="RANK", help="Print this rank only.")
+@click.pass_context
+def plan(ctx: click.Context, as_json: bool, only: int | None, **flags: Any) -> None:
+    """What every rank would run, and why. Touches no network and starts nothing."""
+    from launcher import show
+
+    settings, environ, warnings = read(ctx, flags, os.environ)
+    page = show.plan(settings, environ, warnings)
+    click.echo(show.as_json(page) if as_json else show.as_text(page, only))
+
+
+@cli.command()
+def engines() -> None:
+    """The engines that this launcher can start."""
+    from launcher.engines.registry import available
+
+    rows = available()
+    width = max(len(name) for name, _, _ in rows)
+    for name, summary, origin in rows:
+        click.echo(f"{name:<{width}}  {summary}  [{origin}]")
+    click.echo("\nAny other engine: --engine-file FILE (see docs/engine-file.md)")
+
+
+@cli.command(cls=Command)
+@settings_options
+@click.pass_context
+def local(ctx: click.Context, **flags: Any) -> None:
+    """A whole group on this machine: rank r on 127.0.0.(1+r), the same ports on each. Ctrl-C stops all."""
+    from launcher import local as group
+
+    settings, _, _ = read(ctx, flags, os.environ)
+    if settings.size is None:
+        raise UsageError("launcher local needs --size", "say how many ranks: --size 2")
+    sys.exit(group.run(settings.size, sys.argv[2:], settings))
+
+
+@cli.command()
+@click.option(
+    "--url", metavar="URL", help="Agent address of a pod. [http://127.0.0.1:9471]", envvar="LAUNCHER_STATUS_URL"
+)
+@click.option(
+    "--agent-port", type=int, default=None, envvar="LAUNCHER_AGENT_PORT", help="Its port, on this pod. [9471]"
+)
+@click.option(
+    "--token-file", metavar="FILE", envvar="LAUNCHER_TOKEN_FILE", help="The group's secret, for details from afar."
+)
+@click.option("--json", "as_json", is_flag=True, help="The object as it came.")
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+def status(url: str | None, agent_port: int | None, token_file: str | None, as_json: bool, watch: bool) -> None:
+    """What a pod says of its group, as a table."""
+    from launcher import show_status
+
+    sys.exit(show_status.run(url, agent_port, token_file, as_json, watch))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes launcher's options: eval "$(launcher completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "launcher", "_LAUNCHER_COMPLETE").source())
+
+
+# -------------------------------------------------------------------------------------------- into Settings
+
+
+def read(
+    ctx: click.Context, flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
+    """Settings, the environment without what service links put there, and warnings.
+
+    Raises:
+        UsageError: something that cannot be read.
+        ConfigError: something that cannot work.
+    """
+    from launcher.identity.service_links import strip
+
+    flags = {k: v for k, v in flags.items() if k != "engine_args"}
+    config = flags.pop("config", None)
+    clean, warnings = strip(environ)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    config = config or clean.get(f"{PREFIX}_CONFIG")
+    entries = _file(config) if config else {}
+    params = {p.name: p for p in ctx.command.params if p.name is not None}
+    for name in flags:
+        param = params[name]
+        variable = f"{PREFIX}_{name.upper()}"
+        given = flags[name]
+        if given is not None and given is not False and given != ():
+            values[name], origins[name] = given, param.opts[0]
+        elif clean.get(variable, "") != "":
+            values[name], origins[name] = _convert(param, clean[variable], variable, ctx), variable
+        elif name in entries:
+            origin = f"{config}: {name.replace('_', '-')}"
+            values[name], origins[name] = _convert(param, entries[name], origin, ctx), origin
+    args = tuple(ctx.meta.get("engine_args", ()))
+    if args:
+        values["engine_args"], origins["engine_args"] = args, "--"
+    elif clean.get(f"{PREFIX}_ENGINE_ARGS"):
+        variable = f"{PREFIX}_ENGINE_ARGS"
+        values["engine_args"] = _shell_words(clean[variable], variable)
+        origins["engine_args"] = variable
+    elif "engine_args" in entries:
+        values["engine_args"], origins["engine_args"] = (
+            tuple(map(str, entries["engine_args"])),
+            f"{config}: engine-args",
+        )
+    unknown = sorted(
+        k
+        for k in clean
+        if k.startswith(f"{PREFIX}_")
+        and k not in OWN_VARIABLES
+        and k[len(PREFIX) + 1 :].lower() not in {*params, "engine_args", "config", "status_url"}
+    )
+    more = tuple(f"{k} is set and is no option of the launcher: ignored" for k in unknown)
+    return Settings(**values, origins=MappingProxyType(origins)), clean, (*warnings, *more)
+
+
+def _convert(param: click.Parameter, value: Any, origin: str, ctx: click.Context) -> Any:
+    if isinstance(param, click.Option) and param.is_flag:
+        if isinstance(value, bool):
+            return value
+        word = str(value).strip().lower()
+        if word in ("1", "true", "yes", "on"):
+            return True
+        if word in ("0", "false", "no", "off"):
+            return False
+        raise UsageError(f"{origin}={value} is neither true nor false", "write true or false")
+    if isinstance(value, bool):
+        raise UsageError(
+            f"{origin}={str(value).lower()}: this takes a value", f"see {param.opts[0]} in `launcher run --help`"
+        )
+    try:
+        return param.type.convert(value, param, ctx)
+    except click.UsageError as error:
+        raise UsageError(f"{origin}={value}: {error.message}", f"correct it, or give {param.opts[0]}") from None
+
+
+def _shell_words(text: str, origin: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"{origin}={text!r} cannot be read: {error}", "quote it as for a shell") from None
+
+
+def _file(path: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}", "give a readable TOML file") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not TOML: {error}", "write `key = value` lines") from None
+    known = {_name_of(option) for option in ALL} | {"engine_args"}
+    found = {}
+    for key, value in entries.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see `launcher run --help`"
+            raise UsageError(f"--config {path}: there is no setting {key}", hint)
+        found[name] = value
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- endings
+
+
+def main() -> None:
+    """All commands but `run`."""
+    sys.exit(_ended(lambda: cli.main(prog_name="launcher", standalone_mode=False)))
+
+
+def run_agent(fd: int) -> int:
+    """`run`, in the agent that the guard forked; ``fd`` is its end of the channel."""
+    return _ended(lambda: cli.main(prog_name="launcher", standalone_mode=False, obj=fd))
+
+
+def _ended(command: Callable[[], Any]) -> int:
+    """Errors in words, and the exit code of their kind."""
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except click.UsageError as error:
+        _say(error.format_message(), "see `launcher run --help`")
+        return int(ExitCode.USAGE)
+    except click.ClickException as error:
+        _say(error.format_message(), "")
+        return int(ExitCode.USAGE)
+    except LauncherError as error:
+        _say(error.message, error.fix)
+        return int(error.code)
+    except BrokenPipeError:
+        return 0
+
+
+def _say(message: str, fix: str) -> None:
+    click.echo(f"launcher: {message}" + (f"\n  fix: {fix}" if fix else ""), err=True)
+
+
+__all__ = ["ConfigError", "cli", "main", "read", "run_agent"]

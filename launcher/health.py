@@ -1,0 +1,214 @@
+"""Is the engine well? Asked on rank 0 only, where the answer means something, while the group serves.
+
+Three questions, each its own loop: does the health endpoint answer, do tokens move while requests run, and, while
+draining, is anything still in flight. What the answers mean is decided by pure functions over successive samples, with
+the time as an argument; `agent.py` turns a verdict into a failure of the epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher import probe
+from launcher.settings import Settings
+from launcher.words import Cause, CauseKind, Health
+
+METRICS_EVERY = 5.0  #: seconds between looks at the engine's metrics while it serves
+IDLE_EVERY = 0.25
+IDLE_FOR = 2.0  #: running + waiting must stay 0 this long before the engine counts as drained
+
+_SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})?\s+(\S+)")
+
+Labels = str
+Samples = Mapping[str, Mapping[Labels, float]]  #: metric name -> labels as written -> value
+
+
+def samples(text: str, names: Iterable[str]) -> dict[str, dict[Labels, float]]:
+    """The named metrics of a Prometheus text page. ``a{b="c"}`` asks for samples that carry that label."""
+    wanted: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        bare, brace, label = name.partition("{")
+        wanted.setdefault(bare, []).append((name, label.rstrip("}") if brace else ""))
+    found: dict[str, dict[Labels, float]] = {}
+    for line in text.splitlines():
+        match = _SAMPLE.match(line)
+        if match is None or match[1] not in wanted:
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        labels = match[2] or ""
+        for name, label in wanted[match[1]]:
+            if label in labels:
+                found.setdefault(name, {})[labels] = value
+    return found
+
+
+@dataclass
+class Progress:
+    """Forward progress, judged for each engine by its own labels: a stuck data-parallel rank hides in a sum."""
+
+    health: Health
+    limit: float  #: seconds that a label may run requests while its counters stand still
+    _moved: dict[Labels, tuple[tuple[float, ...], float]] = field(default_factory=dict)
+
+    def look(self, page: Samples, now: float) -> str:
+        """Take in one sample; words if an engine makes no progress, else nothing."""
+        if any(v > 0 for n in self.health.sleeping for v in page.get(n, {}).values()):
+            self._moved.clear()  # asleep on purpose
+            return ""
+        engines = {_engine(labels) for n in self.health.running for labels in page.get(n, {})}
+        for engine in sorted(engines):
+            running = sum(_of(page, self.health.running, engine))
+            counters = tuple(_of(page, self.health.progress, engine))
+            before = self._moved.get(engine)
+            if running <= 0 or before is None or before[0] != counters:
+                self._moved[engine] = (counters, now)
+            elif now - before[1] >= self.limit:
+                which = f" ({engine})" if engine else ""
+                return f"{running:g} requests run{which} and no token moved for {now - before[1]:.0f} s"
+        return ""
+
+
+def in_flight(health: Health, page: Samples) -> float:
+    """Requests that run or wait, all engines together."""
+    return sum(v for n in (*health.running, *health.waiting) for v in page.get(n, {}).values())
+
+
+def _engine(labels: Labels) -> str:
+    """Which engine a sample speaks of: the label that tells data-parallel ranks apart, where there is one."""
+    match = re.search(r'(?:engine|engine_index|dp_rank)="([^"]*)"', labels)
+    return match[0] if match else ""
+
+
+def _of(page: Samples, names: Iterable[str], engine: str) -> list[float]:
+    """Values of an engine, in a steady order."""
+    return [v for n in names for labels, v in sorted(page.get(n, {}).items()) if _engine(labels) == engine]
+
+
+class HealthWatch:
+    """The loops. ``broke(cause)`` is called at most once; ``idle()`` when a drain has nothing left to wait for."""
+
+    def __init__(
+        self,
+        rank: int,
+        settings: Settings,
+        health: Health,
+        process: str,
+        broke: Callable[[Cause], None],
+        idle: Callable[[], None],
+        moving: Callable[[], int | None],
+    ) -> None:
+        self._rank = rank
+        self._settings = settings
+        self._health = health
+        self._process = process
+        self._broke = broke
+        self._idle = idle
+        self._moving = moving
+        self._tasks: list[asyncio.Task[None]] = []
+        self.ok = False
+        self.words = ""  #: what the endpoint said last, when it was not well
+        self.in_flight: float | None = None
+
+    def start(self) -> None:
+        """The group serves: begin to look."""
+        self.ok = True
+        if self._health.url:
+            self._loop(self._look_at_health())
+        if self._health.metrics_url and self._health.running and self._settings.hang_timeout:
+            self._loop(self._look_at_progress())
+        if self._health.canary_url and self._settings.canary_interval:
+            self._loop(self._send_canaries())
+
+    def drain(self) -> None:
+        """No new work comes: say when the last is done."""
+        self._loop(self._wait_until_idle())
+
+    def stop(self) -> None:
+        self.ok = False
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+
+    def _loop(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    def _fail(self, kind: CauseKind, text: str) -> None:
+        self.ok = False
+        self._broke(Cause(kind, self._rank, text, self._process))
+
+    async def _look_at_health(self) -> None:
+        failures = 0
+        interval = self._settings.health_interval
+        while True:
+            await asyncio.sleep(interval)
+            assert self._health.url is not None
+            reply = await probe.ask(self._health.url, max(5.0, 2 * interval), insecure=self._health.insecure)
+            self.words = "" if reply.ok else reply.words
+            failures = 0 if reply.ok else failures + 1
+            self.ok = reply.ok
+            if failures >= self._settings.health_failures:
+                text = f"{self._process} failed its health check {failures} times in a row: {reply.words}"
+                self._fail(CauseKind.HEALTH, text)
+                return
+
+    async def _look_at_progress(self) -> None:
+        limit = self._settings.hang_timeout
+        progress = Progress(self._health, limit)
+        names = (*self._health.running, *self._health.progress, *self._health.sleeping)
+        while True:
+            await asyncio.sleep(min(METRICS_EVERY, limit / 4))
+            page = await self._page(names)
+            stuck = "" if page is None else progress.look(page, time.monotonic())
+            if stuck:
+                self._fail(CauseKind.HANG, f"{self._process}: {stuck} (--hang-timeout {limit:g})")
+                return
+
+    async def _send_canaries(self) -> None:
+        limit = self._settings.hang_timeout or 300.0
+        names = (*self._health.running, *self._health.waiting, *self._health.sleeping)
+        while True:
+            await asyncio.sleep(self._settings.canary_interval)
+            page = await self._page(names)
+            if page is None or in_flight(self._health, page) > 0:
+                continue  # real requests tell as much
+            if any(v > 0 for n in self._health.sleeping for v in page.get(n, {}).values()):
+                continue
+            assert self._health.canary_url is not None
+            reply = await probe.ask(
+                self._health.canary_url, limit, insecure=self._health.insecure, body=self._health.canary_body
+            )
+            if reply.status == 0 or reply.status >= 500:
+                text = f"{self._process} did not make one token when asked (--canary-interval): {reply.words}"
+                self._fail(CauseKind.HANG, text)
+                return
+
+    async def _wait_until_idle(self) -> None:
+        """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes."""
+        began = time.monotonic()
+        quiet_since, moved = began, self._moving()
+        names = (*self._health.running, *self._health.waiting)
+        while True:
+            page = await self._page(names) if self._health.metrics_url and names else {}
+            self.in_flight = None if page is None else in_flight(self._health, page)
+            now, moves = time.monotonic(), self._moving()
+            if self.in_flight or moves != moved:
+                quiet_since, moved = now, moves
+            settled = now - began >= self._settings.drain_settle
+            if settled and now - quiet_since >= min(IDLE_FOR, self._settings.drain_settle or IDLE_FOR):
+                self._idle()
+                return
+            await asyncio.sleep(IDLE_EVERY)
+
+    async def _page(self, names: Iterable[str]) -> Samples | None:
+        if not self._health.metrics_url:
+            return None
+        reply = await probe.ask(self._health.metrics_url, 5.0, insecure=self._health.insecure)
+        return samples(reply.body.decode("utf-8", "replace"), names) if reply.ok else None

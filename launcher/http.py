@@ -1,0 +1,106 @@
+"""What a pod answers over HTTP, from the first second: /livez /readyz /metrics /status.
+
+Its own listener and limits, apart from the group port. It knows nothing of the group: the agent hands it functions
+that give the answers. The websockets library parses the requests (it serves the group link anyway); only GET exists.
+
+/livez is 200 whenever the event loop turns, also while waiting for peers for an hour and while a model loads: a kubelet
+must not kill for that. /readyz asks the agent. /status gives its details to loopback, and to bearers of the secret.
+"""
+
+from __future__ import annotations
+
+import http
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from launcher.group.proof import same
+
+OPEN_SECONDS = 5.0
+
+_SILENT = logging.getLogger("launcher.http")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+_SILENT.setLevel(logging.CRITICAL + 1)
+
+PUBLIC = ("phase", "rank", "size", "ready")
+
+
+class Pages:
+    """What is served, as functions without arguments."""
+
+    def __init__(
+        self,
+        ready: Callable[[], tuple[bool, str]],
+        metrics: Callable[[], str],
+        status: Callable[[], Mapping[str, Any]],
+        secret: str = "",
+    ) -> None:
+        self.ready = ready
+        self.metrics = metrics
+        self.status = status
+        self.secret = secret  #: hex digest that bearers present; empty: everybody sees everything
+
+
+async def listen(pages: Pages, host: str | None, port: int) -> Server:
+    """Serve on ``port`` of ``host``, None: of all addresses. Raises OSError."""
+
+    async def never(connection: ServerConnection) -> None:
+        """No WebSocket is ever accepted."""
+
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        peer = connection.remote_address
+        return respond(pages, request.path, request.headers, str(peer[0]) if isinstance(peer, tuple) else "")
+
+    return await serve(
+        never,
+        host,
+        port,
+        process_request=answer,
+        compression=None,
+        ping_interval=None,
+        open_timeout=OPEN_SECONDS,
+        close_timeout=0.5,
+        logger=_SILENT,
+        server_header=None,
+    )
+
+
+def respond(pages: Pages, target: str, headers: Mapping[str, str], peer: str) -> Response:
+    """The answer to one GET."""
+    path = urlsplit(target).path
+    if path == "/livez":
+        return _reply(http.HTTPStatus.OK, "alive\n")
+    if path == "/readyz":
+        ready, why = pages.ready()
+        return _reply(http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n")
+    if path == "/metrics":
+        return _reply(http.HTTPStatus.OK, pages.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+    if path == "/status":
+        status = dict(pages.status())
+        if not _may_see(pages, headers, peer):
+            status = {k: v for k, v in status.items() if k in PUBLIC}
+            status["note"] = "details need `Authorization: Bearer ...` (see --token-file) or a request from the pod"
+        return _reply(http.HTTPStatus.OK, json.dumps(status) + "\n", "application/json")
+    return _reply(http.HTTPStatus.NOT_FOUND, "there are /livez /readyz /metrics /status\n")
+
+
+def _may_see(pages: Pages, headers: Mapping[str, str], peer: str) -> bool:
+    if not pages.secret or peer.startswith("127.") or peer in ("::1", "::ffff:127.0.0.1"):
+        return True
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and same(token.strip(), pages.secret)
+
+
+def _reply(status: http.HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8") -> Response:
+    body = text.encode()
+    headers = Headers(
+        {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close", "Cache-Control": "no-store"}
+    )
+    return Response(status.value, status.phrase, headers, body)

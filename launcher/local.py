@@ -1,0 +1,110 @@
+"""`launcher local --size N`: a whole group on this machine, for trying things out and for demos.
+
+Rank r is a launcher of its own on 127.0.0.(1+r), so all ranks use the same ports, as pods do. What they print becomes
+one stream with a prefix for each rank. Ctrl-C (or SIGTERM) is passed on to all; the exit code is that of the first rank
+that failed, in the order of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from typing import IO, Any
+
+from launcher.errors import ConfigError
+from launcher.settings import Settings
+
+COLOURS = (36, 33, 35, 32, 34, 31)
+
+
+def run(size: int, args: list[str], settings: Settings) -> int:
+    """Start ``size`` ranks with the command line ``args`` (without the word local) and wait for all."""
+    if size > 250:
+        raise ConfigError(f"--size {size} is more than this machine's loopback ranks", "give 250 or less")
+    wrap = _own_shm(settings, size)
+    ranks = [_start(rank, size, args, wrap) for rank in range(size)]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda n, _: [_pass_on(r, n) for r in ranks])  # type: ignore[func-returns-value]
+    _prefix_all(ranks)
+    codes = [r.wait() for r in ranks]
+    codes = [c if c >= 0 else 128 - c for c in codes]
+    return next((c for c in codes if c), 0)
+
+
+def _start(rank: int, size: int, args: list[str], wrap: list[str]) -> subprocess.Popen[bytes]:
+    environ = dict(os.environ)
+    for name in ("LAUNCHER_PEERS", "LAUNCHER_LEADER"):
+        environ.pop(name, None)
+    environ |= {
+        "LAUNCHER_RANK": str(rank),
+        "LAUNCHER_SIZE": str(size),
+        "LAUNCHER_LEADER": "127.0.0.1",
+        "LAUNCHER_ADDRESS": f"127.0.0.{rank + 1}",
+        "LAUNCHER_GROUP_ID": os.environ.get("LAUNCHER_GROUP_ID", f"local/{os.getpid()}"),
+        "LAUNCHER_TERMINATION_LOG": os.devnull,
+    }
+    command = [*wrap, sys.executable, "-m", "launcher", "run", *args]
+    # Its own process group: Ctrl-C must reach the ranks once, through us.
+    return subprocess.Popen(
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _pass_on(rank: subprocess.Popen[bytes], number: int) -> None:
+    if rank.poll() is None:
+        rank.send_signal(number)
+
+
+def _prefix_all(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Copy lines until every rank has closed its output."""
+    paint = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    out = sys.stdout.buffer
+    with selectors.DefaultSelector() as selector:
+        parts: dict[int, bytes] = {}
+        for rank, process in enumerate(ranks):
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
+            selector.register(process.stdout, selectors.EVENT_READ, rank)
+            parts[rank] = b""
+        while selector.get_map():
+            for key, _ in selector.select():
+                stream: IO[bytes] = key.fileobj  # type: ignore[assignment]
+                data = stream.read(1 << 16)
+                rank = key.data
+                if data is None:
+                    continue
+                *lines, parts[rank] = (parts[rank] + data).split(b"\n")
+                if not data:
+                    selector.unregister(stream)
+                    lines += [parts[rank]] if parts[rank] else []
+                for line in lines:
+                    out.write(_mark(rank, paint) + line + b"\n")
+            out.flush()
+
+
+def _mark(rank: int, paint: bool) -> bytes:
+    text = f"[{rank}] "
+    return (f"\x1b[{COLOURS[rank % len(COLOURS)]}m{text}\x1b[0m" if paint else text).encode()
+
+
+def _own_shm(settings: Settings, size: int) -> list[str]:
+    """SGLang takes ranks that share /dev/shm for ranks of one host, and hangs: each gets a mount namespace of its own."""
+    if size == 1 or settings.engine != "sglang" or settings.engine_file:
+        return []
+    wrap = [sys.executable, "-m", "launcher.own_shm", "--"]
+    probe: Any = subprocess.run([*wrap, "true"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        raise ConfigError(
+            "SGLang ranks on one machine each need a /dev/shm of their own, and this user may not mount one "
+            f"({probe.stderr.strip()})",
+            "run as root or where unprivileged user namespaces are allowed; or run the ranks in containers",
+        )
+    return wrap

@@ -1,0 +1,75 @@
+"""The launcher's own log: one line an event, key=value, with the rank and the epoch on each; text or JSON.
+
+Lines go out through the guard's queue, so a log that nobody reads never blocks the agent. Text that came from a peer or
+from an engine is escaped: it can't forge a line or move a cursor.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+
+LEVELS = ("debug", "info", "warning", "error")
+REMIND_SECONDS = 60.0
+
+
+class Log:
+    """Writes lines with ``write(text)``. ``epoch`` is set by the agent as epochs come and go."""
+
+    def __init__(
+        self, write: Callable[[str], None], rank: int | None, style: str = "text", level: str = "info"
+    ) -> None:
+        self._write = write
+        self._rank = rank
+        self._style = style
+        self._least = LEVELS.index(level)
+        self._waiting: tuple[str, float] = ("", 0.0)
+        self.epoch = ""
+
+    def __call__(self, event: str, fields: Mapping[str, object] | None = None, level: str = "info") -> None:
+        """One event: a few words, and what belongs to it."""
+        if LEVELS.index(level) >= self._least:
+            self._write(self._line(event, fields or {}, level))
+
+    def waiting(self, text: str) -> None:
+        """What is missing: said when it changes, and once a minute while it does not."""
+        before, at = self._waiting
+        now = time.monotonic()
+        if text == before and now - at < REMIND_SECONDS:
+            return
+        self._waiting = (text, now)
+        if text:
+            self(text if text != before else f"still {text}")
+
+    def block(self, lines: list[str]) -> None:
+        """Several lines that belong together: the first failure and its last words."""
+        if self._style == "json":
+            self._write(self._line(lines[0].strip(), {"detail": lines[1:]}, "error"))
+        else:
+            self._write("".join(f"{_plain(line)}\n" for line in lines))
+
+    def _line(self, event: str, fields: Mapping[str, object], level: str) -> str:
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        where: dict[str, object] = {}
+        if self._rank is not None:
+            where["rank"] = self._rank
+        if self.epoch:
+            where["epoch"] = self.epoch
+        if self._style == "json":
+            return json.dumps({"time": now, "level": level, "event": event, **where, **fields}, default=str) + "\n"
+        mark = "" if level == "info" else f"{level.upper()} "
+        pairs = "".join(f" {k}={_value(v)}" for k, v in fields.items() if v not in (None, ""))
+        place = "".join(f" {k}={v}" for k, v in where.items())
+        return f"{now} launcher{place} {mark}{_plain(event)}{pairs}\n"
+
+
+def _value(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
+
+
+def _plain(text: str) -> str:
+    """Printable: control characters and line ends become escapes."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,237 @@
+"""From settings to a plan: the steps that `launcher plan` and the agent take alike, in the order of taking them.
+
+The agent takes them with real addresses and asks the engine's interpreter through the guard; `launcher plan` takes them
+with names in the place of addresses. Each step is small and calls one room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher.engines.base import Engine
+from launcher.errors import ConfigError
+from launcher.process import tree
+from launcher.settings import Settings
+from launcher.words import Epoch, Identity, Member, NodeFacts, Plan, Shared, SourceReport, Stage
+
+Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+_versions: dict[tuple[Any, ...], Mapping[str, str]] = {}
+
+
+# ---------------------------------------------------------------------------------------------------- who am I
+
+
+def identity_of(
+    settings: Settings, environ: Mapping[str, str], hostname: str | None = None
+) -> tuple[Identity, tuple[SourceReport, ...], tuple[str, ...]]:
+    """This pod's identity, what each source said, and warnings. Raises ConfigError."""
+    from launcher.identity import identify
+
+    try:
+        namespace = NAMESPACE_FILE.read_text(encoding="utf-8")
+    except OSError:
+        namespace = ""
+    return identify(settings, environ, hostname or socket.gethostname(), namespace)
+
+
+def secret_of(settings: Settings) -> bytes | None:
+    """The group's secret, from ``--token-file``."""
+    if settings.token_file is None:
+        return None
+    from launcher.group.proof import read_secret
+
+    return read_secret(settings.token_file, settings.said("token_file"))
+
+
+def engine_of(settings: Settings) -> Engine:
+    from launcher.engines.registry import load
+
+    return load(settings)
+
+
+# ------------------------------------------------------------------------------------------------- what is here
+
+
+async def learn(settings: Settings, engine: Engine, environ: Mapping[str, str], ask: Ask) -> NodeFacts:
+    """GPUs of this pod and the versions in the engine's interpreter. Both are asked at the same time."""
+    versions, gpus = await asyncio.gather(
+        _ask_versions(settings, engine, ask), _ask_gpus(settings, engine, environ, ask)
+    )
+    count, model = gpus
+    return NodeFacts(versions=versions[0], versions_known=versions[1], gpus=count, gpu_model=model)
+
+
+async def _ask_versions(settings: Settings, engine: Engine, ask: Ask) -> tuple[Mapping[str, str], bool]:
+    wanted = engine.distributions(settings)
+    if not wanted:
+        return {}, False
+    from launcher.engines import versions
+
+    interpreter = engine.interpreter(settings)
+    key = (*versions.cache_key(interpreter), wanted)
+    if key not in _versions:
+        code, output = await ask(versions.argv(interpreter, wanted), versions.TIMEOUT)
+        if code == 127:
+            raise ConfigError(
+                f"the engine's interpreter {interpreter} cannot be started: {output}",
+                "name the Python that the engine is installed in with --python",
+            )
+        _versions[key] = versions.parse(output, interpreter)
+    return _versions[key], True
+
+
+async def _ask_gpus(settings: Settings, engine: Engine, environ: Mapping[str, str], ask: Ask) -> tuple[int | None, str]:
+    from launcher.network.gpus import visible_gpus
+
+    smi = None
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        code, output = await ask(("nvidia-smi", "-L"), 10.0)
+        smi = output if code == 0 else None
+    found = visible_gpus(environ, Path("/dev"), smi)
+    return (found.count if settings.gpus_per_pod is None else settings.gpus_per_pod), found.model
+
+
+def fingerprint(settings: Settings, engine: Engine, facts: NodeFacts) -> dict[str, str]:
+    """Everything that must be equal on all ranks."""
+    from launcher.engines.fingerprint import model_identity
+
+    found = dict(engine.fingerprint(settings, facts))
+    if settings.model:
+        found |= model_identity(settings.model)
+    found["lease"] = f"{settings.lease:g}"
+    found["handoff"] = str(settings.handoff).lower()
+    if settings.require_same_revision:
+        found["revision"] = settings.revision or ""
+    return {k[:64]: v[:600] for k, v in found.items()}
+
+
+# ------------------------------------------------------------------------------------------------- the network
+
+
+def network(
+    settings: Settings, identity: Identity, environ: Mapping[str, str], leader: Sequence[str]
+) -> tuple[str, dict[str, str], tuple[str, ...]]:
+    """Own address, the variables for collectives, and warnings."""
+    from launcher.network import addresses
+    from launcher.network.environment import Surroundings, collective_environment
+
+    among = addresses.interfaces()
+    chosen = addresses.named(settings.interface, settings.said("interface"), among) if settings.interface else None
+    address, _ = addresses.own_address(identity.address, identity.leader, leader, chosen)
+    variables, warnings = collective_environment(Surroundings(environ), address, among, chosen)
+    return address, {v.name: v.value for v in variables if v.setter == "launcher"}, warnings
+
+
+def bind(settings: Settings) -> str:
+    """Where an engine listens for callers by default: everywhere; under ``launcher local`` on the rank's address."""
+    own = settings.address or ""
+    if own.startswith("127.") or own == "::1":
+        return own
+    return "::" if ":" in own else "0.0.0.0"
+
+
+def listen_host(settings: Settings) -> str | None:
+    """Where the launcher's own ports listen; None: on all addresses."""
+    own = bind(settings)
+    return None if own in ("0.0.0.0", "::") else own
+
+
+def port_error(name: str, settings: Settings, error: OSError) -> ConfigError:
+    flag = "--" + name.replace("_", "-")
+    return ConfigError(
+        f"{settings.said(name)} cannot be used: {error.strerror or error}",
+        f"is another launcher running here? Give another {flag} on every pod of the group",
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- the plan
+
+
+def sketch(identity: Identity, addresses: Sequence[str] = ()) -> Shared:
+    """An epoch before there is one, with names in angle brackets where addresses are not known."""
+    names = tuple(addresses) or tuple(f"<ip of {identity.name_of(r)}>" for r in range(identity.size))
+    if identity.alone and not addresses:
+        names = (identity.address or "127.0.0.1",)
+    return Shared(Epoch(1, "0"), tuple(Member(r, str(r), a) for r, a in enumerate(names)))
+
+
+def with_environment(plan: Plan, variables: Mapping[str, str], environ: Mapping[str, str]) -> Plan:
+    """The per-node variables under each process's own; what the user set in the environment stays."""
+    own = {k: v for k, v in variables.items() if k not in environ}
+    if not own:
+        return plan
+    stages = tuple(
+        Stage(s.name, tuple(replace(p, env={**own, **p.env}) for p in s.processes), s.timeout, s.on_timeout)
+        for s in plan.stages
+    )
+    return replace(plan, stages=stages)
+
+
+def with_token(shared: Shared, secret: bytes | None, group: str, wanted: bool) -> Shared:
+    """With a secret the epoch's Ray token is derived from it on every rank."""
+    if secret is None or not wanted:
+        return shared
+    from launcher.group.proof import ray_token
+
+    return replace(shared, token=ray_token(secret, group, shared.epoch))
+
+
+async def taken_ports(plan: Plan, address: str) -> str:
+    """The first port of the plan that somebody listens on already, in words; empty: all are free."""
+    for port in plan.ports:
+        for host in dict.fromkeys((address, "127.0.0.1" if not address.startswith("127.") else address)):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port.number))
+                except OSError as error:
+                    if error.errno == 98:  # EADDRINUSE; an address that is not ours is not the port's fault
+                        return f"port {port.number} ({port.name})"
+    return ""
+
+
+# --------------------------------------------------------------------------------------- before and after an epoch
+
+
+def oom_kills() -> int | None:
+    """How many processes the kernel has killed in this cgroup for want of memory; None: nobody tells."""
+    try:
+        from launcher.process import leftovers
+    except ImportError:
+        return None
+    return leftovers.oom_kills()
+
+
+def shm_snapshot() -> Any:
+    try:
+        from launcher.process import leftovers
+    except ImportError:
+        return None
+    return leftovers.snapshot()
+
+
+async def clean_up(plan: Plan | None, snapshot: Any) -> tuple[str, ...]:
+    """Remove what the ended epoch left in /dev/shm and nobody maps; the names of what was removed."""
+    if snapshot is None:
+        return ()
+    from launcher.process import leftovers
+
+    return await asyncio.to_thread(leftovers.remove, snapshot)
+
+
+def bytes_moved(plan: Plan | None) -> int | None:
+    """Bytes that the open connections of the API port have moved; None: it can't be told."""
+    return None
+
+
+def activity(procs: Iterable[tree.Proc]) -> int:
+    """A number that moves while any of these processes works."""
+    return 0

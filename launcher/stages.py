@@ -1,0 +1,228 @@
+"""Runs one rank's stages: orders processes of the guard, opens their gates, and says how each one ended.
+
+The agent gives it a plan when an epoch is prepared, a stage number when the leader says so, and every report of the
+guard. It answers through two callbacks: a stage is done, or something broke. After :meth:`cancel` (the engine is being
+stopped) it says nothing more of that epoch. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher import probe
+from launcher.process import channel as guard
+from launcher.words import Cause, CauseKind, Epoch, Gate, Plan, Process
+
+TAIL_LINES = 20
+LINE_LENGTH = 400
+POLL_FIRST, POLL_LAST = 0.05, 1.0  #: seconds between looks at a gate: quick at first, then easy on a loading engine
+
+
+class Lines:
+    """The last lines of an output that arrives in pieces."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
+        self._part = ""
+
+    def feed(self, text: str) -> list[str]:
+        """Take in a piece; the lines that it completes. A carriage return starts a line anew (progress bars)."""
+        *whole, part = (self._part + text).split("\n")
+        self._part = part[-LINE_LENGTH * 4 :]
+        new = [line.rstrip("\r").rpartition("\r")[2][:LINE_LENGTH] for line in whole]
+        self._lines.extend(line for line in new if line.strip())
+        return new
+
+    @property
+    def last(self) -> tuple[str, ...]:
+        part = self._part.rpartition("\r")[2][:LINE_LENGTH]
+        return tuple([*self._lines, part][-TAIL_LINES:] if part.strip() else self._lines)
+
+
+@dataclass
+class Running:
+    """A process that was ordered."""
+
+    process: Process
+    stage: int
+    pid: int | None = None
+    start_time: int = 0
+    gate_open: bool = False
+    ended: bool = False
+    lines: Lines = field(default_factory=Lines)
+
+
+class StageRunner:
+    """One rank's engine, epoch after epoch."""
+
+    def __init__(
+        self,
+        rank: int,
+        order: Callable[[guard.Spawn], None],
+        done: Callable[[Epoch, int], None],
+        broke: Callable[[Epoch, Cause], None],
+        killed_by_oom: Callable[[], bool],
+    ) -> None:
+        self._rank = rank
+        self._order = order
+        self._done = done
+        self._broke = broke
+        self._killed_by_oom = killed_by_oom
+        self._plan: Plan | None = None
+        self._epoch: Epoch | None = None
+        self._environ: Mapping[str, str] = {}
+        self._live = False
+        self._stage = -1
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._count = 0
+        self.running: dict[str, Running] = {}
+        self.output = Lines()  #: of all processes together: the last words of this rank
+        self.bytes = 0  #: of output so far: a sign of life
+
+    def begin(self, epoch: Epoch, plan: Plan, environ: Mapping[str, str]) -> None:
+        """A new epoch: what will be run, and the environment that it is laid over."""
+        self._epoch, self._plan, self._environ = epoch, plan, environ
+        self._live, self._stage = True, -1
+        self.running.clear()
+        self.output = Lines()
+
+    def start(self, stage: int) -> None:
+        """Start this rank's processes of a stage; ``done`` follows when all their gates are open."""
+        if self._plan is None or not self._live:
+            return
+        self._stage = stage
+        processes = self._plan.stages[stage].processes
+        for process in processes:
+            self._count += 1
+            name = f"{process.name}-{self._count}"
+            self.running[name] = Running(process, stage)
+            self._order(guard.Spawn(name, process.name, process.argv, environment(self._environ, process), process.cwd))
+        if not processes:
+            self._check_done()
+
+    def cancel(self) -> None:
+        """The engine is being stopped: from now on ends are no failures."""
+        self._live = False
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(r.pid for r in self.running.values() if r.pid is not None and not r.ended)
+
+    # ------------------------------------------------------------------------------------- what the guard reports
+
+    def hear(self, report: guard.Report) -> None:
+        """A report of the guard; those of other processes are passed over."""
+        name = getattr(report, "id", None)
+        one = self.running.get(name) if isinstance(name, str) else None
+        if one is None:
+            return
+        if isinstance(report, guard.Started):
+            one.pid, one.start_time = report.pid, report.start_time
+            self._watch_gate(one)
+        elif isinstance(report, guard.NotStarted):
+            one.ended = True
+            why = f"{one.process.name} could not be started: {one.process.argv[0]}: {report.text}"
+            self._fail(one, Cause(CauseKind.SPAWN, self._rank, why, one.process.name))
+        elif isinstance(report, guard.Output):
+            self._hear_output(one, report.data)
+        elif isinstance(report, guard.Exited):
+            self._hear_exit(one, report)
+
+    def _hear_output(self, one: Running, text: str) -> None:
+        self.bytes += len(text)
+        self.output.feed(text)
+        gate = one.process.gate
+        for line in one.lines.feed(text):
+            if gate.kind == "line" and line.startswith(gate.target):
+                self._open_gate(one)
+
+    def _hear_exit(self, one: Running, report: guard.Exited) -> None:
+        one.ended = True
+        if report.code == 0 and (one.process.gate.kind == "exited" or one.process.completes):
+            self._open_gate(one)
+            return
+        tail = one.lines.last or tuple(line for line in report.tail.splitlines() if line.strip())[-TAIL_LINES:]
+        self._fail(one, how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom))
+
+    def _fail(self, one: Running, cause: Cause) -> None:
+        if self._live and self._epoch is not None:
+            self._broke(self._epoch, cause)
+
+    # ------------------------------------------------------------------------------------------------------ gates
+
+    def _watch_gate(self, one: Running) -> None:
+        gate = one.process.gate
+        if gate.kind == "started" and not gate.settle:
+            self._open_gate(one)
+        elif gate.kind in ("started", "tcp", "http"):
+            self._spawn_task(self._await_gate(one, gate))
+
+    def _spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await_gate(self, one: Running, gate: Gate) -> None:
+        if gate.kind == "started":
+            await asyncio.sleep(gate.settle)
+        else:
+            pause = POLL_FIRST
+            while not one.ended and not await _gate_answers(gate):
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.3, POLL_LAST)
+        if not one.ended:
+            self._open_gate(one)
+
+    def _open_gate(self, one: Running) -> None:
+        if not one.gate_open:
+            one.gate_open = True
+            self._check_done()
+
+    def _check_done(self) -> None:
+        if self._epoch is None or not self._live:
+            return
+        mine = [r for r in self.running.values() if r.stage == self._stage]
+        if all(r.gate_open for r in mine):
+            self._done(self._epoch, self._stage)
+
+
+async def _gate_answers(gate: Gate) -> bool:
+    if gate.kind == "tcp":
+        return await probe.reachable(gate.target, 2.0)
+    return (await probe.ask(gate.target, 5.0, insecure=True)).ok
+
+
+def environment(base: Mapping[str, str], process: Process) -> dict[str, str]:
+    """A process's whole environment: what the launcher has, less ``unset``, and the plan's own over it."""
+    return {**{k: v for k, v in base.items() if k not in process.unset}, **process.env}
+
+
+def how_it_ended(
+    rank: int, name: str, report: guard.Exited, tail: tuple[str, ...], killed_by_oom: Callable[[], bool]
+) -> Cause:
+    """An unasked end in words."""
+    if report.signal is not None:
+        code = 128 + report.signal
+        if report.signal == signal.SIGKILL and killed_by_oom():
+            text = f"{name} was killed by the kernel: out of memory (raise the pod's memory limit, or lower its use)"
+            return Cause(CauseKind.OOM, rank, text, name, code, tail)
+        return Cause(CauseKind.SIGNALLED, rank, f"{name} was ended by {signal_name(report.signal)}", name, code, tail)
+    if report.code == 0:
+        text = f"{name} ended with exit code 0 although nobody asked it to"
+        return Cause(CauseKind.EXITED, rank, text, name, 0, tail)
+    return Cause(CauseKind.EXITED, rank, f"{name} ended with exit code {report.code}", name, report.code, tail)
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

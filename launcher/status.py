@@ -1,0 +1,222 @@
+"""What a pod says of itself: the /status object, the /metrics page, the failure block, the termination message.
+
+Pure functions over what the agent knows; the same object is what `launcher status` prints as a table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from launcher.words import Cause
+
+if TYPE_CHECKING:
+    from launcher.agent import Agent
+
+TERMINATION_BYTES = 4000  #: the kubelet reads 4096
+PHASES = (
+    *("starting", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
+    *("preparing", "running", "draining", "stopping", "aborted"),
+)
+
+
+class Timeline:
+    """The phases that this launcher went through, with the time of each."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[str, float, float]] = deque(maxlen=64)
+        self.seconds: dict[str, float] = {}
+
+    def enter(self, phase: str) -> None:
+        now = time.monotonic()
+        if self._entries:
+            last, _, since = self._entries[-1]
+            self.seconds[last] = self.seconds.get(last, 0.0) + now - since
+        self._entries.append((phase, time.time(), now))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Oldest first; ``at`` is wall-clock time in UTC, ``seconds`` how long the phase lasted (so far)."""
+        ends = [since for _, _, since in self._entries][1:] + [time.monotonic()]
+        return [
+            {
+                "phase": phase,
+                "at": datetime.fromtimestamp(at, timezone.utc)
+                .isoformat(timespec="milliseconds")
+                .replace("+00:00", "Z"),
+                "seconds": round(end - since, 3),
+            }
+            for (phase, at, since), end in zip(self._entries, ends, strict=True)
+        ]
+
+
+def failure_object(cause: Cause | None) -> dict[str, Any] | None:
+    if cause is None:
+        return None
+    return {
+        "rank": cause.rank,
+        "cause": cause.kind.value,
+        "process": cause.process,
+        "exit_code": cause.code,
+        "text": cause.text,
+        "tail": list(cause.tail),
+    }
+
+
+def status_object(agent: Agent) -> dict[str, Any]:
+    """The /status of one pod."""
+    who, member, lead = agent.identity, agent.member, agent.coordinator
+    ready, why = agent._ready()
+    status: dict[str, Any] = {
+        "phase": agent.shown_phase,
+        "ready": ready,
+        "why": why,
+        "epoch": agent.epoch.n if agent.epoch else None,
+        "rank": who.rank,
+        "size": who.size,
+        "group": who.group,
+        "name": who.name,
+        "source": who.source,
+        "engine": agent.settings.engine_file or agent.settings.engine,
+        "waiting_for": member.news.text or member.refusal,
+        "first_failure": failure_object(lead.history.first if lead else member.news.first_failure),
+        "members": _members(agent),
+        "restarts": member.news.restarts,
+        "timeline": agent.timeline.rows(),
+    }
+    if lead is not None:
+        status["failures"] = [
+            {
+                "epoch": e.epoch.n,
+                "served_s": None if e.served is None else round(e.served, 1),
+                **(failure_object(e.cause) or {}),
+            }
+            for e in lead.history.ended
+        ]
+    return status
+
+
+def _members(agent: Agent) -> list[dict[str, Any]]:
+    now = time.monotonic()
+    who, member, lead = agent.identity, agent.member, agent.coordinator
+    if lead is None:
+        silent = None if member.acked_at is None else round(now - member.acked_at, 1)
+        me = _row(who.rank, member.state.value, member.address, member.incarnation, agent.pids, 0.0)
+        return [_row(0, "unknown" if silent is None else "leader", who.leader, member.leader, (), silent), me]
+    rows = []
+    for rank in range(who.size):
+        seat = lead.seats.get(rank)
+        if seat is None:
+            rows.append(_row(rank, "absent", who.name_of(rank), "", (), None))
+            continue
+        pids = seat.report.pids if seat.report else ()
+        hello, silent = seat.hello, round(seat.contact.silent_for(now), 1)
+        rows.append(_row(rank, _seat_state(agent, seat), hello.address, hello.incarnation, pids, silent))
+    return rows
+
+
+def _seat_state(agent: Agent, seat: Any) -> str:
+    lead = agent.coordinator
+    assert lead is not None
+    if seat.leaving is not None:
+        return "leaving"
+    return lead.shown_phase if seat.joined else "waiting"
+
+
+def _row(
+    rank: int, state: str, address: str, incarnation: str, pids: tuple[int, ...], seen: float | None
+) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "state": state,
+        "address": address,
+        "incarnation": incarnation,
+        "engine_pids": list(pids),
+        "last_seen_s": seen,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- metrics
+
+
+def metrics_page(agent: Agent) -> str:
+    """Prometheus text. Names and meanings are listed in README, "Metrics"."""
+    member, lead = agent.member, agent.coordinator
+    phase = agent.shown_phase
+    page = _Page()
+    page.add(
+        "launcher_phase", "gauge", "1 for the phase the group is in", {p: float(p == phase) for p in PHASES}, "phase"
+    )
+    page.one("launcher_ready", "gauge", "1 while /readyz answers 200", float(agent._ready()[0]))
+    page.one("launcher_rank", "gauge", "rank of this pod", agent.identity.rank)
+    page.one("launcher_group_size", "gauge", "pods in the group", agent.identity.size)
+    page.one("launcher_epoch", "gauge", "number of the current or latest epoch", agent.epoch.n if agent.epoch else 0)
+    present = len(lead.seats) if lead else member.news.present
+    page.one("launcher_members_present", "gauge", "members that are connected to the leader", present)
+    page.one(
+        "launcher_restarts_total",
+        "counter",
+        "epochs that failed after they had started a process",
+        member.news.restarts,
+    )
+    if lead is not None:
+        causes: dict[str, float] = {}
+        for ended in lead.history.ended:
+            causes[ended.cause.kind.value] = causes.get(ended.cause.kind.value, 0) + 1
+        page.add("launcher_recent_failures", "gauge", "the last 20 endings of epochs, by cause", causes, "cause")
+    seconds = dict(agent.timeline.seconds)
+    page.add("launcher_phase_seconds_total", "counter", "seconds spent in each phase, ended visits", seconds, "phase")
+    return page.text()
+
+
+class _Page:
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def one(self, name: str, kind: str, text: str, value: float) -> None:
+        self._head(name, kind, text)
+        self._lines.append(f"{name} {value:g}")
+
+    def add(self, name: str, kind: str, text: str, values: Mapping[str, float], label: str) -> None:
+        self._head(name, kind, text)
+        self._lines += [f'{name}{{{label}="{key}"}} {value:g}' for key, value in values.items()]
+
+    def _head(self, name: str, kind: str, text: str) -> None:
+        self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+
+    def text(self) -> str:
+        return "\n".join(self._lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------- words of failure
+
+
+def failure_block(cause: Cause, reason: str, restarts: int) -> list[str]:
+    """The first failure as people read it in a log: printed once."""
+    lines = [f"launcher: first failure: {cause}"]
+    if cause.process:
+        code = "" if cause.code is None else f", exit code {cause.code}"
+        lines.append(f"launcher:   process {cause.process}{code}")
+    if reason:
+        lines.append(f"launcher:   giving up: {reason}")
+    if cause.tail:
+        lines.append(f"launcher:   last lines of rank {cause.rank}:")
+        lines += [f"launcher:   | {line}" for line in cause.tail]
+    return lines
+
+
+def termination_message(cause: Cause | None, code: int, text: str) -> str:
+    """What the platform shows of the pod's end: at most 4 KiB, the cause first, the oldest lines left out."""
+    if cause is None:
+        return "" if code == 0 else f"exit code {code}: {text}\n"[:TERMINATION_BYTES]
+    head = f"first failure: {cause}\n"
+    if code:
+        head = f"exit code {code}: {text}\n" + head if text and text not in head else f"exit code {code}\n" + head
+    tail = ""
+    for line in reversed(cause.tail):
+        if len((head + line + tail).encode()) + 4 > TERMINATION_BYTES:
+            break
+        tail = f"  | {line}\n" + tail
+    return (head + tail).encode()[:TERMINATION_BYTES].decode("utf-8", "ignore")
