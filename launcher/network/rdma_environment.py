@@ -1,0 +1,242 @@
+"""What NCCL, NVSHMEM, UCX and Mooncake are told of RDMA in this pod, and what of the user's own words cannot work.
+
+Whatever the user or the image set is kept. Without RDMA nothing is set, with one exception: where a device opens but
+RoCE is impossible, NCCL would choose it and fail, so InfiniBand is switched off for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import ConfigError
+from launcher.network.addresses import Interface
+from launcher.network.environment import Surroundings, Variable
+from launcher.network.gid import GidChoice, choose_gid, own_gids
+from launcher.network.hca import HcaChoice, Kind, choose_ports
+from launcher.network.rdma import ROCE_V2, Allocated, Fabric, Port
+
+MODES = ("auto", "off", "require")
+DISABLE = "NCCL_IB_DISABLE"
+HCA = "NCCL_IB_HCA"
+INDEX = "NCCL_IB_GID_INDEX"
+#: Each of these is a choice of the user's that an index of ours would overrule.
+OWN_CHOICE = ("NCCL_IB_ADDR_RANGE", "NCCL_IB_ADDR_FAMILY", "NCCL_IB_ROCE_VERSION_NUM")
+OTHER_INDEXES = ("NVSHMEM_IB_GID_INDEX", "UCX_IB_GID_INDEX", "MC_GID_INDEX")
+
+
+@dataclass(frozen=True)
+class Rdma:
+    """What was found and what follows from it. ``ports`` are those that collectives will use; none: TCP."""
+
+    kind: Kind
+    ports: tuple[str, ...]
+    variables: tuple[Variable, ...]
+    warnings: tuple[str, ...]
+    why: tuple[str, ...]
+
+
+def rdma_environment(
+    around: Surroundings,
+    mode: str,
+    fabric: Fabric,
+    given: Allocated,
+    among: Sequence[Interface],
+    interface: Interface | None,
+    nccl: str | None,
+) -> Rdma:
+    """The variables for one rank.
+
+    ``mode`` is ``--rdma``: ``auto`` uses what is there, ``off`` keeps to TCP, ``require`` raises ConfigError where RDMA
+    is impossible. ``interface`` is the one of the pod's address; ``nccl`` the engine's NCCL version, None if unknown.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"--rdma {mode} is not one of {', '.join(MODES)}", "give one of them; auto is the default")
+    disabled = around.env.get(DISABLE, "") not in ("", "0")
+    choice = choose_ports(fabric, given, among)
+    if mode == "require":
+        _require(around, choice, disabled)
+    if mode == "off":
+        return _off(around, choice, interface)
+    if disabled:
+        said = f"{DISABLE}={around.env[DISABLE]} in the environment"
+        return Rdma(choice.kind, (), (_as_it_is(around, DISABLE),), (), (f"RDMA is left alone: {said}",))
+    if not choice.ports:
+        return _impossible(around, choice, interface)
+    return _possible(around, mode, choice, among, interface, nccl)
+
+
+def _require(around: Surroundings, choice: HcaChoice, disabled: bool) -> None:
+    if disabled:
+        raise ConfigError(f"--rdma require contradicts {DISABLE}={around.env[DISABLE]}", "take one of them out")
+    if not choice.ports:
+        raise ConfigError(f"--rdma require, but this pod has {_found(choice)}", choice.fix)
+
+
+def _off(around: Surroundings, choice: HcaChoice, interface: Interface | None) -> Rdma:
+    why = "--rdma off"
+    variables = [around.variable(DISABLE, "1", why)]
+    if interface:
+        variables.append(around.variable("UCX_NET_DEVICES", interface.name, why))
+    warnings: list[str] = []
+    if around.env.get(DISABLE) in ("", "0"):
+        warnings.append(f"{DISABLE}={around.env[DISABLE]} is set, so {why} does not hold for NCCL")
+    elif around.given(HCA):
+        warnings.append(f"{HCA}={around.env[HCA]} has no effect: {why}")
+    return Rdma(choice.kind, (), tuple(variables), tuple(warnings), (f"RDMA is off: {why}",))
+
+
+def _impossible(around: Surroundings, choice: HcaChoice, interface: Interface | None) -> Rdma:
+    if choice.kind in (Kind.NONE, Kind.FOREIGN):
+        return Rdma(choice.kind, (), (), (), (f"RDMA: {choice.kind.value}",))
+    warnings = [f"collectives use TCP: this pod has {_found(choice)}; {choice.fix}"]
+    variables: list[Variable] = []
+    insisted = [name for name in (HCA, INDEX, *OWN_CHOICE) if around.given(name)]
+    if insisted:
+        warnings.append(f"{', '.join(f'{n}={around.env[n]}' for n in insisted)} cannot work here: kept")
+    elif choice.kind is Kind.NO_GID:
+        why = "NCCL would choose the RDMA device, but RoCE is impossible here"
+        variables.append(around.variable(DISABLE, "1", why))
+        if interface:
+            variables.append(around.variable("UCX_NET_DEVICES", interface.name, why))
+    return Rdma(choice.kind, (), tuple(variables), tuple(warnings), (f"RDMA: {_found(choice)}",))
+
+
+def _possible(
+    around: Surroundings,
+    mode: str,
+    choice: HcaChoice,
+    among: Sequence[Interface],
+    interface: Interface | None,
+    nccl: str | None,
+) -> Rdma:
+    ports, warnings = _by_user(around, choice)
+    if not ports:
+        if mode == "require":
+            raise ConfigError(f"--rdma require, but {warnings[0]}", f"correct {HCA}, or take it out")
+        return Rdma(choice.kind, (), (_as_it_is(around, HCA),), tuple(warnings), (f"RDMA: {choice.kind.value}",))
+    names = ",".join(str(p) for p in ports)
+    variables = [around.variable(HCA, f"={names}", "active, openable, and on the fabric")]
+    tcp = [interface.name] if interface else []
+    variables.append(around.variable("UCX_NET_DEVICES", ",".join([names, *tcp]), "the same, and TCP to connect"))
+    # A list costs NVSHMEM its own choice of the nearest device, so it gets one only where that could choose wrongly.
+    if choice.left_out or len(ports) < len(choice.ports) or around.given("NVSHMEM_HCA_LIST"):
+        why = "not every device that NVSHMEM would see can be used"
+        variables.append(around.variable("NVSHMEM_ENABLE_NIC_PE_MAPPING", "1", "NVSHMEM_HCA_LIST needs it"))
+        variables.append(around.variable("NVSHMEM_HCA_LIST", names, why))
+    warnings += _ucx_warnings(around, choice, among)
+    gid = GidChoice(why="InfiniBand needs no GID index")
+    roce = [p for p in ports if p.roce]
+    if roce:
+        gid = choose_gid(roce, among, nccl)
+        variables += _gid_variables(around, gid, roce, among)
+        warnings += _gid_warnings(around, gid, roce, among, nccl)
+    why_not = tuple(f"{name} is left out: {reason}" for name, reason in choice.left_out.items())
+    said = (f"RDMA: {choice.kind.value}: {names}", *((gid.why,) if gid.why else ()), *why_not)
+    return Rdma(choice.kind, tuple(str(p) for p in ports), tuple(variables), tuple(warnings), said)
+
+
+def _by_user(around: Surroundings, choice: HcaChoice) -> tuple[tuple[Port, ...], list[str]]:
+    """The chosen ports, narrowed by the user's own NCCL_IB_HCA, and what is wrong with that."""
+    rule = around.env.get(HCA, "")
+    if not rule:
+        return choice.ports, []
+    ports = tuple(p for p in choice.ports if hca_matches(rule, p))
+    has = ", ".join(str(p) for p in choice.ports)
+    if not ports:
+        return (), [f"{HCA}={rule} matches no usable port of this pod, which has {has}"]
+    more = [str(p) for p in ports if not hca_matches(f"={rule}", p)]
+    if rule[0] not in "=^" and more:
+        return ports, [f"{HCA}={rule} is a list of beginnings and so also means {', '.join(more)}; write {HCA}=={rule}"]
+    return ports, []
+
+
+def hca_matches(rule: str, port: Port) -> bool:
+    """NCCL's rule for devices: as for interfaces, with an optional ``:port`` after each name."""
+    exclude = rule.startswith("^")
+    rule = rule.removeprefix("^")
+    exact = rule.startswith("=")
+    hit = False
+    for entry in filter(None, rule.removeprefix("=").split(",")):
+        name, _, number = entry.partition(":")
+        named = port.device == name if exact else port.device.startswith(name)
+        hit = hit or (named and number in ("", str(port.number)))
+    return hit != exclude
+
+
+def _ucx_warnings(around: Surroundings, choice: HcaChoice, among: Sequence[Interface]) -> Iterator[str]:
+    value = around.env.get("UCX_NET_DEVICES", "")
+    if not value or value == "all" or any(sign in value for sign in "^*?["):
+        return
+    here = {str(p) for p in choice.ports} | {i.name for i in among}
+    missing = [entry for entry in value.split(",") if entry not in here]
+    if missing:
+        yield f"UCX_NET_DEVICES={value} names {', '.join(missing)}; usable here are {', '.join(sorted(here))}"
+
+
+def _gid_variables(
+    around: Surroundings, gid: GidChoice, ports: Sequence[Port], among: Sequence[Interface]
+) -> Iterator[Variable]:
+    own = around.env.get(INDEX, "")
+    if own:
+        yield _as_it_is(around, INDEX)
+        if own.isdecimal() and not _wrong_gid(int(own), ports, among):
+            for name in OTHER_INDEXES:
+                yield around.variable(name, own, f"the same as {INDEX}")
+        return
+    chosen = [name for name in OWN_CHOICE if around.given(name)]
+    if chosen:
+        yield from (_as_it_is(around, name) for name in chosen)
+    elif gid.index is not None:
+        for name in (INDEX, *OTHER_INDEXES):
+            yield around.variable(name, str(gid.index), gid.why)
+    elif gid.range:
+        for prefix in ("NCCL", "NVSHMEM"):
+            yield around.variable(f"{prefix}_IB_ADDR_RANGE", gid.range, gid.why)
+            if gid.family:
+                yield around.variable(f"{prefix}_IB_ADDR_FAMILY", gid.family, "the GIDs are IPv6")
+
+
+def _gid_warnings(
+    around: Surroundings, gid: GidChoice, ports: Sequence[Port], among: Sequence[Interface], nccl: str | None
+) -> Iterator[str]:
+    for name in (INDEX, *OTHER_INDEXES):
+        value = around.env.get(name, "")
+        if not value or (name == "UCX_IB_GID_INDEX" and value == "auto") or value == "-1":
+            continue
+        if not value.isdecimal():
+            yield f"{name}={value} is not a number"
+        elif wrong := _wrong_gid(int(value), ports, among):
+            instead = f"; {gid.index} would" if gid.index is not None else ""
+            yield f"{name}={value} cannot work: {wrong}{instead}"
+    if around.env.get(INDEX, "") or any(around.given(n) for n in OWN_CHOICE):
+        return
+    if gid.problem:
+        yield gid.problem
+    elif gid.range and nccl is None:
+        yield f"{gid.why}, which needs NCCL 2.26.2 or later; the engine's version is not known"
+
+
+def _wrong_gid(index: int, ports: Sequence[Port], among: Sequence[Interface]) -> str:
+    """What is wrong with a GID index on the first port where something is; empty: nothing."""
+    for port in ports:
+        entry = port.gid(index)
+        if entry is None:
+            return f"entry {index} of {port} is empty"
+        if entry.type != ROCE_V2:
+            return f"entry {index} of {port} is {entry.type or 'of no type'}, not {ROCE_V2}"
+        if not entry.link_local and entry.address not in {g.address for g in own_gids(port, among)}:
+            ours = {a for i in among for a in i.addresses}
+            if entry.address not in ours:
+                return f"entry {index} of {port} holds {entry.address}, which is not an IP of this pod"
+    return ""
+
+
+def _as_it_is(around: Surroundings, name: str) -> Variable:
+    return around.variable(name, around.env[name], "")
+
+
+def _found(choice: HcaChoice) -> str:
+    reasons = "; ".join(f"{name}: {why}" for name, why in list(choice.left_out.items())[:4])
+    more = len(choice.left_out) - 4
+    return choice.kind.value + (f" ({reasons}{f'; and {more} more' if more > 0 else ''})" if reasons else "")
