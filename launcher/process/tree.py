@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PROC = "/proc"
 
@@ -23,8 +23,7 @@ PROC = "/proc"
 Key = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Proc:
+class Proc(NamedTuple):
     """One line of ``/proc/PID/stat``, as far as it matters here (proc_pid_stat(5))."""
 
     pid: int
@@ -52,8 +51,7 @@ class Proc:
         return self.state == "T"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """All processes of one scan. A scan is not atomic; ``torn`` says that this one may have missed something."""
 
     procs: Mapping[int, Proc]
@@ -227,8 +225,7 @@ def kill_tree_without_guard(
         if empty >= (5 if table.torn else 2):
             return ()
         kill(alive, table, groups)
-        leaders, spared = _leaders(table, known), _spared(guard)
-        chase(lambda p, leaders=leaders, spared=spared: p.session in leaders and p.pid not in spared, proc)
+        chase(_in_sessions(_leaders(table, known), _spared(guard)), proc)
         if time.monotonic() > until:
             return alive
         time.sleep(pause)
@@ -250,6 +247,10 @@ def _orphans(table: Table, known: set[Key], guard: Key | None, cookie: str | Non
 def _leaders(table: Table, known: set[Key]) -> set[int]:
     """Sessions that are ours: a leader's pid is not reused while its session has members, so a dead leader counts."""
     return {pid for pid, _ in known if pid not in table.procs or table.procs[pid].key in known}
+
+
+def _in_sessions(leaders: set[int], spared: set[int]) -> Callable[[Proc], bool]:
+    return lambda p: p.session in leaders and p.pid not in spared
 
 
 def _spared(guard: Key | None) -> set[int]:

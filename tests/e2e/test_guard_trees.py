@@ -143,13 +143,13 @@ def test_nothing_starts_on_a_passed_lease(nasty: Launch) -> None:
 
 
 def test_a_frozen_agent_does_not_keep_a_guard_that_was_asked_to_go(nasty: Launch) -> None:
-    launched, fifo = nasty(("orphan",), lease=0.5, stay=1)
+    launched, fifo = nasty(("orphan",), lease=0.5, stay=1, frozen=2)
     os.kill(launched.agent, signal.SIGSTOP)
     fifo.seconds_until_dead()
     begun = time.monotonic()
     os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 143
-    assert time.monotonic() - begun >= 9.5
+    assert time.monotonic() - begun >= 2
 
 
 def test_the_guard_is_killed_outside_a_pid_namespace(nasty: Launch) -> None:
@@ -168,7 +168,7 @@ def test_the_guard_is_killed_outside_a_pid_namespace(nasty: Launch) -> None:
 
 
 needs_namespace = pytest.mark.skipif(
-    not shutil.which("unshare") or subprocess.run(["unshare", "--pid", "--fork", "true"]).returncode != 0,
+    not shutil.which("unshare") or subprocess.run(["unshare", "--pid", "--fork", "true"], check=False).returncode != 0,
     reason="no right to make a PID namespace",
 )
 AS_INIT = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")

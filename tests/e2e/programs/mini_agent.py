@@ -94,7 +94,7 @@ class MiniAgent:
         return self.code
 
     def take(self, report: Report) -> None:
-        self.note(type(report).__name__, vars(report))
+        self.note(type(report).__name__, report._asdict())
         if isinstance(report, Guarding):
             self.guard = report
         elif isinstance(report, Started):
@@ -122,4 +122,5 @@ class MiniAgent:
 
 
 if __name__ == "__main__":
+    guard.FROZEN = float(os.environ.get("MINI_FROZEN", guard.FROZEN))
     guard.run(lambda fd: MiniAgent(fd).run())

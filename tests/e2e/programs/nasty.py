@@ -104,7 +104,13 @@ def far_hopper() -> None:
 def headless() -> None:
     """Its main thread has ended: /proc calls it a zombie, and the other thread works on."""
     stubborn()
-    threading.Thread(target=lambda: (time.sleep(0.05), ready(), sleep_on())).start()
+
+    def work() -> None:
+        time.sleep(0.05)
+        ready()
+        sleep_on()
+
+    threading.Thread(target=work).start()
     ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)  # exit of this thread only
 
 

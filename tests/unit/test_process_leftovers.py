@@ -1,0 +1,87 @@
+"""Files that nobody maps, ports, GPU memory and OOM kills."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.process import leftovers
+
+
+@pytest.fixture
+def shm() -> Iterator[Path]:
+    """On tmpfs, as /dev/shm is: elsewhere (btrfs, overlay) /proc/PID/maps may tell another device than stat does."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_only_new_files_that_nobody_uses_are_removed(shm: Path) -> None:
+    (shm / "old").write_text("x")
+    before = leftovers.snapshot(str(shm))
+    (shm / "old").unlink()
+    for name in ("old", "new", "mapped", "opened"):
+        (shm / name).write_text(name)
+    (shm / "deep").mkdir()
+    (shm / "deep" / "new").write_text("x")
+    for path in filter(Path.is_file, shm.rglob("*")):
+        path.chmod(0o600)  # as shm_open callers do; what others could open is kept where a process can't be looked into
+    with (shm / "mapped").open("r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 0)
+    with (shm / "opened").open():
+        removed = leftovers.remove(before, str(shm))
+    # "old" is a new file under an old name, unless the file system gave it the old inode again: then it is kept.
+    assert set(removed) - {str(shm / "old")} == {str(shm / "new"), str(shm / "deep" / "new")}
+    mapping.close()
+    assert {Path(p).name for p in leftovers.remove(before, str(shm))} == {"mapped", "opened"}
+
+
+def test_ports() -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert leftovers.busy_ports([port]) == (port,)
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = server.accept()
+        accepted.close()  # the side that closes first stays in TIME_WAIT
+        client.close()
+    assert leftovers.ports_free([port])
+
+
+def test_gpu_memory() -> None:
+    before = leftovers.gpu_memory("GPU-a, 3\nGPU-b, 450\nGPU-c, [N/A]\n")
+    assert before == {"GPU-a": 3, "GPU-b": 450}
+    assert leftovers.gpu_memory_kept(before, {"GPU-a": 20, "GPU-b": 1}) == ""
+    assert leftovers.gpu_memory_kept(before, {"GPU-a": 70003, "GPU-b": 450}) == (
+        "GPU GPU-a holds 70000 MiB more than before the engine"
+    )
+    assert leftovers.gpu_memory("Failed to initialize NVML: Driver/library version mismatch\n") == {}
+
+
+def test_oom_kills_v2_v1_and_none(tmp_path: Path) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    assert leftovers.oom_kills(str(proc), str(cgroups)) is None
+    (proc / "self" / "cgroup").write_text("0::/kubepods/pod1\n")
+    cgroups.mkdir()
+    (cgroups / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 3\noom_kill 2\noom_group_kill 0\n")
+    assert leftovers.oom_kills(str(proc), str(cgroups)) == 2
+    (cgroups / "kubepods" / "pod1").mkdir(parents=True)
+    (cgroups / "kubepods" / "pod1" / "memory.events").write_text("oom_kill 5\n")
+    assert leftovers.oom_kills(str(proc), str(cgroups)) == 5
+    (proc / "self" / "cgroup").write_text("12:cpu,cpuacct:/x\n5:memory:/kubepods/y\n0::/\n")
+    (cgroups / "memory").mkdir()
+    (cgroups / "memory" / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 4\n")
+    assert leftovers.oom_kills(str(proc), str(cgroups)) == 4
+
+
+def test_the_real_machine() -> None:
+    assert isinstance(leftovers.snapshot(), frozenset)
+    assert leftovers.oom_kills() is None or os.path.exists("/sys/fs/cgroup")
