@@ -403,7 +403,7 @@ class Agent:
     def _plan_for(self, shared: Shared) -> Plan:
         context = PlanContext(self.settings, self.identity, self.facts, shared, planning.bind(self.settings))
         plan = self._engine.plan(context, self.identity.rank)
-        return planning.with_environment(plan, self._interface_env, self.environ)
+        return planning.with_environment(plan, self._interface_env)
 
     async def _prepare(self, shared: Shared) -> None:
         shared = planning.with_token(shared, self._secret, self.identity.group, self._ray_token)

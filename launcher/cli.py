@@ -28,7 +28,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 OWN_VARIABLES = {"LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_SYSFS", "LAUNCHER_DEV"}
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.2
     """A duration: ``90``, ``90s``, ``1.5m``, ``2h``; ``500ms``."""
 
     name = "duration"
@@ -48,7 +48,7 @@ class Seconds(click.ParamType):
         return number * self._units.get(unit, 1.0)
 
 
-class Words(click.ParamType):
+class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Several values in one, separated by commas."""
 
     name = "list"
@@ -59,7 +59,7 @@ class Words(click.ParamType):
         return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
-class Shell(click.ParamType):
+class Shell(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Arguments as a shell would read them, in one string."""
 
     name = "arguments"
@@ -111,9 +111,7 @@ IDENTITY = (
     _option("--address", metavar="IP", help="This pod's own IP. [POD_IP, or by the route to the leader]"),
 )
 NETWORK = (
-    _option(
-        "--interface", metavar="NAME", help="Network interface for collectives. [the one that routes to the leader]"
-    ),
+    _option("--interface", metavar="NAME", help="Interface for collectives. [the one that routes to the leader]"),
     _option("--group-port", type=int, metavar="PORT", help="Port of the group's link, on the leader. [9470]"),
     _option("--agent-port", type=int, metavar="PORT", help="Port of /livez /readyz /metrics /status. [9471]"),
     _option("--master-port", type=int, metavar="PORT", help="torch.distributed's port. [the engine's own default]"),
@@ -166,7 +164,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Every option that makes Settings, and what goes to the engine."""
     command = click.argument("engine_args", nargs=-1, type=click.UNPROCESSED)(command)
     for option in reversed((*ALL, CONFIG)):
-        command = option(command)
+        command = option(command)  # type: ignore[assignment]
     return command
 
 
@@ -241,7 +239,7 @@ def cli() -> None:
 @cli.command(cls=Command)
 @settings_options
 @click.pass_context
-def run(ctx: click.Context, **flags: Any) -> int:
+def run(ctx: click.Context, /, **flags: Any) -> int:
     """Find the role, form the group, start the engine, keep the group's fate one. The default command."""
     from launcher import agent, planning
 
@@ -256,7 +254,7 @@ def run(ctx: click.Context, **flags: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs.")
 @click.option("--only", type=int, metavar="RANK", help="Print this rank only.")
 @click.pass_context
-def plan(ctx: click.Context, as_json: bool, only: int | None, **flags: Any) -> None:
+def plan(ctx: click.Context, /, as_json: bool, only: int | None, **flags: Any) -> None:
     """What every rank would run, and why. Touches no network and starts nothing."""
     from launcher import show
 
@@ -280,7 +278,7 @@ def engines() -> None:
 @cli.command(cls=Command)
 @settings_options
 @click.pass_context
-def local(ctx: click.Context, **flags: Any) -> None:
+def local(ctx: click.Context, /, **flags: Any) -> None:
     """A whole group on this machine: rank r on 127.0.0.(1+r), the same ports on each. Ctrl-C stops all."""
     from launcher import local as group
 
@@ -404,9 +402,9 @@ def _shell_words(text: str, origin: str) -> tuple[str, ...]:
 
 
 def _file(path: str) -> dict[str, Any]:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
         entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))

@@ -47,6 +47,10 @@ class ConfigError(LauncherError):
     code = ExitCode.CONFIG
 
 
+class NoIdentityError(ConfigError):
+    """A group is wanted and nothing tells who this pod is; ``launcher plan`` can do without."""
+
+
 class UnavailableError(LauncherError):
     """The leader or the peers did not come within ``--join-timeout`` (exit code 69)."""
 

@@ -58,7 +58,7 @@ async def listen(pages: Pages, host: str | None, port: int) -> Server:
         peer = connection.remote_address
         return respond(pages, request.path, request.headers, str(peer[0]) if isinstance(peer, tuple) else "")
 
-    return await serve(
+    server: Server = await serve(
         never,
         host,
         port,
@@ -70,6 +70,7 @@ async def listen(pages: Pages, host: str | None, port: int) -> Server:
         logger=_SILENT,
         server_header=None,
     )
+    return server
 
 
 def respond(pages: Pages, target: str, headers: Mapping[str, str], peer: str) -> Response:

@@ -77,7 +77,7 @@ def _prefix_all(ranks: list[subprocess.Popen[bytes]]) -> None:
         while selector.get_map():
             for key, _ in selector.select():
                 stream: IO[bytes] = key.fileobj  # type: ignore[assignment]
-                data = stream.read(1 << 16)
+                data: bytes | None = stream.read(1 << 16)
                 rank = key.data
                 if data is None:
                     continue
@@ -103,8 +103,8 @@ def _own_shm(settings: Settings, size: int) -> list[str]:
     probe: Any = subprocess.run([*wrap, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         raise ConfigError(
-            "SGLang ranks on one machine each need a /dev/shm of their own, and this user may not mount one "
-            f"({probe.stderr.strip()})",
+            "SGLang ranks on one machine each need a /dev/shm of their own, "
+            f"and this user may not mount one ({probe.stderr.strip()})",
             "run as root or where unprivileged user namespaces are allowed; or run the ranks in containers",
         )
     return wrap

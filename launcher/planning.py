@@ -17,7 +17,7 @@ from launcher.engines.base import Engine
 from launcher.errors import ConfigError
 from launcher.process import tree
 from launcher.settings import Settings
-from launcher.words import Epoch, Identity, Member, NodeFacts, Plan, Shared, SourceReport, Stage
+from launcher.words import Epoch, Identity, Member, NodeFacts, Plan, Shared, SourceReport
 
 Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -91,11 +91,15 @@ async def _ask_gpus(settings: Settings, engine: Engine, environ: Mapping[str, st
     from launcher.network.gpus import visible_gpus
 
     smi = None
-    if any(Path("/dev").glob("nvidia[0-9]*")):
+    if _has_nvidia():
         code, output = await ask(("nvidia-smi", "-L"), 10.0)
         smi = output if code == 0 else None
     found = visible_gpus(environ, Path("/dev"), smi)
     return (found.count if settings.gpus_per_pod is None else settings.gpus_per_pod), found.model
+
+
+def _has_nvidia() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def fingerprint(settings: Settings, engine: Engine, facts: NodeFacts) -> dict[str, str]:
@@ -162,13 +166,12 @@ def sketch(identity: Identity, addresses: Sequence[str] = ()) -> Shared:
     return Shared(Epoch(1, "0"), tuple(Member(r, str(r), a) for r, a in enumerate(names)))
 
 
-def with_environment(plan: Plan, variables: Mapping[str, str], environ: Mapping[str, str]) -> Plan:
+def with_environment(plan: Plan, variables: Mapping[str, str]) -> Plan:
     """The per-node variables under each process's own; what the user set in the environment stays."""
-    own = {k: v for k, v in variables.items() if k not in environ}
-    if not own:
+    if not variables:
         return plan
     stages = tuple(
-        Stage(s.name, tuple(replace(p, env={**own, **p.env}) for p in s.processes), s.timeout, s.on_timeout)
+        replace(s, processes=tuple(replace(p, defaults={**variables, **p.defaults}) for p in s.processes))
         for s in plan.stages
     )
     return replace(plan, stages=stages)

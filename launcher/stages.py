@@ -201,8 +201,8 @@ async def _gate_answers(gate: Gate) -> bool:
 
 
 def environment(base: Mapping[str, str], process: Process) -> dict[str, str]:
-    """A process's whole environment: what the launcher has, less ``unset``, and the plan's own over it."""
-    return {**{k: v for k, v in base.items() if k not in process.unset}, **process.env}
+    """A process's whole environment: the launcher's less ``unset``, the plan's over it, its defaults under it."""
+    return {**process.defaults, **{k: v for k, v in base.items() if k not in process.unset}, **process.env}
 
 
 def how_it_ended(

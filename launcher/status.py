@@ -39,7 +39,7 @@ class Timeline:
 
     def rows(self) -> list[dict[str, Any]]:
         """Oldest first; ``at`` is wall-clock time in UTC, ``seconds`` how long the phase lasted (so far)."""
-        ends = [since for _, _, since in self._entries][1:] + [time.monotonic()]
+        ends = [*[since for _, _, since in self._entries][1:], time.monotonic()]
         return [
             {
                 "phase": phase,

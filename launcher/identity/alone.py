@@ -5,7 +5,7 @@ Only where the user did not ask for one. ``--size 2`` and no rank anywhere is an
 
 from __future__ import annotations
 
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, NoIdentityError
 from launcher.identity.source import Found, Pod
 from launcher.words import SourceReport
 
@@ -15,7 +15,7 @@ def look(pod: Pod, others: tuple[SourceReport, ...]) -> Found:
     s = pod.settings
     size = pod.wanted_size
     if size is not None and size > 1:
-        raise ConfigError(
+        raise NoIdentityError(
             f"{pod.wanted_size_said}, but nothing tells {_what_is_missing(pod)}; looked for:\n"
             + "\n".join(f"    {r.name}: {r.why}" for r in others),
             "give --rank, --size and --leader (or --peers) on each pod, or run in a StatefulSet, LeaderWorkerSet, "

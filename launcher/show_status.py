@@ -1,0 +1,121 @@
+"""`launcher status`: the /status object of a pod as a table that a person reads in two seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import UnavailableError, UsageError
+from launcher.settings import AGENT_PORT
+
+SHOWN_MEMBERS = 40
+
+
+def run(url: str | None, port: int | None, token_file: str | None, as_json: bool, watch: bool) -> int:
+    """Print once, or every second. 0 if the group serves, 1 if it does not."""
+    base = (url or f"http://127.0.0.1:{port or AGENT_PORT}").rstrip("/")
+    if "://" not in base:
+        base = f"http://{base}"
+    try:
+        while True:
+            try:
+                status = _fetch(base, token_file)
+            except UnavailableError as error:
+                if not watch:
+                    raise
+                status = {"phase": error.message}
+            if watch and sys.stdout.isatty():
+                sys.stdout.write("\x1b[H\x1b[2J")
+            print(json.dumps(status) if as_json else table(status), flush=True)
+            if not watch:
+                return 0 if status.get("ready") else 1
+            time.sleep(1.0)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _fetch(base: str, token_file: str | None) -> dict[str, Any]:
+    import requests
+
+    headers = {}
+    if token_file:
+        try:
+            headers["Authorization"] = f"Bearer {Path(token_file).read_text(encoding='utf-8').strip()}"
+        except OSError as error:
+            raise UsageError(
+                f"--token-file {token_file} cannot be read: {error.strerror}", "give the mounted file"
+            ) from None
+    try:
+        reply = requests.get(f"{base}/status", headers=headers, timeout=5, allow_redirects=False)
+        status = reply.json()
+    except requests.exceptions.JSONDecodeError:
+        raise UnavailableError(
+            f"{base}/status is not a launcher's", "give the agent's port (--agent-port, 9471)"
+        ) from None
+    except requests.exceptions.RequestException as error:
+        why = "no connection" if isinstance(error, requests.exceptions.ConnectionError) else "no answer"
+        raise UnavailableError(
+            f"{base}/status: {why}", "run it in the pod, or give --url http://POD_IP:9471; is the launcher running?"
+        ) from None
+    if not isinstance(status, dict):
+        raise UnavailableError(f"{base}/status is not a launcher's", "give the agent's port (--agent-port, 9471)")
+    return status
+
+
+def table(status: Mapping[str, Any]) -> str:
+    """A dozen lines: the verdict first, then what is missing or what failed, then the members."""
+    get = status.get
+    word = "serving" if get("ready") else str(get("phase", "unknown"))
+    head = f"{get('group', '?')}: {word.upper()}"
+    if get("epoch") is not None:
+        head += f"  epoch {get('epoch')}, {get('restarts', 0)} restarts"
+    lines = [head + f"  (asked rank {get('rank')} of {get('size')})"]
+    if not get("ready") and get("why"):
+        lines.append(f"  {_clean(get('why'))}")
+    if get("waiting_for"):
+        lines.append(f"  {_clean(get('waiting_for'))}")
+    if get("note"):
+        lines.append(f"  {_clean(get('note'))}")
+    failure = get("first_failure")
+    if isinstance(failure, dict):
+        lines.append(f"  first failure: rank {failure.get('rank')}: {_clean(failure.get('text'))}")
+        lines += [f"    | {_clean(line)}" for line in list(failure.get("tail") or [])[-5:]]
+    lines += _members(get("members") or [])
+    timeline = [
+        f"{t.get('phase')} {t.get('seconds', 0):.1f}s" for t in (get("timeline") or [])[-6:] if isinstance(t, dict)
+    ]
+    if timeline:
+        lines += ["", "  " + " > ".join(timeline)]
+    return "\n".join(lines)
+
+
+def _members(members: list[Any]) -> list[str]:
+    rows = [("rank", "state", "address", "seen", "engine pids")]
+    for m in [m for m in members if isinstance(m, dict)][:SHOWN_MEMBERS]:
+        seen = m.get("last_seen_s")
+        pids = [str(p) for p in m.get("engine_pids") or []]
+        rows.append(
+            (
+                str(m.get("rank")),
+                _clean(m.get("state")),
+                _clean(m.get("address")),
+                "never" if seen is None else f"{seen:.1f} s ago",
+                " ".join(pids[:6]) + (f" and {len(pids) - 6} more" if len(pids) > 6 else ""),
+            )
+        )
+    if len(rows) == 1:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["", *("  " + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    if len(members) > SHOWN_MEMBERS:
+        lines.append(f"  and {len(members) - SHOWN_MEMBERS} more")
+    return lines
+
+
+def _clean(value: object) -> str:
+    """Text of a peer, made printable and short."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))[:500]

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# One door to the project. It sets itself up: a virtual environment in .venv, nothing else on the machine is touched.
+#
+#   ./run.sh demo [--kill]    two ranks find each other, serve a completion, and say what happened
+#   ./run.sh test [ARGS]      the default tests (ARGS go to pytest)
+#   ./run.sh lint             format, lint and types: ruff, mypy --strict
+#   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, chaos
+#   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos
+#   ./run.sh leader|worker    a Ray cluster with the options of the script that many manifests use; see --help
+#   ./run.sh ANYTHING ELSE    is handed to `launcher`: ./run.sh plan --engine vllm ...
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# The first Python >= 3.10 that can make a virtual environment.
+find_python() {
+    local name
+    for name in ${LAUNCHER_PYTHON:-} python3.12 python3.11 python3.13 python3.10 python3; do
+        if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    echo "run.sh: no Python >= 3.10 with venv was found; name one: LAUNCHER_PYTHON=/path/to/python ./run.sh $*" >&2
+    return 69
+}
+
+# $1: extras. The environment is made anew when pyproject.toml changes; one run at a time makes it.
+set_up() {
+    local extra=$1 venv=${LAUNCHER_VENV:-$here/.venv} want python
+    want=$(cksum <"$here/pyproject.toml" | tr ' ' -)$extra
+    exec 9>"$here/.venv.lock"
+    command -v flock >/dev/null && flock 9
+    if [ ! -x "$venv/bin/launcher" ] || ! grep -qxF -e "$want" -e "${want/%core/dev}" "$venv/.made" 2>/dev/null; then
+        python=$(find_python)
+        echo "run.sh: making $venv with $("$python" --version)" >&2
+        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        local what=$here
+        [ "$extra" = dev ] && what="$here[dev]"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what" 2>&1 | grep -v ^WARNING >&2 || true
+        "$venv/bin/launcher" --version >/dev/null
+        echo "$want" >"$venv/.made"
+    fi
+    exec 9>&-
+    bin=$venv/bin
+}
+
+# Inside an image the launcher is installed already, and there may be no network to install from.
+installed() {
+    bin=
+    if [ -x /opt/launcher/bin/python ]; then
+        bin=/opt/launcher/bin
+    else
+        set_up core
+    fi
+}
+
+case ${1:-} in
+demo)
+    set_up core
+    shift
+    exec "$bin/python" -m launcher.demo "$@"
+    ;;
+test)
+    set_up dev
+    shift
+    cd "$here"
+    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos" "$@"
+    ;;
+lint)
+    set_up dev
+    cd "$here"
+    "$bin/ruff" format --check .
+    "$bin/ruff" check .
+    exec "$bin/mypy"
+    ;;
+slow)
+    set_up dev
+    shift
+    cd "$here"
+    exec "$bin/python" -m pytest -m "pods or real or containers or chaos" -o timeout=1200 "$@"
+    ;;
+soak)
+    set_up dev
+    cd "$here"
+    "$bin/python" -m tests.simulation --soak "${2:-100000}"
+    LAUNCHER_CHAOS_SECONDS=900 exec "$bin/python" -m pytest -m chaos -o timeout=2400 -s
+    ;;
+leader | worker)
+    installed
+    exec "$bin/python" -m launcher.ray_cluster "$@"
+    ;;
+-h | --help | "")
+    sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    [ -n "${1:-}" ] || exit 64
+    ;;
+*)
+    installed
+    exec "$bin/launcher" "$@"
+    ;;
+esac
