@@ -1,16 +1,17 @@
-"""The process that stands between a test and a pod: enters or makes namespaces, then holds them or runs a program in them.
+"""The process that stands between a test and a pod: makes namespaces and holds them, or runs a program in them.
 
-Run by pods.py as `python -I -S pod_inside.py SPEC`, with SPEC a JSON object. It imports little and nothing of ours: one of these runs
-beside every program in a pod. It is a process of its own, because a process with threads (pytest's) cannot safely fork and
-enter namespaces, and because util-linux's nsenter stops itself when its child is stopped, which a test that freezes a program must not see.
+Run by pods.py as `python -I -S pod_inside.py SPEC`, with SPEC a JSON object. It imports little and nothing of ours:
+one of these runs beside every program in a pod. It is a process of its own, because a process with threads (pytest's)
+cannot safely fork and enter namespaces, and because util-linux's nsenter stops itself when its child is stopped,
+which a test that freezes a program must not see.
 
-Nothing outlives the creator: this process reads a pipe, the lifeline, whose other end only the creator holds. At its end, by whatever
-cause, this process ends; the kernel then kills what it started (PR_SET_PDEATHSIG, and the whole PID namespace with its PID 1) and drops
-the namespaces with their interfaces and mounts.
+Nothing outlives the creator: this process reads a pipe, the lifeline, whose other end only the creator holds. When
+that is closed, by whatever cause, this process ends; the kernel then kills what it started (PR_SET_PDEATHSIG, and the
+whole PID namespace with its PID 1) and drops the namespaces with their interfaces and mounts.
 
-It answers on the report pipe with lines: `pid N` (as this process's PID namespace counts, which is the test's), and `error TEXT` when
-something failed; then closes it. A program waits for the end of the pipe `go` before it is executed, so that the creator can open handles
-on a process that is surely there.
+It answers on the report pipe with lines: `pid N` (as this process's PID namespace counts, which is the test's), and
+`error TEXT` when something failed; then closes it. A program is executed when the pipe `go` ends, so that the creator
+can open handles on a process that is surely there.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def hold(spec: dict[str, Any]) -> None:
     call("unshare", CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     socket.sethostname(spec["hostname"])
-    # Opened before a tmpfs covers them, and after the namespace is made: the kernel binds mounts of the own namespace only.
+    # Opened before a tmpfs covers them, and after the namespace is made: a bind takes mounts of the own one only.
     cgroups = opened("/sys/fs/cgroup")
     keep = {path: opened(path) for path in spec["shared"]}
     # /sys/class/net shows the network namespace that sysfs was mounted in.

@@ -1,4 +1,4 @@
-"""Two pods, one engine, no launcher: proves the recipes, and is where to look when a launcher test with a real engine fails.
+"""Two pods, one engine, no launcher: proves the recipes, and where to look when a launcher test with an engine fails.
 
     python -m tests.real.by_hand vllm-mp|vllm-ray|sglang [--keep-logs FOLDER]
 
@@ -69,7 +69,7 @@ def start_ray(leader: Pod, worker: Pod) -> list[PodProcess]:
     ray = [str(engine("vllm").python), "-m", "ray.scripts.scripts", "start", "--block", *recipes.RAY_START_ARGS]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_ADDRESS": f"{leader.ip}:6379"}
     environments = [{**node_environment("vllm-ray", pod), **token} for pod in (leader, worker)]
-    head = [*ray, "--head", "--port=6379", f"--node-ip-address={leader.ip}"]
+    head = [*ray, *recipes.RAY_HEAD_ARGS, "--head", "--port=6379", f"--node-ip-address={leader.ip}"]
     first = leader.start(head, environments[0])
     until(lambda: "runtime started" in first.output(), 60, "the head has started")
     second = worker.start([*ray, f"--address={leader.ip}:6379", f"--node-ip-address={worker.ip}"], environments[1])

@@ -2,12 +2,13 @@
 
     python -m tests.real.install vllm|sglang|ray|all
 
-An environment is named by a hash of what goes into it (pins, stand-ins, Python version), built under a lock that the kernel
-releases if the builder dies, and complete only once its marker file is renamed into place. It is built under its final name,
-because the scripts of a virtual environment hold its path: what has no marker is removed and built again.
+An environment is named by a hash of what goes into it (pins, stand-ins, Python version), built under a lock that the
+kernel releases if the builder dies, and complete only once its marker file is renamed into place. It is built under
+its final name, because the scripts of a virtual environment hold its path: what has no marker is removed and built
+again.
 
-pip is used as it is configured. The engines want a CPU build of torch; where the configured indexes offer none, point pip at one
-in its own way (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
+pip is used as it is configured. The engines want a CPU build of torch; where the configured indexes offer none, point
+pip at one in its own way (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
 """
 
 from __future__ import annotations
@@ -82,17 +83,61 @@ RECIPES: Mapping[str, Recipe] = {
         steps=(
             (
                 "install",
-                *"""torch==2.13.0 transformers==5.19.0 aiohttp einops fastapi interegular msgspec numpy orjson packaging pillow
-                prometheus-client psutil pybase64 pydantic python-multipart pyzmq requests setproctitle tiktoken uvicorn uvloop
-                xxhash zstandard compressed-tensors==0.20.0 partial_json_parser regex sentencepiece watchfiles setuptools
-                triton==3.9.0 IPython jsonschema rpds-py""".split(),
+                "torch==2.13.0",
+                "transformers==5.19.0",
+                "aiohttp",
+                "einops",
+                "fastapi",
+                "interegular",
+                "msgspec",
+                "numpy",
+                "orjson",
+                "packaging",
+                "pillow",
+                "prometheus-client",
+                "psutil",
+                "pybase64",
+                "pydantic",
+                "python-multipart",
+                "pyzmq",
+                "requests",
+                "setproctitle",
+                "tiktoken",
+                "uvicorn",
+                "uvloop",
+                "xxhash",
+                "zstandard",
+                "compressed-tensors==0.20.0",
+                "partial_json_parser",
+                "regex",
+                "sentencepiece",
+                "watchfiles",
+                "setuptools",
+                "triton==3.9.0",
+                "IPython",
+                "jsonschema",
+                "rpds-py",
             ),
             (
                 "install",
                 "--no-deps",
-                *"""sglang==0.5.23 torchvision==0.28.0 apache-tvm-ffi==0.1.11 xgrammar==0.2.7 llguidance==1.9.1
-                soundfile==0.13.1 openai-harmony==0.0.4 openai==2.8.0 distro jiter sniffio cffi pycparser dill gguf==0.19.0
-                httpx referencing""".split(),
+                "sglang==0.5.23",
+                "torchvision==0.28.0",
+                "apache-tvm-ffi==0.1.11",
+                "xgrammar==0.2.7",
+                "llguidance==1.9.1",
+                "soundfile==0.13.1",
+                "openai-harmony==0.0.4",
+                "openai==2.8.0",
+                "distro",
+                "jiter",
+                "sniffio",
+                "cffi",
+                "pycparser",
+                "dill",
+                "gguf==0.19.0",
+                "httpx",
+                "referencing",
             ),
         ),
         shadow="sglang",
@@ -160,7 +205,7 @@ def _build(recipe: Recipe, base: Path, root: Path) -> None:
 
 
 def _shadow(root: Path, source: Path) -> None:
-    """Puts the stand-ins before site-packages with a .pth file, so that the interpreter alone is enough and PYTHONPATH is free."""
+    """Puts the stand-ins before site-packages with a .pth file: the interpreter alone is enough, PYTHONPATH is free."""
     (site,) = root.glob("lib/python*/site-packages")
     shutil.copytree(source, root / "stand_ins", ignore=shutil.ignore_patterns("__pycache__"))
     line = f"import sys; sys.path.insert(0, {str(root / 'stand_ins')!r})\n"

@@ -1,6 +1,6 @@
-"""A tiny Llama with random weights (1.5 MB), made once: greedy output is the same on one process and spread over several.
+"""A tiny Llama with random weights (1.5 MB): greedy output is the same on one process and spread over several.
 
-Random under a fixed seed, so that every run and every engine sees the same one; bfloat16, as the engines want it on a CPU.
+Made once, under a fixed seed, so that every run and every engine sees the same one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "tiny-llama"
 
 
 def tiny_model() -> Path:
-    """The folder of the model, made now (seconds) by an engine's interpreter if it is not there yet. Raises NotInstallable."""
+    """The folder of the model, made now by an engine's interpreter if it is not there. Raises NotInstallable."""
     folder = cache() / "models" / f"{NAME}-{hashlib.sha256(MAKE.encode()).hexdigest()[:12]}"
     with exclusive(folder.with_suffix(".lock")):
         if not folder.exists():

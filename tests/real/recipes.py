@@ -1,8 +1,9 @@
 """What makes each engine run the tiny model on a CPU, on top of what the launcher sets, and what it must then say.
 
-The launcher's part is not here: for vLLM --nnodes --node-rank --master-addr --master-port --headless --distributed-executor-backend, the
-tensor parallel size, VLLM_HOST_IP, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME and the `ray start` commands; for SGLang --dist-init-addr
---nnodes --node-rank --tp, SGLANG_HOST_IP, GLOO_SOCKET_IFNAME; for both the model, its served name and the port.
+The launcher's part is not here: for vLLM --nnodes --node-rank --master-addr --master-port --headless
+--distributed-executor-backend, the tensor parallel size, VLLM_HOST_IP, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME and the
+`ray start` commands; for SGLang --dist-init-addr --nnodes --node-rank --tp, SGLANG_HOST_IP, GLOO_SOCKET_IFNAME; for
+both the model, its served name and the port.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ RAY_START_ARGS: Sequence[str] = (
     "--num-cpus=2",
     "--object-store-memory=100000000",
     "--disable-usage-stats",
+)
+RAY_HEAD_ARGS: Sequence[str] = (
+    # Some ten processes of 90 MiB that no test asks.
+    "--include-dashboard=false",
 )
 
 SGLANG_ARGS: Sequence[str] = (
