@@ -220,7 +220,7 @@ class Group(click.Group):
 @click.group(
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Every option has a variable: --join-timeout is LAUNCHER_JOIN_TIMEOUT. `launcher run --help` lists them all.",
+    epilog="Every option has a variable (--join-timeout: LAUNCHER_JOIN_TIMEOUT). `launcher run --help` lists all options.",
 )
 @click.version_option(__version__, prog_name="launcher")
 def cli() -> None:

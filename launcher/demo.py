@@ -102,7 +102,7 @@ def _kill_and_return(process: subprocess.Popen[bytes], agent: int, api: int, sta
 def _engine_pid(process: subprocess.Popen[bytes], agent: int) -> int:
     until = time.monotonic() + DEADLINE
     while time.monotonic() < until:
-        pids = next((m["engine_pids"] for m in _get(agent)["members"] if m["rank"] == 1), [])
+        pids: list[int] = next((m["engine_pids"] for m in _get(agent)["members"] if m["rank"] == 1), [])
         if pids:
             return int(pids[0])
         time.sleep(0.1)

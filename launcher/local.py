@@ -96,7 +96,7 @@ def _mark(rank: int, paint: bool) -> bytes:
 
 
 def _own_shm(settings: Settings, size: int) -> list[str]:
-    """SGLang takes ranks that share /dev/shm for ranks of one host, and hangs: each gets a mount namespace of its own."""
+    """SGLang takes ranks that share /dev/shm for ranks of one host, and hangs: each gets a mount namespace."""
     if size == 1 or settings.engine != "sglang" or settings.engine_file:
         return []
     wrap = [sys.executable, "-m", "launcher.own_shm", "--"]
