@@ -166,7 +166,9 @@ def verdict(data: bytes) -> tuple[int, str]:
 
 def adopt_orphans(adopt: bool = True) -> bool:
     """Become a child subreaper (PR_SET_CHILD_SUBREAPER), or cease to be one; False where the kernel refuses."""
-    return _prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
+    import ctypes
+
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(adopt), 0, 0, 0) == 0)
 
 
 def dying_with_parent() -> Callable[[], None]:
@@ -174,21 +176,17 @@ def dying_with_parent() -> Callable[[], None]:
 
     ctypes is loaded here, before any fork, and only where it is needed: it costs the guard about half a MiB.
     """
+    import ctypes
+
     guard = os.getpid()
-    _prctl(_PR_SET_PDEATHSIG, 0)  # loads the function
+    prctl = ctypes.CDLL(None).prctl
 
     def bind() -> None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != guard:  # it died before the kernel knew
             os._exit(127)
 
     return bind
-
-
-def _prctl(option: int, value: int) -> bool:
-    import ctypes
-
-    return bool(ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0) == 0)
 
 
 def _close(fds: list[int]) -> None:

@@ -98,12 +98,13 @@ class Stopping:
         ``reaped`` counts the processes that the guard has reaped since its start, up to now, after the scan. A scan is
         not atomic: what forks and ends all the time may be missed by any number of them. But what it leaves behind
         falls to the guard; so only two empty scans with nothing reaped since the first began prove that none is left.
+        (Of some roots only: what is reaped may be anybody's, and counts for nothing.)
         """
         scope = self._scope(table)
         self._known.update(p.key for p in scope)
         alive = tuple(p for p in scope if not p.gone)
         self.left = alive
-        restless, self._reaped = reaped != self._reaped, reaped
+        restless, self._reaped = self.everything and reaped != self._reaped, reaped
         self._empty = 0 if alive or restless else self._empty + 1
         if self._empty == 2:
             self.prove_empty()

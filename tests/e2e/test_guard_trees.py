@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from launcher.process.channel import Deadline, Kill, Policy, Spawn, Stop
-from launcher.process.tree import descendants, read
+from launcher.process.tree import descendants, kill_tree_without_guard, read, start_time
 from tests.e2e.programs.guarded import HERE, Fifo, Launched, until
 
 KINDS = (
@@ -128,6 +128,29 @@ def test_the_agent_is_frozen_and_the_lease_ends_all(nasty: Launch) -> None:
     os.kill(launched.agent, signal.SIGCONT)
     report = launched.reported("LeaseExpired")
     assert report["clean"]
+
+
+def test_the_lease_holds_while_output_floods_a_frozen_agent(nasty: Launch) -> None:
+    """The guard never waits for the agent's socket, nor for a reader of its own stdout (nobody reads the pipe here)."""
+    launched, fifo = nasty(("demon", "flood"), lease=2.0, stay=1)
+    os.kill(launched.agent, signal.SIGSTOP)
+    fifo.seconds_until_dead()
+    os.kill(launched.agent, signal.SIGCONT)
+    launched.reported("LeaseExpired", clean=True)
+    launched.reported("Dropped", stream=0)
+
+
+def test_the_guard_is_frozen(nasty: Launch) -> None:
+    """Who has to kill in its place (here the test, so the agent goes too) finds all, though nothing can be reaped."""
+    launched, fifo = nasty()
+    guard = launched.pid
+    os.kill(guard, signal.SIGSTOP)
+    until(lambda: (p := read(guard)) is not None and p.stopped, "the guard stopped")
+    key = (guard, start_time(guard) or 0)
+    assert kill_tree_without_guard([], guard=key, bound=20) == ()
+    assert fifo.all_dead
+    os.kill(guard, signal.SIGCONT)
+    assert launched.wait() == 137
 
 
 def test_nothing_starts_on_a_passed_lease(nasty: Launch) -> None:

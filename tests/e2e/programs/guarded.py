@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from launcher.process.channel import Order, encode
 from launcher.process.tree import Proc, descendants
 
 HERE = Path(__file__).parent
+#: The guard needs no package, so any interpreter from 3.10 on can be tried in this one's place.
+PYTHON = os.environ.get("GUARD_PYTHON", sys.executable)
 #: The machine is noisy: how long anything may take before a test calls it lost.
 PATIENCE = 30.0
 
@@ -85,11 +88,14 @@ class Launched:
         self._orders = -1
         variables = {f"MINI_{name.upper()}": str(value) for name, value in options.items()}
         variables["MINI_LOG"] = str(self.log_path)
+        # As in an image, where bytecode is there already: compiling the room takes longer than most of these tests.
+        variables["PYTHONDONTWRITEBYTECODE"] = ""
+        variables["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "launcher-tests-pycache")
         if fifo:
             os.mkfifo(folder / "orders")
             self._orders = os.open(folder / "orders", os.O_RDWR)
             variables["MINI_ORDERS"] = str(folder / "orders")
-        command = [*before, sys.executable, str(HERE / "mini_agent.py"), *map(str, argv)]
+        command = [*before, PYTHON, str(HERE / "mini_agent.py"), *map(str, argv)]
         self.process = subprocess.Popen(
             command, stdout=stdout, stderr=subprocess.PIPE, env={**os.environ, **variables, **(env or {})}
         )

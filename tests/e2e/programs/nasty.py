@@ -101,6 +101,14 @@ def far_hopper() -> None:
         time.sleep(0.002)
 
 
+def flood() -> None:
+    """Writes without end."""
+    stubborn()
+    ready()
+    while time.monotonic() < END:
+        os.write(1, b"x" * 65536)
+
+
 def headless() -> None:
     """Its main thread has ended: /proc calls it a zombie, and the other thread works on."""
     stubborn()
@@ -116,9 +124,9 @@ def headless() -> None:
 
 KINDS = {
     kind.__name__: kind
-    for kind in (rename, orphan, session, stopped, stubborn, demon, storm, hopper, far_hopper, headless)
+    for kind in (rename, orphan, session, stopped, stubborn, demon, storm, hopper, far_hopper, flood, headless)
 }
-SELF_READY = {stopped, demon, storm, hopper, far_hopper, headless}
+SELF_READY = {stopped, demon, storm, hopper, far_hopper, flood, headless}
 
 if __name__ == "__main__":
     FIFO = os.open(sys.argv[1], os.O_WRONLY)
