@@ -182,6 +182,11 @@ def test_the_lws_address_is_opaque() -> None:
     assert who({**LWS, "LWS_LEADER_ADDRESS": "x_y-!"}).leader == "x_y-!"
 
 
+def test_an_ip_is_like_nothing_but_itself() -> None:
+    assert "contradicts" in refused({**LWS, "LWS_LEADER_ADDRESS": "10.2.3.4"}, leader="10.2.3")
+    assert who({**LWS, "LWS_LEADER_ADDRESS": "10.2.3.4"}, leader="10.2.3.4").leader == "10.2.3.4"
+
+
 def test_lws_of_one_pod_is_alone_but_says_lws() -> None:
     identity = who({**LWS, "LWS_GROUP_SIZE": "1"})
     assert identity.alone

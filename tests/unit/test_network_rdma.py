@@ -201,6 +201,13 @@ def test_a_sparse_table(node: Node) -> None:
     assert values(node.rdma(net("192.168.5.9/24")))["NCCL_IB_GID_INDEX"] == "10"
 
 
+def test_entries_whose_attributes_cannot_be_read(node: Node) -> None:
+    """They vanish between two reads, and some drivers show the GIDs of other namespaces without their attributes."""
+    node.device("mlx5_3", {1: ("192.168.5.9", "", ""), 2: ("192.168.5.8", "", ""), 4: ("192.168.5.9", V2, "net1")})
+    (node.sysfs / "class/infiniband/mlx5_3/ports/1/rate").unlink()
+    assert values(node.rdma(net("192.168.5.9/24")))["NCCL_IB_GID_INDEX"] == "4"
+
+
 @pytest.mark.parametrize("ip", [(), (net("172.16.0.5/16", "ib0"),)])
 def test_infiniband(node: Node, ip: tuple[Interface, ...]) -> None:
     """With or without IPoIB: no GID work."""
@@ -365,6 +372,14 @@ def test_a_range_that_leaves_others_out(node: Node) -> None:
     node.device("mlx5_1", {1: ("10.10.0.201", V2, "net2"), 5: ("10.10.0.9", V2, "net2")})
     found = node.rdma(net("10.10.0.8/24"), net("10.10.0.9/24", "net2"))
     assert values(found)["NCCL_IB_ADDR_RANGE"] == "10.10.0.8/31"
+
+
+def test_of_equally_sure_indexes_the_lowest(node: Node) -> None:
+    """The netdev speaks for 8 on one port and for 3 on the other."""
+    node.device("mlx5_0", {3: ("10.10.0.8", V2, "old"), 8: ("10.10.0.8", V2, "net1")})
+    node.device("mlx5_1", {3: ("10.10.0.9", V2, "net2"), 8: ("10.10.0.9", V2, "old")})
+    found = node.rdma(net("10.10.0.8/24"), net("10.10.0.9/24", "net2"))
+    assert values(found)["NCCL_IB_GID_INDEX"] == "3"
 
 
 def test_no_range_can_tell_them_apart(node: Node) -> None:
