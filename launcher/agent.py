@@ -30,7 +30,7 @@ from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
 from launcher.group.lease import Terms
 from launcher.log import Log
 from launcher.process import channel as guard
-from launcher.process import tree
+from launcher.process import tree, watch
 from launcher.settings import Settings
 from launcher.stages import StageRunner, signal_name
 from launcher.status import Timeline, failure_block, metrics_page, status_object, termination_message
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from launcher.group.link import LeaderLink, MemberLink
     from launcher.health import HealthWatch
 
-FROZEN_SECONDS = 5.0  #: a process that sits stopped (T) this long is a failure
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 GUARD_SILENT = 5.0  #: the guard answers pings at once; this long without an answer it is frozen
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
@@ -88,13 +87,15 @@ class Agent:
         self._recorded: dict[tuple[int, int], None] = {}
         self._asks: dict[str, asyncio.Future[tuple[str, guard.Exited | guard.NotStarted]]] = {}
         self._asked_output: dict[str, str] = {}
-        self._frozen_since: dict[tuple[int, int], float] = {}
+        self._frozen_since: dict[tree.Key, float] = {}
         self._activity = 0
         self._reported: m.Report | None = None
-        self._interface_env: dict[str, str] = {}
+        self._network_env: dict[str, str] = {}
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
         self._health: HealthWatch | None = None
+        self._before: planning.Before | None = None
+        self._not_back = ""  # GPU memory that an ended epoch still holds, in words
         self._phase = ""
         self._told_failure: Cause | None = None
         self.coordinator: co.Coordinator | None = None
@@ -239,14 +240,16 @@ class Agent:
 
     async def _learn(self) -> None:
         """What must be known before hello: own address, versions, GPUs; and whether all this can work."""
-        address, variables = await self._own_address()
+        leader: tuple[str, ...] = ()
+        if not self.identity.alone and self.identity.address is None:
+            leader = await self._resolve_leader()
         self.facts = await planning.learn(self.settings, self._engine, self.environ, self._ask)
         checked = self._engine.check(self.settings, self.identity, self.facts)
         for warning in checked.warnings:
             self.log(warning, level="warning")
         for why in checked.why:
             self.log(why)
-        self._interface_env = variables
+        address = self._learn_network(leader)
         names = tuple(address if r == self.identity.rank else f"<rank {r}>" for r in range(self.identity.size))
         outline = self._plan_for(planning.sketch(self.identity, names))
         self.member.address = address
@@ -256,17 +259,18 @@ class Agent:
         if not self.identity.alone and not self.identity.is_leader:
             self._make_member_link()
 
-    async def _own_address(self) -> tuple[str, dict[str, str]]:
+    def _learn_network(self, leader: tuple[str, ...]) -> str:
         if self.identity.alone:
-            return self.identity.address or "127.0.0.1", {}
-        leader: tuple[str, ...] = ()
-        if self.identity.address is None:
-            leader = await self._resolve_leader()
-        address, variables, warnings = planning.network(self.settings, self.identity, self.environ, leader)
-        for warning in warnings:
+            return self.identity.address or "127.0.0.1"
+        nccl = planning.nccl_version(self.facts)
+        found = planning.network(self.settings, self.identity, self.environ, leader, nccl)
+        for warning in found.warnings:
             self.log(warning, level="warning")
-        self.log("own address", {"address": address})
-        return address, variables
+        self.log("own address", {"address": found.address, "why": found.why})
+        for note in found.notes:
+            self.log(note)
+        self._network_env = found.ours
+        return found.address
 
     async def _resolve_leader(self) -> tuple[str, ...]:
         from launcher.network.names import wait_for_address
@@ -403,7 +407,7 @@ class Agent:
     def _plan_for(self, shared: Shared) -> Plan:
         context = PlanContext(self.settings, self.identity, self.facts, shared, planning.bind(self.settings))
         plan = self._engine.plan(context, self.identity.rank)
-        return planning.with_environment(plan, self._interface_env)
+        return planning.with_environment(plan, self._network_env)
 
     async def _prepare(self, shared: Shared) -> None:
         shared = planning.with_token(shared, self._secret, self.identity.group, self._ray_token)
@@ -414,20 +418,28 @@ class Agent:
             cause = Cause(CauseKind.UNABLE, self.identity.rank, str(error))
             self._to_member(me.NotAble(shared.epoch, cause, False))
             return
+        text = self._not_back
         if taken:
             text = f"{taken} is in use on this pod by something that is not of this group"
+        if text and await self._still_not_back(text, taken):
             self._to_member(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self.identity.rank, text)))
             return
+        self._before = await planning.before_epoch(self._ask)
         self.epoch = shared.epoch
         self.log.epoch = str(shared.epoch.n)
         self._recorded.clear()
         self._frozen_since.clear()
         self._reported = None
-        self._oom_before = planning.oom_kills()
-        self._shm = planning.shm_snapshot()
         environ = {**self.environ, "LAUNCHER_COOKIE": f"{self.incarnation}.{shared.epoch.n}"}
         self.stages.begin(shared.epoch, self.plan, environ)
         self._to_member(me.Able(shared.epoch))
+
+    async def _still_not_back(self, text: str, taken: str) -> bool:
+        """GPU memory that an earlier epoch kept is looked at once more before this one is refused."""
+        if taken or self._before is None:
+            return True
+        _, self._not_back = await planning.after_epoch(self._before, self._ask)
+        return bool(self._not_back)
 
     def _start_stage(self, stage: int) -> None:
         assert self.plan is not None
@@ -503,9 +515,12 @@ class Agent:
             self._stops += 1
             self._channel_send(guard.Kill(f"stop-{self._stops}", None))
             return
-        removed = await planning.clean_up(self.plan, getattr(self, "_shm", None))
-        if removed:
-            self.log("removed what the engine left in /dev/shm", {"files": len(removed)})
+        if self._before is not None:
+            removed, self._not_back = await planning.after_epoch(self._before, self._ask)
+            if removed:
+                self.log("removed what the engine left in /dev/shm", {"files": len(removed)})
+            if self._not_back:
+                self.log(self._not_back, level="error")
         self.pids = ()
         self._to_member(me.Gone(True, seconds=report.seconds))
 
@@ -578,7 +593,7 @@ class Agent:
             self._channel_send(guard.Deliver(number))
 
     def _oom_killed(self) -> bool:
-        before, now = getattr(self, "_oom_before", None), planning.oom_kills()
+        before, now = self._before.oom_kills if self._before else None, planning.oom_kills()
         return before is not None and now is not None and now > before
 
     # ---------------------------------------------------------------------------------------------------- time passes
@@ -598,24 +613,23 @@ class Agent:
             self._channel_send(guard.Ping(self._pings))
             if time.monotonic() - self._pong_at > GUARD_SILENT:
                 self._guard_frozen()
-            if self.stages.pids and self._guard is not None and self.epoch is not None:
+            if self.stages.pids and self._guard is not None:
                 self._look_at_tree(self._guard.pid)
 
     def _look_at_tree(self, root: int) -> None:
+        if self.epoch is None:
+            return
         now = time.monotonic()
         procs = [p for p in tree.descendants(root) if p.pid != os.getpid()]
         for p in procs:
             self._recorded[p.key] = None
         self.pids = tuple(p.pid for p in procs if not p.gone)
-        frozen = {p.key: p for p in procs if p.stopped}
-        self._frozen_since = {k: self._frozen_since.get(k, now) for k in frozen}
-        for key, since in self._frozen_since.items():
-            if now - since >= FROZEN_SECONDS and self.member.state in (me.State.STARTING, me.State.RUNNING):
-                text = f"process {key[0]} ({frozen[key].comm}) has been stopped (state T) for {now - since:.0f} s"
-                assert self.epoch is not None
-                self._engine_broke(self.epoch, Cause(CauseKind.STOPPED, self.identity.rank, text, frozen[key].comm))
-                self._frozen_since = {}
-                break
+        self._frozen_since = watch.stopped_since(self._frozen_since, procs, now)
+        for key in watch.frozen(self._frozen_since, now)[:1]:
+            comm = next(p.comm for p in procs if p.key == key)
+            text = f"process {key[0]} ({comm}) has been stopped (state T) for {now - self._frozen_since[key]:.0f} s"
+            if self.member.state in (me.State.STARTING, me.State.RUNNING):
+                self._engine_broke(self.epoch, Cause(CauseKind.STOPPED, self.identity.rank, text, comm))
         self._activity = planning.activity(procs) + self.stages.bytes
         self._report()
 

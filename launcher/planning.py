@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
-from launcher.process import tree
+from launcher.process import leftovers, tree, watch
 from launcher.settings import Settings
 from launcher.words import Epoch, Identity, Member, NodeFacts, Plan, Shared, SourceReport
 
+if TYPE_CHECKING:
+    from launcher.network.environment import Variable
+
 Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
+GPU_TRIES = 20  #: looks, half a second apart, at GPU memory after an epoch
+NETWORK_STATUS_FILE = "/etc/podinfo/network-status"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 _versions: dict[tuple[Any, ...], Mapping[str, str]] = {}
@@ -119,18 +124,66 @@ def fingerprint(settings: Settings, engine: Engine, facts: NodeFacts) -> dict[st
 # ------------------------------------------------------------------------------------------------- the network
 
 
+@dataclass(frozen=True)
+class Network:
+    """What this pod's network is, and what collectives are told of it."""
+
+    address: str
+    why: str
+    variables: tuple[Variable, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ours(self) -> dict[str, str]:
+        """The variables that the launcher sets; the others are there already."""
+        return {v.name: v.value for v in self.variables if v.setter == "launcher"}
+
+
 def network(
-    settings: Settings, identity: Identity, environ: Mapping[str, str], leader: Sequence[str]
-) -> tuple[str, dict[str, str], tuple[str, ...]]:
-    """Own address, the variables for collectives, and warnings."""
-    from launcher.network import addresses
+    settings: Settings,
+    identity: Identity,
+    environ: Mapping[str, str],
+    leader: Sequence[str],
+    nccl: str | None = None,
+) -> Network:
+    """Own address and the environment of collectives, from this pod's interfaces and RDMA devices.
+
+    ``leader``: what the leader's name resolves to; ``nccl``: version of the engine's NCCL. Raises ConfigError.
+    """
+    from launcher.network import addresses, rdma
     from launcher.network.environment import Surroundings, collective_environment
+    from launcher.network.rdma_environment import rdma_environment
 
     among = addresses.interfaces()
     chosen = addresses.named(settings.interface, settings.said("interface"), among) if settings.interface else None
-    address, _ = addresses.own_address(identity.address, identity.leader, leader, chosen)
-    variables, warnings = collective_environment(Surroundings(environ), address, among, chosen)
-    return address, {v.name: v.value for v in variables if v.setter == "launcher"}, warnings
+    address, why = addresses.own_address(identity.address, identity.leader, leader, chosen)
+    around = Surroundings(environ)
+    variables, warnings = collective_environment(around, address, among, chosen)
+    sysfs, dev = rdma.roots(environ)
+    found = rdma_environment(
+        around,
+        settings.rdma,
+        rdma.read(sysfs, dev),
+        rdma.allocated(environ, _network_status(environ)),
+        among,
+        chosen or addresses.holder(address, among),
+        nccl,
+    )
+    return Network(address, why, (*variables, *found.variables), (*warnings, *found.warnings), found.why)
+
+
+def _network_status(environ: Mapping[str, str]) -> str:
+    """Multus' annotation, from a downwardAPI volume (as a variable it is empty at the first start)."""
+    try:
+        return Path(environ.get("LAUNCHER_NETWORK_STATUS") or NETWORK_STATUS_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def nccl_version(facts: NodeFacts) -> str | None:
+    """NCCL's version, from the distribution that brings it."""
+    return next((v for name, v in sorted(facts.versions.items()) if name.startswith("nvidia-nccl")), None)
 
 
 def bind(settings: Settings) -> str:
@@ -206,28 +259,42 @@ async def taken_ports(plan: Plan, address: str) -> str:
 
 def oom_kills() -> int | None:
     """How many processes the kernel has killed in this cgroup for want of memory; None: nobody tells."""
-    try:
-        from launcher.process import leftovers
-    except ImportError:
-        return None
     return leftovers.oom_kills()
 
 
-def shm_snapshot() -> Any:
-    try:
-        from launcher.process import leftovers
-    except ImportError:
-        return None
-    return leftovers.snapshot()
+@dataclass(frozen=True)
+class Before:
+    """What was there before an epoch, to be compared with what is left after it."""
+
+    shm: leftovers.Snapshot
+    gpu_memory: Mapping[str, int]
+    oom_kills: int | None
 
 
-async def clean_up(plan: Plan | None, snapshot: Any) -> tuple[str, ...]:
-    """Remove what the ended epoch left in /dev/shm and nobody maps; the names of what was removed."""
-    if snapshot is None:
-        return ()
-    from launcher.process import leftovers
+async def before_epoch(ask: Ask) -> Before:
+    return Before(leftovers.snapshot(), await _gpu_memory(ask), leftovers.oom_kills())
 
-    return await asyncio.to_thread(leftovers.remove, snapshot)
+
+async def after_epoch(before: Before, ask: Ask) -> tuple[tuple[str, ...], str]:
+    """Remove what the ended epoch left in /dev/shm, wait (bounded) for GPU memory to come back.
+
+    Returns what was removed, and words about GPU memory that did not come back, else nothing.
+    """
+    removed = await asyncio.to_thread(leftovers.remove, before.shm)
+    kept = ""
+    for _ in range(GPU_TRIES if before.gpu_memory else 0):
+        kept = leftovers.gpu_memory_kept(before.gpu_memory, await _gpu_memory(ask))
+        if not kept:
+            break
+        await asyncio.sleep(0.5)
+    return removed, kept
+
+
+async def _gpu_memory(ask: Ask) -> Mapping[str, int]:
+    if not _has_nvidia():
+        return {}
+    code, output = await ask(leftovers.GPU_QUERY, 10.0)
+    return leftovers.gpu_memory(output) if code == 0 else {}
 
 
 def bytes_moved(plan: Plan | None) -> int | None:
@@ -237,4 +304,4 @@ def bytes_moved(plan: Plan | None) -> int | None:
 
 def activity(procs: Iterable[tree.Proc]) -> int:
     """A number that moves while any of these processes works."""
-    return 0
+    return watch.activity(procs)

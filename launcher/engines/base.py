@@ -4,8 +4,8 @@ An engine says which Python distributions tell its version, checks that the sett
 in the error), and plans any rank. It starts nothing, opens nothing and imports none of the engine's own code. `launcher
 plan` calls it for every rank with names in place of addresses; the agent calls it for its own rank with real ones.
 
-To add an engine: one class with these members, registered by the entry point group ``launcher.engines``; or no Python at
-all, see ``declarative.py``.
+To add an engine: one class with these members, registered by the entry point group ``launcher.engines``; or no Python
+at all, see ``declarative.py``.
 """
 
 from __future__ import annotations
