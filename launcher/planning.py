@@ -160,6 +160,8 @@ def network(
     address, why = addresses.own_address(identity.address, identity.leader, leader, chosen)
     around = Surroundings(environ)
     variables, warnings = collective_environment(around, address, among, chosen)
+    if addresses.is_loopback(address):  # `launcher local`: all ranks are on this machine
+        return Network(address, why, variables, warnings)
     sysfs, dev = rdma.roots(environ)
     found = rdma_environment(
         around,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from launcher.engines.arguments import given, last
-from launcher.words import Health
+from launcher.words import Gate, Health
 
 LISTENING = ("--host", "--uds", "--ssl-keyfile", "--ssl-certfile", "--ssl-cert-reqs", "--root-path")
 _ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]", "localhost": "127.0.0.1"}
@@ -66,6 +66,11 @@ def health(
         canary_body=json.dumps({k: v for k, v in body.items() if v is not None}),
         insecure=is_tls(args),
     )
+
+
+def gate(health: Health) -> Gate:
+    """A server counts as ready when its health endpoint says so; one that cannot be asked, when it runs."""
+    return Gate("http", health.url) if health.url else Gate()
 
 
 def needs_key(args: Sequence[str]) -> bool:

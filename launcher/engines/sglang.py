@@ -92,11 +92,13 @@ class SGLangEngine:
     def plan(self, context: PlanContext, rank: int) -> Plan:
         settings = context.settings
         engine, _ = _installed(settings, context.facts)
-        process = Process(name="sglang", argv=(*_command(settings), *_arguments(context, engine, rank)))
+        health = _health(context) if rank == 0 else Health()
+        argv = (*_command(settings), *_arguments(context, engine, rank))
+        process = Process(name="sglang", argv=argv, gate=endpoint.gate(health))
         return Plan(
             rank=rank,
             stages=(Stage("engine", (process,)),),
-            health=_health(context) if rank == 0 else Health(),
+            health=health,
             ports=_ports(context, rank),
             why=_why(context),
         )

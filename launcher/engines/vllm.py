@@ -61,9 +61,11 @@ class VLLMEngine:
     def plan(self, context: PlanContext, rank: int) -> Plan:
         settings, facts = context.settings, context.facts
         backend = vllm_backend.choose(settings, context.identity.size, facts)
+        health = self._health(context) if rank == 0 else Health()
         serve = Process(
             name="vllm",
             argv=(*_command(context, backend.release), *_arguments(context, backend, rank)),
+            gate=endpoint.gate(health),
             # A Service named "vllm" puts VLLM_PORT=tcp://... into every pod, and the engine dies of it (vllm#34199).
             # As a number it breaks several nodes, so it is taken out in any case.
             unset=("VLLM_PORT",),
@@ -76,7 +78,7 @@ class VLLMEngine:
         return Plan(
             rank=rank,
             stages=stages,
-            health=self._health(context) if rank == 0 else Health(),
+            health=health,
             ports=_ports(context, backend, rank),
             why=backend.why,
         )
