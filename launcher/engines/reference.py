@@ -9,6 +9,7 @@ from launcher import __version__
 from launcher.engines import arguments, endpoint, ports
 from launcher.engines.arguments import Owned
 from launcher.engines.base import Checked, PlanContext
+from launcher.engines.fingerprint import fingerprint
 from launcher.errors import UsageError
 from launcher.reference.options import OptionError, parse
 from launcher.settings import Settings
@@ -102,15 +103,9 @@ class ReferenceEngine:
         )
 
     def fingerprint(self, settings: Settings, facts: NodeFacts) -> Fingerprint:
-        return {
-            "engine": self.name,
-            "engine.version": __version__,
-            "model": settings.model or MODEL,
-            "tp": str(settings.tp or 1),
-            "pp": str(settings.pp or 1),
-            "dp": str(settings.dp or 1),
-            **arguments.facts(settings.engine_args, leave_out=("--host",)),
-        }
+        # No facts of the node: GPUs that differ are no reason to wait for an engine that uses none.
+        found = fingerprint(settings, NodeFacts(), distribution="", version=__version__)
+        return {**found, "engine": self.name, "model": settings.model or MODEL}
 
 
 def _workers(settings: Settings, identity: Identity) -> int:

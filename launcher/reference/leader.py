@@ -210,6 +210,8 @@ class Leader(Rank):
         self.log(f"serving {self.options.names[0]} on {self.options.host} port {self.options.port}")
 
     def lost(self, why: str) -> None:
+        if self.draining_since is not None and not self.running and not self.waiting:
+            self._leave()  # the others were told to go too
         mode = self.options.on_peer_loss
         if mode == "exit" or (mode == "ignore" and self.flight is not None):
             self.broken(why)
@@ -231,7 +233,7 @@ class Leader(Rank):
         self.finish(1)
 
     def terminated(self) -> None:
-        if self.options.ignore_term and self.options.faulty:
+        if self.failed or (self.options.ignore_term and self.options.faulty):
             return
         if self.draining_since is not None:
             self.log("terminated again")

@@ -414,6 +414,15 @@ def test_term_cuts_what_takes_too_long(ranks: Callable[..., Ranks]) -> None:
         assert engine.exit_code(0, 5) == 0
 
 
+def test_term_to_every_process_at_once(ranks: Callable[..., Ranks]) -> None:
+    engine = ranks(3)
+    engine.wait_healthy()
+    for process in engine.processes:
+        os.killpg(process.pid, signal.SIGTERM)
+    assert engine.exit_code(0) == 0  # although it may see the others go first
+    assert {engine.exit_code(rank) for rank in (1, 2)} <= {0, 1}  # 1: saw a neighbour go before its own TERM came
+
+
 def test_ranks_that_ignore_term(ranks: Callable[..., Ranks]) -> None:
     engine = ranks(2, "--ignore-term", "--fault-ranks", "1")
     engine.wait_healthy()
