@@ -696,6 +696,9 @@ class Agent:
         return True, "serving"
 
     def _tell_failure(self, cause: Cause, reason: str) -> None:
+        if cause == self._told_failure:  # the block is printed once
+            self.log.block([f"launcher: giving up: {reason} (first failure: {cause})"])
+            return
         self._told_failure = cause
         self.log.block(failure_block(cause, reason, self.member.news.restarts))
 

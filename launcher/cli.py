@@ -333,6 +333,9 @@ def read(
     """
     from launcher.identity.service_links import strip
 
+    stray = flags.get("engine_args", ())
+    if stray:
+        raise UsageError(f"{stray[0]!r} is no option", "what is meant for the engine goes after --")
     flags = {k: v for k, v in flags.items() if k != "engine_args"}
     config = flags.pop("config", None)
     clean, warnings = strip(environ)

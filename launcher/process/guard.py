@@ -286,11 +286,10 @@ class Guard:
             self._code = self._hand_off(self._agent.handoff)
             return
         self._ending = self._agent.code
-        if died and self._agent.policy:
-            self._say(f"the agent was {self._agent.last_death}; its processes are killed, then it is started anew")
-            then = self._restart_agent
-        else:
-            then = self._end
+        then = self._restart_agent if died and self._agent.policy else self._end
+        if died:
+            anew = ", then it is started anew" if self._agent.policy else ""
+            self._say(f"the agent was {self._agent.last_death}; its processes are killed{anew}")
         self._stops.clear()
         self._end_tree([], everything=True, grace=None, then=then)
 
