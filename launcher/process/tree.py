@@ -218,6 +218,8 @@ def kill_tree_without_guard(
     pause = 0.001
     while True:
         table = scan(proc)
+        if guard and (guard[0] not in table.procs or table.procs[guard[0]].key != guard):
+            guard = None  # dead, and its pid may be anybody's
         victims = _orphans(table, known, guard, cookie, proc)
         # A scan is not atomic. But with a frozen guard nobody reaps: what forks and ends unseen leaves new zombies.
         restless = not known.issuperset(victim.key for victim in victims)
@@ -238,7 +240,7 @@ def _orphans(table: Table, known: set[Key], guard: Key | None, cookie: str | Non
     procs = table.procs
     leaders = _leaders(table, known)
     found = {p.pid for p in procs.values() if p.key in known or p.session in leaders}
-    if guard and guard[0] in procs and procs[guard[0]].key == guard:
+    if guard:
         found.update(p.pid for p in table.below([guard[0]]))
     if cookie:
         found.update(pid for pid in procs if _carries(pid, cookie, proc))

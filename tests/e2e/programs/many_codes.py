@@ -1,4 +1,4 @@
-"""Many guards, one after the other, cheaply: each forked from here, each running one small program to its end.
+"""Many guards, cheaply, eight at a time: each forked from here, each running one small program to its end.
 
     many_codes.py SCRIPT...
 
@@ -30,9 +30,14 @@ def agent(fd: int, script: str) -> int:
                 return report.code if report.code is not None else 128 + (report.signal or 0)
 
 
+def launch(script: str) -> int:
+    return os.fork() or guard.run(lambda fd: agent(fd, script))
+
+
 if __name__ == "__main__":
-    for script in sys.argv[1:]:
-        pid = os.fork()
-        if pid == 0:
-            guard.run(lambda fd, script=script: agent(fd, script))  # type: ignore[misc]
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    scripts = sys.argv[1:]
+    running: list[int] = []
+    while scripts or running:
+        while scripts and len(running) < 8:
+            running.append(launch(scripts.pop(0)))
+        print(os.waitstatus_to_exitcode(os.waitpid(running.pop(0), 0)[1]), flush=True)
