@@ -1,0 +1,388 @@
+"""What can go wrong: each fault is a function of the cluster, drawn by weight, made at a moment or in a phase.
+
+A fault tells the truth (`promises.py`) what it does, so that nobody fails without a reason that is known there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from launcher.group.coordinator import Phase
+from launcher.words import CauseKind
+from tests.simulation.cluster import OTHER, Cluster, Trouble
+from tests.simulation.network import EVERYBODY
+from tests.simulation.pod import Guard, Pod
+from tests.simulation.promises import LOST
+
+KILLED = frozenset({CauseKind.LOST, CauseKind.AGENT, CauseKind.LEADER})
+
+
+def aftermath(cluster: Cluster) -> float:
+    """How long after its end a silent fault may still be the reason of something: leases, and what TCP holds back."""
+    return 3 * cluster.plan.lease + cluster.net.longest_pause * 2 + 1
+
+
+def some_pod(cluster: Cluster) -> Pod | None:
+    pods = [p for p in cluster.pods if p.alive]
+    return cluster.world.rng.choice(pods) if pods else None
+
+
+def some_guard(cluster: Cluster) -> Guard | None:
+    guards = cluster.guards()
+    return cluster.world.rng.choice(guards) if guards else None
+
+
+def duration(cluster: Cluster) -> float:
+    """Shorter than half a lease, about a lease, or much longer."""
+    lease, world = cluster.plan.lease, cluster.world
+    return world.rng.choice(
+        (world.between(0.01, 0.5) * lease, world.between(0.5, 1.2) * lease, world.between(1.2, 3.0) * lease)
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- sharp ones
+
+
+def process_dies(cluster: Cluster) -> None:
+    """One process of the engine ends: by a code (0 too), a signal, or the OOM killer."""
+    live = [p for p in cluster.truth.live if not p.asked and not p.guard.frozen]
+    if live:
+        proc = cluster.world.rng.choice(live)
+        kind, code = cluster.world.rng.choice(
+            (
+                (CauseKind.EXITED, 0),
+                (CauseKind.EXITED, 1),
+                (CauseKind.SIGNALLED, 137),
+                (CauseKind.SIGNALLED, 139),
+                (CauseKind.OOM, 137),
+            )
+        )
+        proc.guard.breaks(proc, kind, code)
+
+
+def agent_killed(cluster: Cluster) -> None:
+    """kill -9 of a launcher's agent; its guard lives."""
+    guard = some_guard(cluster)
+    if guard is not None and guard.agent is not None and not guard.frozen:
+        cluster.truth.touch("agent killed", guard.pod.rank, kinds=KILLED, sharp=True)
+        cluster.truth.launcher_killed(guard.pod)
+        guard.kill_agent()
+
+
+def pod_killed(cluster: Cluster) -> None:
+    """A whole pod vanishes; the node's kernel closes its connections."""
+    pod = some_pod(cluster)
+    if pod is not None:
+        cluster.truth.touch("pod killed", pod.rank, kinds=KILLED, sharp=True)
+        cluster.truth.launcher_killed(pod)
+        cluster.kill_pod(pod)
+
+
+# ------------------------------------------------------------------------------------------------------- silent ones
+
+
+def node_lost(cluster: Cluster) -> None:
+    """A pod vanishes with its node: nobody is told."""
+    pod = some_pod(cluster)
+    if pod is not None:
+        cluster.truth.touch("node lost", pod.rank, lasts=aftermath(cluster))
+        cluster.truth.silent("the loss of the node", pod, 1e9)
+        cluster.kill_pod(pod, silent=True)
+
+
+def stalled(cluster: Cluster) -> None:
+    """An agent is frozen (SIGSTOP, a swap storm); its guard lives."""
+    guard, lasts = some_guard(cluster), duration(cluster)
+    if guard is None or guard.agent is None or guard.agent.stalled:
+        return
+    agent = guard.agent
+    agent.stalled = True
+    cluster.truth.touch(f"agent stalled for {lasts:.1f} s", guard.pod.rank, lasts=lasts + aftermath(cluster))
+    cluster.truth.silent("the stall", guard.pod, lasts)
+
+    def thaw() -> None:
+        if agent.stalled and not guard.frozen:
+            agent.thaw()
+
+    cluster.world.at(lasts, thaw)
+
+
+def frozen(cluster: Cluster) -> None:
+    """A whole machine is frozen, guard and engine too: the documented exception."""
+    guard, lasts = some_guard(cluster), duration(cluster)
+    if guard is not None and not guard.frozen and (guard.agent is None or not guard.agent.stalled):
+        guard.freeze()
+        cluster.truth.touch(f"node frozen for {lasts:.1f} s", guard.pod.rank, lasts=lasts + aftermath(cluster))
+        cluster.truth.silent("the freeze", guard.pod, lasts)
+        cluster.world.at(lasts, guard.thaw)
+
+
+def cut(cluster: Cluster) -> None:
+    """The network between two pods, one of them mostly the leader's, is cut: one way or both."""
+    leader, pod, world = cluster.pod(0), some_pod(cluster), cluster.world
+    if leader is None or pod is None or pod is leader:
+        return
+    lasts, ways = duration(cluster), world.rng.choice(("in", "out", "both", "both"))
+    pairs = []
+    if ways != "out":
+        pairs.append((leader.node, pod.node))
+    if ways != "in":
+        pairs.append((pod.node, leader.node))
+    for a, b in pairs:
+        cluster.net.cut(a, b)
+        world.at(lasts, cluster.net.heal, a, b)
+    cluster.truth.touch(f"cut {ways} from the leader for {lasts:.1f} s", pod.rank, lasts=lasts + aftermath(cluster))
+    cluster.truth.silent("the cut", pod, lasts, leader)
+
+
+def isolated(cluster: Cluster) -> None:
+    """A node is cut from everybody."""
+    pod, world = some_pod(cluster), cluster.world
+    if pod is None:
+        return
+    lasts, ways = duration(cluster), world.rng.choice(("in", "out", "both"))
+    pairs = []
+    if ways != "out":
+        pairs.append((EVERYBODY, pod.node))
+    if ways != "in":
+        pairs.append((pod.node, EVERYBODY))
+    for a, b in pairs:
+        cluster.net.cut(a, b)
+        world.at(lasts, cluster.net.heal, a, b)
+    cluster.truth.touch(f"isolated {ways} for {lasts:.1f} s", pod.rank, lasts=lasts + aftermath(cluster))
+    if cluster.plan.size > 1:
+        cluster.truth.silent("the isolation", pod, lasts)
+
+
+def dark(cluster: Cluster) -> None:
+    """One connection becomes a black hole for good; new ones work."""
+    agents = [a for a in cluster.agents() if a.link is not None]
+    if not agents:
+        return
+    agent, rng = cluster.world.rng.choice(agents), cluster.world.rng
+    link = agent.link
+    assert link is not None
+    ways = rng.choice(("in", "out", "both"))
+    link.dark = link.dark or ways != "in"
+    link.peer.dark = link.peer.dark or ways != "out"
+    cluster.truth.touch(f"connection dark {ways}", agent.pod.rank, lasts=aftermath(cluster) * 2)
+    cluster.truth.silent("the black hole", agent.pod, 1e9, link.peer.agent.pod)
+
+
+def reset(cluster: Cluster) -> None:
+    """A connection is reset: both sides learn of it, or only one."""
+    agents = [a for a in cluster.agents() if a.link is not None]
+    if not agents:
+        return
+    agent = cluster.world.rng.choice(agents)
+    link = agent.link
+    assert link is not None
+    cluster.truth.touch("connection reset", agent.pod.rank, lasts=aftermath(cluster))
+    side = cluster.world.rng.choice(("member", "leader", "both"))
+    if side != "leader":
+        link.breaks()
+    if side != "member":
+        link.peer.breaks()
+
+
+# ------------------------------------------------------------------------------------------------------ told to go
+
+
+def told(cluster: Cluster, pod: Pod) -> None:
+    """SIGTERM: with the pod's deletion, or just the signal."""
+    world, grace = cluster.world, cluster.plan.grace
+    if pod.guard is None or pod.guard.dead or cluster.calm_at is not None:
+        return
+    cluster.truth.told_to_go(pod)
+    if pod.guard.asked_grace is not None:
+        cluster.truth.hurry()
+    if world.chance(0.6):
+        cluster.delete_pod(pod, grace)
+    else:
+        world.note(pod.name, "SIGTERM")
+        pod.guard.sigterm(grace)
+        if world.chance(0.2):
+            world.at(world.between(0.0, grace), told_again, cluster, pod)
+
+
+def told_again(cluster: Cluster, pod: Pod) -> None:
+    if pod.alive and pod.guard is not None and not pod.guard.dead and cluster.calm_at is None:
+        cluster.truth.hurry()
+        world = cluster.world
+        world.note(pod.name, "second SIGTERM")
+        pod.guard.sigterm(cluster.plan.grace)
+
+
+def one_told(cluster: Cluster) -> None:
+    pod = some_pod(cluster)
+    if pod is not None:
+        told(cluster, pod)
+
+
+def leader_told(cluster: Cluster) -> None:
+    pod = cluster.pod(0)
+    if pod is not None:
+        told(cluster, pod)
+
+
+def all_told(cluster: Cluster) -> None:
+    """The whole group is deleted, or scaled away for a while."""
+    if cluster.world.chance(0.3):
+        cluster.wanted.clear()
+    for pod in list(cluster.pods):
+        cluster.world.at(cluster.world.between(0.0, 0.5), told, cluster, pod)
+
+
+def not_coming_back(cluster: Cluster) -> None:
+    """A pod is deleted and not replaced until faults stop: the others wait, and nobody exits."""
+    pod = some_pod(cluster)
+    if pod is not None:
+        cluster.wanted.discard(pod.rank)
+        told(cluster, pod)
+
+
+# --------------------------------------------------------------------------------------------------- two of a kind
+
+
+def duplicate(cluster: Cluster) -> None:
+    """A second pod has a rank, for a while or until one of them is deleted."""
+    if cluster.plan.size < 2:
+        return
+    world = cluster.world
+    rank = world.rng.randrange(1, cluster.plan.size)
+    if not cluster.of_rank(rank):
+        return
+    old, lasts = cluster.of_rank(rank)[-1], duration(cluster)
+    new = cluster.make_pod(rank)
+    cluster.truth.touch(f"a second pod for {lasts:.1f} s", rank, lasts=lasts + aftermath(cluster))
+    goes = world.rng.choice((old, new))
+
+    def ends() -> None:
+        if len(cluster.of_rank(rank)) > 1 and goes.alive:
+            cluster.truth.launcher_killed(goes)
+            cluster.kill_pod(goes, silent=world.chance(0.3))
+
+    world.at(lasts, ends)
+
+
+def second_leader(cluster: Cluster) -> None:
+    """A new leader pod while the old one lives; DNS means the new one; some members still reach the old."""
+    world, old = cluster.world, cluster.pod(0)
+    if old is None:
+        return
+    lasts = duration(cluster) + world.between(0, 10)
+    new = cluster.make_pod(0)
+    everybody = lasts + aftermath(cluster)
+    for rank in range(cluster.plan.size):
+        cluster.truth.touch(f"a second leader pod for {lasts:.1f} s", rank, lasts=everybody)
+    world.at(world.between(0.0, 2.0), cluster.point_dns, new)
+    for pod in cluster.pods:
+        if pod.rank and world.chance(0.4):
+            cluster.net.cut(old.node, pod.node)
+            cluster.net.cut(pod.node, old.node)
+            cluster.truth.silent("the cut from the old leader", pod, 1e9, old)
+
+    def ends() -> None:
+        if len(cluster.of_rank(0)) > 1 and old.alive:
+            cluster.truth.launcher_killed(old)
+            cluster.kill_pod(old, silent=world.chance(0.5))
+
+    world.at(lasts, ends)
+
+
+def dns_lies(cluster: Cluster) -> None:
+    """DNS means an address that is nobody's, a worker's, or another group's leader's."""
+    world, leader = cluster.world, cluster.pod(0)
+    lie = world.rng.choice(("nobody", "worker", "other"))
+    cluster.dns = "10.0.9.9"
+    if lie == "worker":
+        workers = [p for p in cluster.pods if p.rank]
+        if workers:
+            cluster.dns = world.rng.choice(workers).address
+    elif lie == "other":
+        cluster.dns = cluster.make_pod(0, group=OTHER).address
+    world.note("dns", f"means {lie}", cluster.dns)
+
+    def mended() -> None:
+        now = cluster.pod(0)
+        if now is not None:
+            cluster.point_dns(now)
+
+    world.at(duration(cluster), mended)
+    if leader is not None and world.chance(0.7):
+        cluster.truth.touch("pod killed", 0, kinds=KILLED, sharp=True)
+        cluster.truth.launcher_killed(leader)
+        address = cluster.dns
+        cluster.kill_pod(leader)
+        cluster.dns = address
+
+
+# ------------------------------------------------------------------------------------------------------- slow trouble
+
+
+def rollout(cluster: Cluster) -> None:
+    """New versions arrive pod by pod: for a while the ranks are not alike."""
+    world, at = cluster.world, 0.0
+    version = str(world.rng.randint(2, 9))
+    for rank in sorted(cluster.wanted, reverse=True):
+        cluster.version[rank] = version
+    for rank in sorted(cluster.wanted, reverse=True):
+        at += world.between(0.5, 6.0)
+        world.at(at, _renew, cluster, rank)
+
+
+def _renew(cluster: Cluster, rank: int) -> None:
+    pod = cluster.pod(rank)
+    if pod is not None:
+        told(cluster, pod)
+
+
+def crash_loop(cluster: Cluster) -> None:
+    """The engine of a rank, or of all, fails soon after its start, for a while."""
+    world = cluster.world
+    kind, code = world.rng.choice(((CauseKind.EXITED, 1), (CauseKind.SIGNALLED, 139), (CauseKind.EXITED, 0)))
+    trouble = Trouble(kind, code, world.rng.choice((0.4, 1.0)), world.rng.choice((0.1, 3.0, 20.0)))
+    ranks = range(cluster.plan.size) if world.chance(0.3) else [world.rng.randrange(cluster.plan.size)]
+    for rank in ranks:
+        cluster.trouble[rank] = trouble
+    world.note("FAULT", "crash loop", f"ranks {list(ranks)}", trouble)
+    world.at(world.between(2, 30), cluster.trouble.clear)
+
+
+def unable(cluster: Cluster) -> None:
+    """A rank cannot prepare, for a while; seldom for good."""
+    world = cluster.world
+    rank = world.rng.randrange(cluster.plan.size)
+    cluster.unable[rank] = not world.chance(0.1)
+    cluster.ever_unable = True
+    world.note("FAULT", "unable", f"rank {rank}, retry {cluster.unable[rank]}")
+    world.at(world.between(1, 15), cluster.unable.clear)
+    process_dies(cluster)
+
+
+FAULTS: dict[Callable[[Cluster], None], float] = {
+    process_dies: 10,
+    agent_killed: 10,
+    pod_killed: 10,
+    node_lost: 5,
+    stalled: 8,
+    frozen: 3,
+    cut: 12,
+    isolated: 6,
+    dark: 6,
+    reset: 5,
+    one_told: 6,
+    leader_told: 3,
+    all_told: 2,
+    not_coming_back: 2,
+    duplicate: 5,
+    second_leader: 5,
+    dns_lies: 4,
+    rollout: 3,
+    crash_loop: 4,
+    unable: 2,
+}
+
+AMBUSHES = (Phase.PREPARING, Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.STOPPING, Phase.WAITING)
+
+__all__ = ["AMBUSHES", "FAULTS", "LOST", "aftermath"]

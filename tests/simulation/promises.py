@@ -1,0 +1,370 @@
+"""The five promises, held against the truth: every true process, in true time, whatever the state machines believe.
+
+    whole       a process starts only if every rank of its epoch has said `prepared`, all are alike, each was there
+                within a lease, and the guard that starts it holds a deadline that has not passed
+    one epoch   no process starts while one of another epoch lives anywhere in the group
+    one fate    when a rank fails, every process of the epoch is dead: in seconds if somebody can tell, else in a lease
+    recovers    (schedule.py) once faults stop, the group runs
+    explains    an epoch's end has the cause that truly was, and the first failure stays until it is over
+
+and beside them: nobody exits for being alone; a drain cuts no request, charges nothing, and stops rank 0 first.
+
+Two exceptions, both documented in docs/protocol.md: processes of a frozen machine (and for a moment after it thaws),
+and two groups of pods that have no launcher in common (nobody is left who could tell the new about the old).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from launcher.group import coordinator as c
+from launcher.group import member as mb
+from launcher.group import messages as m
+from launcher.group.events import SayAll
+from launcher.words import Cause, CauseKind, Epoch
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+    from tests.simulation.pod import Agent, Guard, Pod, Proc
+
+#: What a cause may be called when this is what truly happened.
+LOST = frozenset({CauseKind.LOST, CauseKind.AGENT, CauseKind.LEADER})
+
+
+class Touch:
+    """Something that was done to a rank: the possible reason of a failure."""
+
+    __slots__ = ("kinds", "rank", "sharp", "since", "until", "what")
+
+    def __init__(
+        self, what: str, rank: int, since: float, until: float, kinds: frozenset[CauseKind], sharp: bool
+    ) -> None:
+        self.what = what
+        self.rank = rank
+        self.since = since
+        self.until = until
+        self.kinds = kinds
+        self.sharp = sharp  #: it ends an epoch at once and by itself
+
+
+class EpochTruth:
+    """What is true of one epoch."""
+
+    def __init__(self, epoch: Epoch, leader: Agent, members: tuple[str, ...], now: float) -> None:
+        self.epoch = epoch
+        self.leader = leader
+        self.members = members
+        self.made_at = now
+        self.agents: dict[int, Agent] = {}  #: by rank, those that said `prepared`
+        self.prints: dict[int, dict[str, str]] = {}
+        self.started = False
+        self.procs = 0
+        self.first_death = False
+        self.failed_at: float | None = None
+        self.drain_by: float | None = None
+        self.hurried = False
+        self.guards: set[Guard] = set()
+
+
+class Truth:
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.epochs: dict[Epoch, EpochTruth] = {}
+        self.live: list[Proc] = []
+        self.touches: list[Touch] = []
+        self.terms_told: dict[int, float] = {}  #: rank -> when one of its pods was last told to go
+        self.charges: list[float] = []
+        self.aborted: set[str] = set()
+        self.exempt = 0
+        self.ran = 0
+        self.drains = 0
+        self._first: dict[str, Cause] = {}
+        self._phase: dict[str, c.Phase] = {}
+        self._total: dict[str, int] = {}
+
+    # ------------------------------------------------------------------------------------------------ what happens
+
+    def touch(
+        self,
+        what: str,
+        rank: int,
+        *,
+        lasts: float = 0.0,
+        kinds: frozenset[CauseKind] = frozenset(CauseKind),
+        sharp: bool = False,
+    ) -> Touch:
+        """A fault is made. ``lasts``: with its aftermath."""
+        touch = Touch(what, rank, self.world.now, self.world.now + lasts, kinds, sharp)
+        self.touches.append(touch)
+        self.world.note("FAULT", what, f"rank {rank}")
+        return touch
+
+    def failed(self, epoch: Epoch, rank: int, kind: CauseKind, pod: Pod) -> None:
+        """A process failed by itself, or a member could not prepare: the epoch must end."""
+        self.touch(f"{kind.value} in {epoch}", rank, kinds=frozenset({kind}), sharp=True)
+        truth = self.epochs.get(epoch)
+        if truth is None:
+            return
+        if truth.failed_at is None:
+            truth.failed_at = self.world.now
+        self._must_die(truth, pod)
+
+    def launcher_killed(self, pod: Pod) -> None:
+        """The epochs of a launcher that is killed must end."""
+        for truth in self.epochs.values():
+            if truth.procs and pod.guard in truth.guards:
+                if truth.failed_at is None:
+                    truth.failed_at = self.world.now
+                self._must_die(truth, pod)
+
+    def _must_die(self, truth: EpochTruth, pod: Pod) -> None:
+        plan, now = self.cluster.plan, self.world.now
+        noticed = plan.stop_grace + plan.kill_time[1] + 1.5
+        silent = 1.02 * plan.lease + plan.stop_grace + plan.kill_time[1] + 1.0
+        self.world.at(noticed, self._check_fate, truth, now, True)
+        self.world.at(max(noticed, silent), self._check_fate, truth, now, False)
+
+    def silent(self, what: str, pod: Pod, lasts: float, leader: Pod | None = None) -> None:
+        """From now on ``pod`` and the leader (or everybody) cannot speak. Nobody can tell, so the lease must."""
+        after = 1.011 * self.cluster.plan.lease + 0.001
+        if lasts <= after:
+            return
+        for truth in self.epochs.values():
+            if truth.procs and pod.guard in truth.guards and (leader is None or leader.guard in truth.guards):
+                self.world.at(after, self._check_silence, truth, what, pod.rank, self.world.now)
+
+    def _check_fate(self, truth: EpochTruth, since: float, noticed: bool) -> None:
+        if noticed and not self._calm(since):
+            return
+        self._all_dead(truth, f"{self.world.now - since:.1f} s after a failure")
+
+    def _check_silence(self, truth: EpochTruth, what: str, rank: int, since: float) -> None:
+        if self.cluster.calm_at is None or self.cluster.calm_at >= self.world.now:
+            self._all_dead(truth, f"{self.world.now - since:.1f} s after {what} of rank {rank}")
+
+    def _all_dead(self, truth: EpochTruth, when: str) -> None:
+        alive = [p for p in self.live if p.epoch == truth.epoch and not self._frozen(p)]
+        if alive:
+            names = ", ".join(f"{p.name} of rank {p.rank}" for p in alive[:4])
+            self.world.broken("one fate", f"{when}, {len(alive)} processes of epoch {truth.epoch} live: {names}")
+
+    def _calm(self, since: float) -> bool:
+        """Nothing silent is going on, or has been going on lately: every report arrives at once."""
+        return not any(t.until > since - 1 and not t.sharp and t.since <= self.world.now for t in self.touches)
+
+    def _frozen(self, proc: Proc) -> bool:
+        guard = proc.guard
+        return guard.frozen or self.world.now - guard.thawed_at <= self.cluster.plan.kill_time[1] + 0.01
+
+    # ---------------------------------------------------------------------------------------------------- processes
+
+    def process_started(self, proc: Proc) -> None:
+        truth = self.epochs.get(proc.epoch)
+        if truth is None:
+            self.world.broken("whole", f"a process of {proc.epoch}, which no leader has made")
+            return
+        self._is_whole(truth, proc)
+        for other in self.live:
+            if other.epoch != proc.epoch and not self._excepted(other, proc):
+                self.world.broken(
+                    "one epoch",
+                    f"{proc.name} of rank {proc.rank} starts in {proc.epoch} ({proc.guard.pod.name}) while "
+                    f"{other.name} of rank {other.rank} lives in {other.epoch} ({other.guard.pod.name})",
+                )
+        self.live.append(proc)
+        truth.procs += 1
+        truth.started = True
+
+    def _is_whole(self, truth: EpochTruth, proc: Proc) -> None:
+        size = self.cluster.plan.size
+        if len(truth.agents) < size:
+            absent = sorted(set(range(size)) - set(truth.agents))
+            self.world.broken("whole", f"{proc.name} of rank {proc.rank} starts; ranks {absent} have not prepared")
+        if len({tuple(sorted(p.items())) for p in truth.prints.values()}) > 1:
+            self.world.broken("whole", f"an engine starts although the ranks differ: {truth.prints}")
+        if not proc.guard.holds_deadline:
+            self.world.broken("whole", f"{proc.name} of rank {proc.rank} starts and its guard holds no deadline")
+        lease = 1.02 * self.cluster.plan.lease
+        for rank, agent in truth.agents.items():
+            gone = agent.dead_at if agent.dead_at is not None else agent.left.get(truth.epoch)
+            if gone is not None and self.world.now - gone > lease:
+                self.world.broken("whole", f"a process starts {self.world.now - gone:.1f} s after rank {rank} was gone")
+
+    def _excepted(self, other: Proc, proc: Proc) -> bool:
+        if self._frozen(other):
+            self.exempt += 1
+            return True
+        if self.epochs[other.epoch].guards & self.epochs[proc.epoch].guards:
+            return False
+        self.exempt += 1
+        return True
+
+    def process_ended(self, proc: Proc) -> None:
+        if proc in self.live:
+            self.live.remove(proc)
+            self.epochs[proc.epoch].procs -= 1
+
+    def first_death(self, epoch: Epoch) -> bool:
+        truth = self.epochs[epoch]
+        first, truth.first_death = not truth.first_death, True
+        return first
+
+    def process_told(self, proc: Proc) -> None:
+        """TERM or KILL goes to a process. In a drain rank 0 goes first."""
+        truth = self.epochs[proc.epoch]
+        if proc.rank == 0 or truth.drain_by is None or truth.hurried or truth.failed_at is not None:
+            return
+        if self._calm(truth.made_at) and any(p.rank == 0 and not p.asked and p.epoch == proc.epoch for p in self.live):
+            self.world.broken("drain", f"rank {proc.rank} is stopped before rank 0 in the drain of {proc.epoch}")
+
+    # ------------------------------------------------------------------------------------------------------- drains
+
+    def told_to_go(self, pod: Pod) -> None:
+        self.terms_told[pod.rank] = self.world.now
+
+    def drain_ordered(self, agent: Agent, action: mb.DoDrain) -> None:
+        truth = self.epochs.get(action.epoch)
+        if truth is not None:
+            self.drains += agent.pod.rank == 0
+            by = self.world.now + action.seconds
+            truth.drain_by = by if truth.drain_by is None else min(by, truth.drain_by)
+
+    def hurry(self) -> None:
+        """A pod was told a second time, or to go within no time, or is killed at the end of its grace."""
+        for truth in self.epochs.values():
+            if truth.procs:
+                truth.hurried = True
+
+    def grace_over(self, pod: Pod) -> None:
+        self.hurry()
+        self.touch("the grace is over", pod.rank, kinds=LOST, sharp=True)
+        self.launcher_killed(pod)
+
+    def stop_ordered(self, agent: Agent, action: mb.DoStop) -> None:
+        epoch = agent.member.epoch
+        truth = self.epochs.get(epoch) if epoch is not None else None
+        if truth is None or agent.pod.rank != 0 or action.cause.kind is not CauseKind.DRAIN or not agent.in_flight:
+            return
+        if truth.failed_at is not None or truth.hurried or not self._calm(truth.made_at):
+            return
+        if truth.drain_by is None or self.world.now < truth.drain_by - 0.02 * self.cluster.plan.grace:
+            self.world.broken("drain", f"{agent.in_flight} requests are cut in the drain of {epoch}")
+
+    def exits(self, agent: Agent, action: mb.Exit) -> None:
+        if action.code == 0:
+            if not agent.terminated:
+                self.world.broken("alone", f"{agent.pod.name} exits 0 and nobody told it to go")
+        elif agent.pod.group != self.cluster.truth.group:
+            return
+        elif not self.aborted:
+            self.world.broken("alone", f"{agent.pod.name} exits {action.code} ({action.text}) and no leader gave up")
+
+    @property
+    def group(self) -> str:
+        return "ns/vllm-0"
+
+    # ----------------------------------------------------------------------------------------------- state machines
+
+    def prepared(self, agent: Agent, epoch: Epoch) -> None:
+        truth = self.epochs.get(epoch)
+        if truth is None:
+            return
+        truth.agents[agent.pod.rank] = agent
+        truth.prints[agent.pod.rank] = agent.member.fingerprint
+        truth.guards.add(agent.guard)
+
+    def led(self, agent: Agent, event: Any, conn: int, actions: list[Any]) -> None:
+        """A coordinator took a step."""
+        leader = agent.coordinator
+        assert leader is not None
+        for action in actions:
+            if type(action) is SayAll and type(action.message) is m.Prepare:
+                self._epoch_made(agent, leader, action.message)
+        name = leader.config.incarnation
+        before = self._phase.get(name, c.Phase.WAITING)
+        if leader.phase is not before:
+            self._phase[name] = leader.phase
+            self.world.note(f"leader {agent.pod.name}", f"is {leader.phase.value}", str(leader.epoch))
+            self.cluster.on_phase(leader.phase)
+            if before is c.Phase.STOPPING:
+                self._epoch_over(agent, leader)
+            if leader.phase is c.Phase.ABORTED:
+                self._gave_up(leader)
+            if leader.phase is c.Phase.RUNNING:
+                self.ran += 1
+        self._first_stays(leader)
+
+    def _epoch_made(self, agent: Agent, leader: c.Coordinator, prepare: m.Prepare) -> None:
+        if prepare.epoch in self.epochs:
+            self.world.broken("one epoch", f"{prepare.epoch} was made twice")
+        if len(prepare.members) != self.cluster.plan.size:
+            self.world.broken("whole", f"{prepare.epoch} has {len(prepare.members)} members")
+        if any(seat.leaving is not None for seat in leader.seats.values()):
+            self.world.broken("drain", f"{prepare.epoch} begins while a present member is leaving")
+        told = [s.hello.first_failure for s in leader.seats.values() if s.hello.first_failure is not None]
+        if told and leader.history.first is None:
+            self.world.broken("explains", f"the first failure ({told[0]}) was forgotten")
+        members = tuple(incarnation for incarnation, _ in prepare.members)
+        self.epochs[prepare.epoch] = EpochTruth(prepare.epoch, agent, members, self.world.now)
+        self.cluster.leader_n = max(self.cluster.leader_n, prepare.epoch.n)
+
+    def _epoch_over(self, agent: Agent, leader: c.Coordinator) -> None:
+        ended = leader.history.ended[-1]
+        truth, cause = self.epochs[ended.epoch], ended.cause
+        name, total = leader.config.incarnation, leader.budget.total
+        charged, self._total[name] = total - self._total.get(name, 0), total
+        if charged:
+            self.charges.append(self.world.now)
+        window = self.cluster.plan.restart_window * 1.02 + 1
+        known = sum(1 for at in self.charges if self.world.now - at <= window)
+        if leader.budget.charged(agent.local) > known:
+            self.world.broken("drain", f"{leader.budget.charged(agent.local)} restarts are charged; there were {known}")
+        if charged and not truth.started and not leader._started:
+            self.world.broken("drain", f"{ended.epoch} was charged and had started nothing")
+        if cause.kind is CauseKind.DRAIN:
+            if charged:
+                self.world.broken("drain", f"{ended.epoch} ended by a drain and was charged")
+            if cause.rank not in self.terms_told:
+                self.world.broken(
+                    "explains", f"{ended.epoch} ended by a drain of rank {cause.rank}, which was not told"
+                )
+            return
+        self._explained(truth, cause)
+
+    def _explained(self, truth: EpochTruth, cause: Cause) -> None:
+        """The cause of an epoch's end, against what was truly done."""
+        relevant = [t for t in self.touches if t.until >= truth.made_at - 0.5 * (not t.sharp)]
+        told_to_go = any(at >= truth.made_at - 0.5 for at in self.terms_told.values())
+        if not relevant and not (told_to_go and cause.kind in LOST):
+            self.world.broken("explains", f"{truth.epoch} failed ({cause.kind.value}, {cause}) and nothing had")
+        if any(not t.sharp for t in relevant) or told_to_go:
+            return
+        first = min(relevant, key=lambda t: t.since)
+        if any(t is not first and t.since - first.since < 2 for t in relevant):
+            return
+        if first.rank != cause.rank or cause.kind not in first.kinds:
+            if cause.kind is CauseKind.EXITED and CauseKind.EXITED in first.kinds:
+                return  # two processes that ended with a code: nobody can tell which was first
+            self.world.broken(
+                "explains",
+                f"{truth.epoch} ended by {first.what} of rank {first.rank}; told is {cause.kind.value}: {cause}",
+            )
+
+    def _gave_up(self, leader: c.Coordinator) -> None:
+        self.aborted.add(leader.config.incarnation)
+        assert leader._abort is not None
+        spent = len(self.charges) > self.cluster.plan.max_restarts
+        if spent or self.cluster.ever_unable or "same point" in leader.verdict:
+            return
+        self.world.broken("recovers", f"the group gave up for no reason: {leader.verdict}")
+
+    def _first_stays(self, leader: c.Coordinator) -> None:
+        name, first = leader.config.incarnation, leader.history.first
+        before = self._first.get(name)
+        if first is before:
+            return
+        if before is not None and (first is None or first.rank != before.rank):
+            self.world.broken("explains", f"the first failure ({before}) was covered by {first}")
+        if first is not None:
+            self._first[name] = first
