@@ -99,18 +99,22 @@ def without(args: Sequence[str], *names: str) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def refuse_owned(args: Sequence[str], owned: Iterable[Owned], settings: Settings) -> None:
-    """Raises UsageError for an option that is the launcher's to set, in any spelling; both values are named."""
+def refuse_owned(args: Sequence[str], owned: Iterable[Owned], settings: Settings, where: str = "--") -> None:
+    """Raises UsageError for an option that is the launcher's to set, in any spelling; both values are named.
+
+    Args:
+        where: what the user wrote the arguments after: ``--``, or ``--ray-args``.
+    """
     table = tuple(owned)
     for option in given(args):
         if not option.name:
             raise UsageError(
-                f"'-- {option.text}': what stands after -- must be engine options, and this is none",
-                "say the model with --model before the --",
+                f"'{where} {option.text}': options are expected there, and this is none",
+                "give the model by --model before the --" if where == "--" else f"give options after {where}",
             )
         match = _owner(option.name, table)
         if match is not None:
-            raise _owned_error(option, match, settings)
+            raise _owned_error(option, match, settings, where)
 
 
 def mask(argv: Sequence[str]) -> tuple[str, ...]:
@@ -192,16 +196,17 @@ def example(flag: str, value: str | None) -> str:
     return f"{flag} {value}" if value and value.lower() not in ("true", "false", "given") else flag
 
 
-def _owned_error(option: Given, owned: Owned, settings: Settings) -> UsageError:
-    text = option.text if "=" in option.text or not option.values else f"{option.text} {' '.join(option.values)}"
+def _owned_error(option: Given, owned: Owned, settings: Settings, where: str) -> UsageError:
+    value = " ".join(option.values)
+    text = option.text if "=" in option.text or not value else f"{option.text} {value}"
     name = option.text.partition("=")[0]
     if not owned.setting:
         return UsageError(
-            f"'-- {text}': {owned.what} is the launcher's to set ({owned.why})", f"leave {name} out after the --"
+            f"'{where} {text}': {owned.what} is the launcher's to set ({owned.why})", f"leave {name} out of it"
         )
     return UsageError(
-        f"'-- {text}': {owned.what} is the launcher's to set, and it is {settings.said(owned.setting)}",
-        f"give {example(flag(owned), ' '.join(option.values))} before the --, and leave {name} out after it",
+        f"'{where} {text}': {owned.what} is the launcher's to set, and it is {settings.said(owned.setting)}",
+        f"give {example(flag(owned), value)} to the launcher (before any --), and leave {name} out",
     )
 
 

@@ -48,14 +48,17 @@ class VLLMEngine:
 
     def check(self, settings: Settings, identity: Identity, facts: NodeFacts) -> Checked:
         refuse_owned(settings.engine_args, OWNED, settings)
+        ray.check(settings)
         warnings = engine_config.check(settings, facts, OWNED)
         if settings.model is None:
             raise ConfigError("--model is not given", "say which model to serve: --model NAME or a path")
         backend = vllm_backend.choose(settings, identity.size, facts)
         fits = topology.check(settings, facts, identity.size, _world(settings))
         _check_handoff(settings, backend)
+        cluster = ray.why(settings, facts, identity.size, _ray_gpus(settings, facts)) if backend.form.is_ray else ()
         return Checked(
-            (*backend.why, *fits.why, *_listening_why(settings)), (*backend.warnings, *fits.warnings, *warnings)
+            (*backend.why, *cluster, *fits.why, *_listening_why(settings)),
+            (*backend.warnings, *fits.warnings, *warnings),
         )
 
     def plan(self, context: PlanContext, rank: int) -> Plan:
@@ -69,9 +72,9 @@ class VLLMEngine:
             # A Service named "vllm" puts VLLM_PORT=tcp://... into every pod, and the engine dies of it (vllm#34199).
             # As a number it breaks several nodes, so it is taken out in any case.
             unset=("VLLM_PORT",),
-            defaults=_defaults(settings, backend.release),
+            defaults=_defaults(settings, backend),
         )
-        if backend.form is Form.RAY:
+        if backend.form.is_ray:
             stages = ray.stages(context, rank, serve, gpus=_ray_gpus(settings, facts))
         else:
             stages = (Stage("engine", (serve,)),)
@@ -154,7 +157,7 @@ def _distributed(context: PlanContext, backend: Backend, rank: int) -> list[str]
             *("--data-parallel-address", leader, *_rpc(context)),
             *headless,
         ]
-    if backend.form is Form.RAY:
+    if backend.form.is_ray:
         return ["--distributed-executor-backend", "ray", *_ray_replicas(settings, size)]
     return []
 
@@ -191,14 +194,13 @@ def shutdown_timeout(settings: Settings) -> int:
     return max(0, int(settings.grace - settings.drain_settle - 2))
 
 
-def _defaults(settings: Settings, release: Release) -> Mapping[str, str]:
+def _defaults(settings: Settings, backend: Backend) -> Mapping[str, str]:
     found = {}
-    if release.at_least("0.14.1"):
+    if backend.release.at_least("0.14.1"):
         # 600 s from the first process on, weights included: a slow disk then makes endless restarts (lws#725). The
         # launcher watches the start itself, by progress.
-        limit = settings.startup_timeout or 24 * 3600
-        found["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(limit))
-    if vllm_backend.spans(settings):
+        found["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(settings.startup_timeout or 24 * 3600))
+    if backend.form is Form.RAY_SPAN:
         found["VLLM_RAY_DP_PACK_STRATEGY"] = "span"
     return found
 
@@ -213,8 +215,8 @@ def _world(settings: Settings) -> topology.World:
 
 def _ray_gpus(settings: Settings, facts: NodeFacts) -> int:
     """GPUs that Ray must count before vLLM starts; 0: none are asked for (a CPU engine)."""
-    have = topology.gpus(settings, facts)
-    return 0 if have == 0 else _world(settings).size
+    none = topology.gpus(settings, facts) == 0 and not has(settings.ray_args, "--num-gpus")
+    return 0 if none else _world(settings).size
 
 
 def _ports(context: PlanContext, backend: Backend, rank: int) -> tuple[Port, ...]:
@@ -226,13 +228,13 @@ def _ports(context: PlanContext, backend: Backend, rank: int) -> tuple[Port, ...
             found.append(Port(_master_port(context), "master"))
         if backend.form in (Form.NODES, Form.REPLICAS) and (settings.dp or 1) > 1:
             found.append(Port(_rpc_port(context), "dp-rpc"))
-        if backend.form is Form.RAY:
-            found.append(Port(settings.ray_port, "ray-gcs"))
+        if backend.form.is_ray:
+            found += ray.ports(settings, rank)
     return tuple(found)
 
 
 def _check_handoff(settings: Settings, backend: Backend) -> None:
-    if settings.handoff and backend.form is Form.RAY:
+    if settings.handoff and backend.form.is_ray:
         raise ConfigError(
             "--handoff with the Ray backend: the leader needs more than one process (Ray's head and vLLM)",
             "leave --handoff out, or use --backend mp",

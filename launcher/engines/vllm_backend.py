@@ -18,6 +18,7 @@ from launcher.words import NodeFacts
 NEWEST = "0.33.0"
 NNODES = "0.11.2"  #: first with --nnodes, --node-rank, --master-addr
 HEADLESS = "0.10.2"  #: first known with --headless and --data-parallel-address
+SPAN = "0.11.2"  #: first known with VLLM_RAY_DP_PACK_STRATEGY=span
 
 
 class Form(Enum):
@@ -25,8 +26,13 @@ class Form(Enum):
 
     SINGLE = "single"  #: one pod, no distributed flags
     RAY = "ray"  #: one server at the leader, workers in the Ray cluster
+    RAY_SPAN = "ray, a replica spans pods"  #: the same, data parallel with replicas larger than a pod
     NODES = "mp"  #: one server a pod, ``--nnodes``; a replica spans pods
     REPLICAS = "mp, whole replicas in each pod"  #: one server a pod, data parallel; no replica spans pods
+
+    @property
+    def is_ray(self) -> bool:
+        return self in (Form.RAY, Form.RAY_SPAN)
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,6 @@ def asked(settings: Settings, facts: NodeFacts) -> str:
         return settings.backend
     engine, _ = versions.installed(settings, facts, "vllm", NEWEST, "vLLM")
     return "ray" if _auto_takes_ray(facts, engine) else "mp"
-
-
-def spans(settings: Settings) -> bool:
-    return False
 
 
 def _name(settings: Settings, facts: NodeFacts, engine: Release, size: int) -> tuple[str, str]:
@@ -117,11 +119,7 @@ def _mp_form(settings: Settings, engine: Release, size: int) -> Form:
         )
     if dp > 1 and dp % size == 0:
         return Form.REPLICAS
-    if dp > 1 and size % dp:
-        raise ConfigError(
-            f"{settings.said('dp')} over {size} pods: a pod must hold whole replicas, or a replica whole pods",
-            f"make --dp a multiple or a divisor of {size}",
-        )
+    _check_replicas(settings, size)
     return Form.NODES
 
 
@@ -129,17 +127,24 @@ def _ray_form(settings: Settings, engine: Release, size: int) -> Form:
     dp = settings.dp or 1
     if dp == 1:
         return Form.RAY
-    if not engine.at_least(HEADLESS):
+    _check_replicas(settings, size)
+    needed = HEADLESS if dp % size == 0 else SPAN
+    if not engine.at_least(needed):
+        lacks = "--data-parallel-backend" if dp % size == 0 else "VLLM_RAY_DP_PACK_STRATEGY=span"
         raise ConfigError(
-            f"{settings.said('dp')} over {size} pods: vLLM {engine} has no --data-parallel-backend",
-            f"leave --dp out, or use vLLM {HEADLESS} or later",
+            f"{settings.said('dp')} over {size} pods with Ray: vLLM {engine} has no {lacks}",
+            f"leave --dp out, or use vLLM {needed} or later",
         )
+    return Form.RAY if dp % size == 0 else Form.RAY_SPAN
+
+
+def _check_replicas(settings: Settings, size: int) -> None:
+    dp = settings.dp or 1
     if dp % size and size % dp:
         raise ConfigError(
             f"{settings.said('dp')} over {size} pods: a pod must hold whole replicas, or a replica whole pods",
             f"make --dp a multiple or a divisor of {size}",
         )
-    return Form.RAY
 
 
 def _form_why(settings: Settings, form: Form, size: int) -> tuple[str, ...]:
