@@ -8,11 +8,11 @@ Every event goes through one queue, in the order of arrival, so the state machin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import secrets
 import signal
-import sys
 import time
 import traceback
 from collections import deque
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from launcher.health import HealthWatch
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
-GUARD_SILENT = 5.0  #: the guard answers pings at once; this long without an answer it is frozen
+GUARD_SILENT = 5  #: the guard answers pings at once; so many in a row without an answer and it is frozen
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
 
@@ -81,8 +81,8 @@ class Agent:
         self._queue: deque[tuple[str, Any, int]] = deque()
         self._pumping = False
         self._guard: guard.Guarding | None = None
-        self._pong_at = time.monotonic()
         self._pings = 0
+        self._ponged = 0
         self._stops = 0
         self._recorded: dict[tuple[int, int], None] = {}
         self._asks: dict[str, asyncio.Future[tuple[str, guard.Exited | guard.NotStarted]]] = {}
@@ -559,7 +559,7 @@ class Agent:
         elif isinstance(report, guard.SignalReceived):
             self._signal(report.number)
         elif isinstance(report, guard.Pong):
-            self._pong_at = time.monotonic()
+            self._ponged = self._pings
         elif isinstance(report, guard.Guarding):
             self._guard = report
         elif isinstance(report, guard.Dropped):
@@ -576,8 +576,17 @@ class Agent:
     def _guard_lost(self) -> None:
         """kill -9 of the guard: what it guarded is ours to end, at once; then nobody can reap for us, so exit."""
         tree.kill_tree_without_guard(self._recorded, cookie=self._cookie)
-        print("launcher: the guard process was killed; the engine was ended", file=sys.stderr, flush=True)
+        self._last_words(CauseKind.AGENT, "the launcher's guard process was killed; the engine was ended")
+        os.set_blocking(2, False)  # nobody may read it, and nobody else is left to write there
+        with contextlib.suppress(OSError):
+            os.write(2, b"launcher: the guard process was killed; the engine was ended\n")
         os._exit(128 + signal.SIGKILL)
+
+    def _last_words(self, kind: CauseKind, text: str) -> None:
+        """Tell the leader, or as the leader tell all, why we end: the words are in the kernel's hands on return."""
+        with contextlib.suppress(Exception):  # whatever comes of it, we end
+            if self.epoch is not None:
+                self._to_member(me.Broke(self.epoch, Cause(kind, self.identity.rank, text, "launcher")))
 
     @property
     def _cookie(self) -> str | None:
@@ -609,10 +618,11 @@ class Agent:
         """Once a second: the process tree (frozen processes, signs of life, pids), and whether the guard lives."""
         while True:
             await asyncio.sleep(SCAN_EVERY)
+            if self._pings - self._ponged >= GUARD_SILENT:  # counted, not timed: we may have been frozen ourselves
+                self._guard_frozen()
+                return
             self._pings += 1
             self._channel_send(guard.Ping(self._pings))
-            if time.monotonic() - self._pong_at > GUARD_SILENT:
-                self._guard_frozen()
             if self.stages.pids and self._guard is not None:
                 self._look_at_tree(self._guard.pid)
 
@@ -650,15 +660,14 @@ class Agent:
             self._to_member(me.Activity(report))
 
     def _guard_frozen(self) -> None:
-        """The guard sits stopped: it can neither start, reap nor kill. We kill for it."""
-        if self._guard is None or self.epoch is None:
-            return
-        self._pong_at = time.monotonic()
-        key = (self._guard.pid, self._guard.start_time)
+        """The guard sits stopped: it can neither start, reap nor kill. We kill for it, and end: our place in the group
+        is of no use, and a kubelet that finds no /livez ends the pod. A guard that thaws starts a new agent."""
         self.log("the guard process does not answer: ending the engine for it", level="error")
-        tree.kill_tree_without_guard(self._recorded, guard=key, cookie=self._cookie)
-        text = "the launcher's guard process is frozen; the engine was killed"
-        self._to_member(me.Broke(self.epoch, Cause(CauseKind.STOPPED, self.identity.rank, text, "guard")))
+        if self._guard is not None and self.epoch is not None:
+            key = (self._guard.pid, self._guard.start_time)
+            tree.kill_tree_without_guard(self._recorded, guard=key, cookie=self._cookie)
+        self._last_words(CauseKind.STOPPED, "the launcher's guard process is frozen; the engine was killed")
+        os.kill(os.getpid(), signal.SIGKILL)
 
     # ------------------------------------------------------------------------------------------------ what people see
 

@@ -529,6 +529,9 @@ class Member:
         """The connection closed while stopping: go on, and look for the leader when all is gone."""
         self._connected = False
         self._stop_told = False
+        failed = self.state is State.STOPPING and self.cause is not None and self.cause.kind is not CauseKind.DRAIN
+        if failed and self._exit is None and not self.config.may_restart:  # nobody is left to say `abort`
+            self._exit = Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or self.cause, "no restart is allowed")
 
     def _gone(self, gone: Gone, now: float) -> None:
         if not gone.clean:

@@ -1,0 +1,155 @@
+"""One fate: whatever is killed, ends or freezes, on whichever rank, ends the engine on all, and all say what came first.
+
+Here no restart is allowed (``--max-restarts 0``), so every launcher has to end, with the code of the taxonomy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.group import Group, running, seconds
+
+Print = pytest.CaptureFixture[str]
+NO_RESTART = ("--max-restarts", "0", "--stop-grace", "1")
+
+
+def first_cause(group: Group, rank: int) -> str:
+    """The first failure as the printed block of a rank has it."""
+    blocks = re.findall(r"^launcher: first failure: (.*)$", group.output(rank), re.M)
+    assert len(blocks) == 1, group.output(rank)
+    return str(blocks[0])
+
+
+def check_end(group: Group, code: int, cause: str, *, ranks: tuple[int, ...] = (), tail: str = "") -> None:
+    """Every launcher (of ``ranks``) ends with this code, and says the same cause wherever people look."""
+    for rank in ranks or range(group.size):
+        assert group.code(rank) == code, group.words()
+        assert re.fullmatch(cause, first_cause(group, rank)), group.words()
+        told = group.termination(rank)
+        assert re.search(f"^exit code {code}", told) and re.search(f"first failure: {cause}$", told, re.M), told
+        assert not tail or (tail in told and tail in group.output(rank)), group.words()
+    assert len({first_cause(group, rank) for rank in ranks or range(group.size)}) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_kill_9_of_the_engine(tmp_path: Path, rank: int, capsys: Print) -> None:
+    with running(tmp_path, 2, *NO_RESTART) as group:
+        group.until_serving()
+        os.kill(group.root(rank), signal.SIGKILL)
+        dead = seconds(lambda: not group.engines(), "all engine processes dead")
+        check_end(group, 137, f"rank {rank}: reference was ended by SIGKILL", tail="the chain is whole")
+        with capsys.disabled():
+            print(f"\nkill -9 of the engine of rank {rank}: every engine process dead after {dead:.2f} s")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_kill_9_of_a_child_of_the_engine(tmp_path: Path, rank: int) -> None:
+    with running(tmp_path, 2, *NO_RESTART) as group:
+        group.until_serving()
+        os.kill(group.worker(rank), signal.SIGKILL)
+        # Either rank of this engine may be the first to end with 1 over the broken chain; all say the same.
+        check_end(group, 1, r"rank [01]: reference ended with exit code 1")
+        assert "was ended by signal 9" in group.output(rank)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("what", ["agent", "guard"])
+def test_kill_9_of_the_launcher(tmp_path: Path, what: str, rank: int, capsys: Print) -> None:
+    with running(tmp_path, 3, *NO_RESTART) as group:
+        group.until_serving()
+        os.kill(getattr(group, what)(rank), signal.SIGKILL)
+        dead = seconds(lambda: not group.engines(), "all engine processes dead")
+        others = tuple(r for r in range(3) if r != rank)
+        gone = r"rank 0: the leader is gone: .*" if rank == 0 else rf"rank {rank}: its launcher at \S+ is gone: .*"
+        if what == "guard":
+            gone = f"rank {rank}: the launcher's guard process was killed; the engine was ended"
+        check_end(group, 75, gone, ranks=others)
+        assert group.code(rank) == 137
+        said = "the agent was killed by signal 9" if what == "agent" else "the guard process was killed"
+        group.until("its last words", lambda: said in group.output(rank))
+        with capsys.disabled():
+            print(f"\nkill -9 of the {what} of rank {rank}: every engine process dead after {dead:.2f} s")
+
+
+@pytest.mark.parametrize(("rank", "code"), [(0, 0), (1, 0), (1, 3), (0, 255)])
+def test_the_engine_ends_while_it_serves(tmp_path: Path, rank: int, code: int) -> None:
+    fault = ("--exit-zero-after", "0.3") if code == 0 else ("--crash-after", "0.3", "--crash-code", str(code))
+    with running(tmp_path, 2, *NO_RESTART, "--", "--fault-ranks", str(rank), *fault) as group:
+        words = "although nobody asked it to" if code == 0 else ""
+        # The neighbour ends with 1 over the broken chain, at about the same time: the order is not ours to say.
+        cause = rf"rank {rank}: reference ended with exit code {code}.*"
+        codes = group.codes()
+        assert codes in ([76, 76], [code, code], [1, 1]), group.words()
+        if codes[0] != 1:
+            check_end(group, code or 76, cause, tail="injected")
+            assert words in group.output(1 - rank)
+
+
+@pytest.mark.parametrize(("rank", "code"), [(0, 0), (1, 7)])
+def test_the_engine_ends_while_it_starts(tmp_path: Path, rank: int, code: int) -> None:
+    """The other rank still waits for its neighbour, so there is no doubt about who was first."""
+    engine = ("--startup-seconds", "60", "--crash-at", "startup", "--crash-after", "0.1", "--crash-code", str(code))
+    with running(tmp_path, 2, *NO_RESTART, "--", "--fault-ranks", str(rank), *engine) as group:
+        check_end(group, code or 76, rf"rank {rank}: reference ended with exit code {code}.*", tail="injected crash")
+
+
+def test_a_signal_ends_the_engine_alone(tmp_path: Path) -> None:
+    with running(tmp_path, 1, *NO_RESTART, "--", "--crash-after", "0.2", "--crash-signal", "11") as group:
+        check_end(group, 139, "rank 0: reference was ended by SIGSEGV", tail="injected crash by signal 11")
+
+
+def test_a_frozen_engine_process_is_a_failure(tmp_path: Path, capsys: Print) -> None:
+    with running(tmp_path, 2, *NO_RESTART) as group:
+        group.until_serving()
+        began = time.monotonic()
+        os.kill(group.worker(1), signal.SIGSTOP)
+        seconds(lambda: not group.engines(), "all engine processes dead")
+        took = time.monotonic() - began
+        check_end(group, 75, r"rank 1: process \d+ \(reference: work\) has been stopped \(state T\) for \d+ s")
+        assert took > 4.9
+        with capsys.disabled():
+            print(f"\nSIGSTOP of an engine process: every engine process dead after {took:.2f} s")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_frozen_agent_costs_a_lease(tmp_path: Path, rank: int, capsys: Print) -> None:
+    with running(tmp_path, 2, *NO_RESTART, "--lease", "3") as group:
+        group.until_serving()
+        agent = group.agent(rank)
+        began = time.monotonic()
+        os.kill(agent, signal.SIGSTOP)
+        seconds(lambda: not group.engines(), "all engine processes dead")
+        took = time.monotonic() - began
+        cause = (
+            r"rank 1: the leader was silent for .* s: the lease ran out and the engine was killed"
+            if rank == 0
+            else r"rank 1: no sign of life from its launcher at \S+ for .* s"
+        )
+        check_end(group, 75, cause, ranks=(1 - rank,))
+        assert group.processes[rank].poll() is None
+        os.kill(agent, signal.SIGCONT)
+        assert group.code(rank) == 75
+        with capsys.disabled():
+            print(f"\nSIGSTOP of the agent of rank {rank}, lease 3 s: every engine process dead after {took:.2f} s")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_frozen_guard_has_its_agent_kill_for_it(tmp_path: Path, rank: int, capsys: Print) -> None:
+    with running(tmp_path, 2, *NO_RESTART) as group:
+        group.until_serving()
+        began = time.monotonic()
+        os.kill(group.guard(rank), signal.SIGSTOP)
+        seconds(lambda: not group.engines(), "all engine processes dead")
+        took = time.monotonic() - began
+        check_end(group, 75, f"rank {rank}: the launcher's guard process is frozen; .*", ranks=(1 - rank,))
+        group.until("nobody answers for it any more", lambda: not group.status(rank))
+        os.kill(group.guard(rank), signal.SIGCONT)
+        assert group.code(rank) == 137
+        with capsys.disabled():
+            print(f"\nSIGSTOP of the guard of rank {rank}: every engine process dead after {took:.2f} s")
