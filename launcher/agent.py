@@ -111,6 +111,7 @@ class Agent:
                     terms=self.terms,
                     max_restarts=settings.max_restarts,
                     restart_window=settings.restart_window,
+                    restart_backoff=settings.restart_backoff,
                     stop_grace=settings.stop_grace,
                     join_timeout=join,
                     startup_timeout=settings.startup_timeout,

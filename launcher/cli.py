@@ -129,6 +129,7 @@ GROUP = (
     _option("--lease", type=Seconds(), help="Silence after which a member's engine is dead. [10s]"),
     _option("--max-restarts", type=int, metavar="N", help="Restarts in place within the window; 0: none. [10]"),
     _option("--restart-window", type=Seconds(), help="[1h]"),
+    _option("--restart-backoff", type=Seconds(), help="Longest wait before a restart; from 0.5 s it doubles. [60s]"),
     _option("--stop-grace", type=Seconds(), help="From TERM to KILL when a failure stops the engine. [3s]"),
     _option("--grace", type=Seconds(), help="The pod's terminationGracePeriodSeconds. [30s]"),
     _option("--drain-settle", type=Seconds(), help="Serve on at least this long after SIGTERM. [5s]"),
@@ -221,7 +222,7 @@ class Group(click.Group):
 @click.group(
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Every option has a variable (--join-timeout: LAUNCHER_JOIN_TIMEOUT). `launcher run --help` lists all options.",
+    epilog="Every option has a variable (--join-timeout: LAUNCHER_JOIN_TIMEOUT). `launcher run --help` lists them all.",
 )
 @click.version_option(__version__, prog_name="launcher")
 def cli() -> None:

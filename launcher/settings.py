@@ -67,6 +67,7 @@ class Settings:
     lease: float = 10.0
     max_restarts: int = 10
     restart_window: float = 3600.0
+    restart_backoff: float = 60.0  #: the longest wait before a restart
     stop_grace: float = 3.0  #: between TERM and KILL when a failure stops the engine
     grace: float = 30.0  #: terminationGracePeriodSeconds of the pod
     drain_settle: float = 5.0
@@ -166,7 +167,7 @@ _CHECKS = (
     *(_at_least(name, 1) for name in ("tp", "pp", "dp", "size", "health_failures")),
     *(_at_least(name, 0) for name in ("rank", "gpus_per_pod", "ordinal_start", "join_timeout", "max_restarts")),
     *(_at_least(name, 0) for name in ("stop_grace", "grace", "drain_settle", "startup_timeout", "hang_timeout")),
-    *(_at_least(name, 0) for name in ("canary_interval", "startup_stall_timeout")),
+    *(_at_least(name, 0) for name in ("canary_interval", "startup_stall_timeout", "restart_backoff")),
     *(_at_least(name, 0.05) for name in ("health_interval", "ray_timeout", "restart_window")),
     *(_port(name) for name in ("port", "group_port", "agent_port", "master_port", "ray_port")),
     _choice("backend", ("auto", "ray", "mp")),

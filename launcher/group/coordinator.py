@@ -119,6 +119,7 @@ class Config:
     terms: Terms = Terms()
     max_restarts: int = 10
     restart_window: float = 3600.0
+    restart_backoff: float = 60.0
     stop_grace: float = 3.0
     join_timeout: float | None = None
     startup_timeout: float | None = None
@@ -179,7 +180,7 @@ class Coordinator:
         self.stages: tuple[Stage, ...] = ()  #: set before rank 0 says hello
         self.stage = 0
         self.history = History()
-        self.budget = Budget(config.max_restarts, config.restart_window, rng)
+        self.budget = Budget(config.max_restarts, config.restart_window, rng, longest=config.restart_backoff)
         self.cause: Cause | None = None  #: why the current epoch is ending
         self.verdict = ""  #: why the group gave up
         self.phase_since = now
