@@ -10,12 +10,14 @@ old leader, and F is not later than that.
 
     beat           lease / 20   a ping from each member; an ack to each ping
     stop budget    lease / 5    the guard kills at lease - budget after the good ping was sent, so all is dead by lease
-    declared lost  lease - budget - beat without contact: just before the members' own guards would act, so that the
-                   cause that everybody hears is "rank 3 is silent" and not "my lease ran out"
+    declared lost  lease - budget - 2.5 beats without contact: the newest good ping of another member may have been sent
+                   a beat and a half before F, so this is a beat before the first guard would act, and the cause that
+                   everybody hears is "rank 3 is silent" and not "my lease ran out"
     fence          1.02 lease   what others wait before they count on it: clocks may drift by 1 % each way
 
-Contact lags by at most two beats, so an outage shorter than lease / 2 ends nothing: at the default of 10 s a loss is
-declared after 7.5 s without contact, and TCP's own repeats (0.2, 0.6, 1.4, 3.0, 6.2 s) come through before that.
+Contact lags by at most two beats, so an outage shorter than lease / 2 ends nothing if what was sent in it comes through
+soon after it. TCP repeats 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss: at the default of 10 s an outage of up to
+3 s certainly ends nothing, and one of up to 5 s where the pause between repeats is bounded (TCP_RTO_MAX_MS).
 
 Times are monotonic seconds of one process; they are never sent. Only ages ("quiet for 2.1 s") cross the wire.
 """
@@ -44,7 +46,7 @@ class Terms:
     @property
     def lost_after(self) -> float:
         """From the last contact to the leader's verdict."""
-        return self.kill_after - self.beat
+        return self.kill_after - 2.5 * self.beat
 
     @property
     def fence(self) -> float:
