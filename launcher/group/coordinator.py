@@ -511,6 +511,9 @@ class Coordinator:
         self._go(Phase.PREPARING, now)
         self._stage_since = now
         self._note("epoch prepared", epoch=str(self.epoch), members=len(members))
+        for seat in self.seats.values():
+            if seat.contact.owed:
+                self._say(seat.conn, m.Ack(seat.contact.good(now), seat.contact.mark(now)))
         self._say_all(m.Prepare(self.epoch, members, token, dict(values)))
 
     def _prepared(self, conn: int, message: m.Prepared, now: float) -> None:

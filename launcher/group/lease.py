@@ -127,6 +127,11 @@ class Contact:
         """The moment of contact; before the first echo, when the connection was accepted."""
         return self.opened if self.proven is None else self.proven
 
+    @property
+    def owed(self) -> bool:
+        """A ping has arrived that was too late for the F of its time: nobody has been told that it is good."""
+        return bool(self._pings)
+
     def silent_for(self, now: float) -> float:
         return now - self.at
 
