@@ -270,8 +270,9 @@ class Coordinator:
         self._cleared(hello, now)
         if hello.died is not None and self.history.refine(hello.rank, replace(hello.died, rank=hello.rank)):
             self._note("first failure explained", cause=str(self.history.first))
-        self.history.inherit(hello.first_failure)
-        self.budget.inherit(hello.charged, now)
+        if not self._members:  # from our first epoch on we know better
+            self.history.inherit(hello.first_failure)
+            self.budget.inherit(hello.charged, now)
         epoch = hello.last_epoch
         if epoch is None:
             return
