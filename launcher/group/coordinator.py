@@ -700,8 +700,9 @@ class Coordinator:
         if not leader.told_stop:
             self._note("drain cut short by the grace", level="warning", epoch=str(self.epoch))
             self._stop_leader_first(now)
-        elif now >= self._drain_by + _margin(self._grace_left(self._drain_by)) * 0.6:
-            self._end(_drain_cause(0), now)  # rank 0 takes too long: the others need their share of the grace
+        elif now >= self._drain_by + self._grace_left(self._drain_by) * 0.6:
+            assert self.cause is not None
+            self._end(self.cause, now)  # rank 0 takes too long: the others need their share of the grace
 
     def _stop_leader_first(self, now: float) -> None:
         leader = self.seats[0]
