@@ -64,6 +64,8 @@ class Budget:
 
     def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
         """An epoch ended by ``cause`` in ``stage``; ``served``: seconds in which it was ready, None if never."""
+        if cause.kind is CauseKind.DRAIN:
+            return Verdict(False)
         if served is not None and served >= STEADY:
             self._in_a_row = 0
         self._in_a_row += 1
