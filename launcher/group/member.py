@@ -421,6 +421,8 @@ class Member:
             if self.state is State.SEATED and now - (self.acked_at or now) > self.config.terms.lost_after:
                 self._note("the leader is silent", level="warning", seconds=round(now - (self.acked_at or now), 1))
                 self._drop(0.0)
+        elif self.state is State.PREPARING and now - (self.acked_at or now) > self.config.terms.lost_after:
+            self._expired(Expired(), now)  # no guard holds a deadline for this state yet
 
     def _stand(self, challenge: m.Challenge, now: float) -> None:
         self._note("another pod claims this rank", level="warning", rank=self.config.rank, rival=challenge.rival)
