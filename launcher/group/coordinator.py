@@ -427,9 +427,9 @@ class Coordinator:
     def _silent(self, now: float) -> None:
         """Members without contact for too long are lost."""
         terms = self.config.terms
-        for rank, seat in list(self.seats.items()):
+        for rank, seat in sorted(self.seats.items()):  # if we were frozen, all are silent, and rank 0 is the reason
             silent = seat.contact.silent_for(now)
-            if silent <= terms.lost_after or rank not in self.seats:
+            if silent <= terms.lost_after or self.seats.get(rank) is not seat:
                 continue
             text = f"no sign of life from its launcher at {seat.hello.address} for {silent:.1f} s"
             self._note("member silent", level="warning", rank=rank, seconds=round(silent, 1))
