@@ -79,7 +79,8 @@ class Faults:
 
     def _leave_shared_memory(self) -> None:
         path = f"/dev/shm/reference-{self.options.rank}-{os.getpid()}"
-        with open(path, "w+b") as file:
+        # for its own user only, as shm_open(3) is used by Python's multiprocessing and by NCCL
+        with open(path, "w+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.truncate(self.options.shm_bytes)
             os.posix_fallocate(file.fileno(), 0, self.options.shm_bytes)
             self.mapped.append(mmap.mmap(file.fileno(), self.options.shm_bytes))

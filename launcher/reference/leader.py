@@ -210,8 +210,6 @@ class Leader(Rank):
         self.log(f"serving {self.options.names[0]} on {self.options.host} port {self.options.port}")
 
     def lost(self, why: str) -> None:
-        if self.draining_since is not None and not self.running and not self.waiting:
-            self._leave()  # the others were told to go too
         mode = self.options.on_peer_loss
         if mode == "exit" or (mode == "ignore" and self.flight is not None):
             self.broken(why)
@@ -222,6 +220,8 @@ class Leader(Rank):
         """Fail every request and end with 1, once the answers have left."""
         if self.failed:
             return
+        if self.draining_since is not None and not self.running and not self.waiting:
+            self._leave()  # the others were told to go too, and nobody waits for an answer
         self.failed = True
         self.log(why)
         for sequence in [*self.running, *self.waiting]:

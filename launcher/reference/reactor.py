@@ -19,15 +19,16 @@ class Reactor:
 
     def __init__(self) -> None:
         self._poll = select.poll()
-        self._watched: dict[int, Callable[[int], None]] = {}
+        self._watched: dict[int, Callable[[int], object]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._signals: dict[int, Callable[[], None]] = {}
+        self._come: list[int] = []
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
 
-    def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
+    def watch(self, fd: int, events: int, ready: Callable[[int], object]) -> None:
         """Call ``ready(events)`` whenever ``fd`` is; a descriptor that is watched already is changed."""
         self._watched[fd] = ready
         self._poll.register(fd, events)
@@ -44,9 +45,9 @@ class Reactor:
         """Call ``come`` in the loop, never in the middle of another function, when a signal has arrived."""
         if not self._signals:
             signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-            self.watch(self._woken.fileno(), READ, self._signalled)
+            self.watch(self._woken.fileno(), READ, lambda _events: self._woken.recv(4096))
         self._signals[number] = come
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda come, _frame: self._come.append(come))
 
     def turn(self, longest: float | None = None) -> None:
         """Wait for something to do, ``longest`` seconds at most, and do it."""
@@ -55,15 +56,14 @@ class Reactor:
             longest = due if longest is None else min(due, longest)
         # Rounded up: rounding down would spin through the last millisecond before a timer.
         timeout = None if longest is None else max(0, int(longest * 1000 + 0.999))
-        for fd, events in self._poll.poll(timeout):
+        found = self._poll.poll(timeout)
+        # Signals first: one that came before a neighbour's end must not look as if it came after it.
+        while self._come:
+            self._signals[self._come.pop(0)]()
+        for fd, events in found:
             ready = self._watched.get(fd)
             if ready is not None:
                 ready(events)
         now = monotonic()
         while self._timers and self._timers[0][0] <= now:
             heappop(self._timers)[2]()
-
-    def _signalled(self, _events: int) -> None:
-        for number in self._woken.recv(4096):
-            if number in self._signals:
-                self._signals[number]()
