@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.group import LAUNCHER, Group, running, until
+from tests.e2e.group import running
 
 
 def test_worker_first(tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""Restart in place: after any failure the group serves again by itself, one epoch at a time, and remembers the first."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.group import Group, Witness, running, seconds
+
+Print = pytest.CaptureFixture[str]
+QUICK = ("--restart-backoff", "0.3", "--max-restarts", "100", "--stop-grace", "1", "--lease", "3")
+
+
+def hurt(group: Group, what: str, rank: int) -> None:
+    os.kill(getattr(group, what)(rank), signal.SIGKILL)
+
+
+def test_the_group_serves_again_after_each_kill(tmp_path: Path, capsys: Print) -> None:
+    """Engine, its child and agent, of leader and worker: the same pods go on; the first failure stays told."""
+    rows = []
+    with running(tmp_path, 2, *QUICK) as group, Witness(group) as witness:
+        epoch = group.until_serving()
+        guards = [group.guard(rank) for rank in range(2)]
+        for what, rank in [("root", 1), ("root", 0), ("worker", 1), ("agent", 1), ("agent", 0), ("worker", 0)]:
+            old = {p.key for p in group.engines()}
+            hurt(group, what, rank)
+            dead = seconds(lambda: not old & {p.key for p in group.engines()}, "the old epoch's processes dead")  # noqa: B023
+            again = seconds(lambda: group.serves(after=epoch), "serving again")  # noqa: B023
+            epoch = group.until_serving(after=epoch)
+            rows.append(f"{what:6} of rank {rank}: dead after {dead:.2f} s, serving again after {dead + again:.2f} s")
+            for status in map(group.status, range(2)):
+                assert status["first_failure"]["text"] == "reference was ended by SIGKILL"
+                assert status["first_failure"]["rank"] == 1
+                assert status["first_failure"]["exit_code"] == 137
+                assert status["first_failure"]["cause"] == "signalled"
+        assert guards == [group.guard(rank) for rank in range(2)]
+        assert [p.poll() for p in group.processes.values()] == [None, None]
+        for rank in range(2):
+            assert group.output(rank).count("launcher: first failure: ") <= 2  # once for each agent that lived
+    witness.check()
+    with capsys.disabled():
+        print("", *rows, sep="\n")
+
+
+def test_the_first_failure_is_told_everywhere(tmp_path: Path) -> None:
+    fault = ("--fault-ranks", "1", "--fault-epochs", "1", "--crash-after", "0.2", "--crash-code", "41")
+    with running(tmp_path, 2, *QUICK, "--", *fault) as group:
+        group.until_serving(after=1)
+        for rank in range(2):
+            failure = group.status(rank)["first_failure"]
+            assert (failure["rank"], failure["exit_code"], failure["process"]) in [(1, 41, "reference"), (0, 1, "reference")]
+            assert failure["tail"]
+            assert "launcher: first failure: " in group.output(rank)
+            assert group.status(rank)["restarts"] == 1
+        (ended,) = group.status(0)["failures"]
+        assert ended["epoch"] == 1
+        assert ended["served_s"] is not None
+
+
+def test_the_budget_is_spent(tmp_path: Path) -> None:
+    quick = ("--restart-backoff", "0.1", "--max-restarts", "2")
+    fault = ("--fault-ranks", "1", "--crash-after", "0.1", "--crash-signal", "11")
+    with running(tmp_path, 2, *quick, "--", *fault) as group:
+        assert group.codes() == [139, 139]
+        for rank in range(2):
+            told = group.termination(rank)
+            assert told.startswith("exit code 139: 2 restarts within 3600 s are spent (--max-restarts)\n"), told
+            assert "first failure: rank 1: reference was ended by SIGSEGV" in told
+            assert "injected crash by signal 11" in told
+            assert "giving up: 2 restarts within 3600 s are spent" in group.output(rank)
+        assert group.output(0).count("stage started") == 3
+
+
+def test_a_crash_loop_before_ready_ends_early(tmp_path: Path) -> None:
+    fault = ("--fault-ranks", "1", "--startup-seconds", "60", "--crash-at", "startup", "--crash-after", "0", "--crash-code", "3")
+    with running(tmp_path, 2, "--restart-backoff", "0.1", "--", *fault) as group:
+        assert group.codes() == [3, 3]
+        assert group.output(0).count("stage started") == 3
+        for rank in range(2):
+            assert "failed 3 times in a row at the same point before it was ever ready" in group.termination(rank)
+            assert "first failure: rank 1: reference ended with exit code 3" in group.termination(rank)
+            assert "RuntimeError: injected crash of rank 1" in group.termination(rank)
+
+
+def test_the_leaders_launcher_is_recreated(tmp_path: Path, capsys: Print) -> None:
+    """Workers keep their process, stop the engine, look the leader up anew and rejoin."""
+    with running(tmp_path, 3, *QUICK) as group, Witness(group) as witness:
+        group.until_serving()
+        workers = [(group.guard(rank), group.agent(rank)) for rank in (1, 2)]
+        group.kill_rank(0)
+        dead = seconds(lambda: not group.engines(), "engines of the workers dead")
+        group.until_phase("seeking", 1, 2)
+        assert group.status(1)["first_failure"] is None  # the leader alone tells what came first
+        group.restart(0)
+        again = seconds(lambda: group.serves(after=1), "serving again")
+        assert group.until_serving(after=1) == 2
+        assert workers == [(group.guard(rank), group.agent(rank)) for rank in (1, 2)]
+    witness.check()
+    with capsys.disabled():
+        print(f"\nleader pod killed: engines dead after {dead:.2f} s; serving {again:.2f} s after its new launcher's start")
+
+
+def test_a_worker_comes_back_with_another_address(tmp_path: Path) -> None:
+    with running(tmp_path, 2, *QUICK) as group, Witness(group) as witness:
+        group.until_serving()
+        group.kill_rank(1)
+        group.until("the leader misses rank 1", lambda: group.status(0).get("waiting_for") == "waiting for rank 1")
+        assert group.status(0)["first_failure"]["rank"] == 1
+        assert group.status(0)["first_failure"]["cause"] == "member_lost"
+        group.restart(1, address=f"{group.prefix}.77")
+        assert group.until_serving(after=1) == 2
+        assert group.status(0)["members"][1]["address"] == f"{group.prefix}.77"
+        assert re.search(r"address=\S+\.77 ", group.output(0))
+    witness.check()
+
+
+def test_a_thawed_agent_rejoins(tmp_path: Path) -> None:
+    """Frozen beyond its lease, then thawed: its engine is long dead by its guard's hand, and it joins again."""
+    with running(tmp_path, 2, *QUICK) as group, Witness(group) as witness:
+        epoch = group.until_serving()
+        for rank in (1, 0):
+            agent = group.agent(rank)
+            os.kill(agent, signal.SIGSTOP)
+            group.until("all engines dead", lambda: not group.engines())
+            os.kill(agent, signal.SIGCONT)
+            epoch = group.until_serving(after=epoch)
+            assert group.agent(rank) == agent
+    witness.check()
+
+
+def test_a_thawed_guard_starts_a_new_agent(tmp_path: Path) -> None:
+    with running(tmp_path, 2, *QUICK) as group, Witness(group) as witness:
+        epoch = group.until_serving()
+        agent = group.agent(1)
+        os.kill(group.guard(1), signal.SIGSTOP)
+        group.until("all engines dead", lambda: not group.engines())
+        os.kill(group.guard(1), signal.SIGCONT)
+        group.until_serving(after=epoch)
+        assert group.agent(1) != agent
+        assert "guard process is frozen" in group.status(0)["first_failure"]["text"]
+    witness.check()
+
+
+def test_shared_memory_is_given_back_epoch_after_epoch(tmp_path: Path) -> None:
+    """What a killed engine leaves in /dev/shm is removed, and files of others are not touched."""
+    other = Path(f"/dev/shm/of-somebody-else-{os.getpid()}")
+    with running(tmp_path, 2, *QUICK, "--", "--shm-bytes", "1000000") as group:
+        other.touch()
+        try:
+            epoch = group.until_serving()
+            for _ in range(3):
+                left = shm(group)
+                assert len(left) == 2
+                hurt(group, "root", 1)
+                epoch = group.until_serving(after=epoch)
+                assert len(shm(group)) == 2
+                assert not left & shm(group)
+            assert other.exists()
+        finally:
+            other.unlink()
+        assert "removed what the engine left in /dev/shm files=" in group.output(0) + group.output(1)
+        group.terminate()
+        group.terminate()
+        group.codes()
+        assert not shm(group)
+
+
+def shm(group: Group) -> set[str]:
+    """Files in /dev/shm of this group's engines."""
+    said = "".join(group.output(rank) for rank in range(group.size))
+    return {path for path in re.findall(r"left (/dev/shm/reference-\S+)", said) if Path(path).exists()}
+
+
+@pytest.mark.chaos
+def test_twenty_kills_leave_shared_memory_flat(tmp_path: Path, capsys: Print) -> None:
+    with running(tmp_path, 2, *QUICK, "--", "--shm-bytes", "8000000") as group, Witness(group) as witness:
+        epoch = group.until_serving()
+        used = [shm_used()]
+        for turn in range(20):
+            hurt(group, "root", turn % 2)
+            epoch = group.until_serving(after=epoch)
+            assert len(shm(group)) == 2
+            used.append(shm_used())
+    witness.check()
+    with capsys.disabled():
+        print(f"\n/dev/shm in KiB over 20 kills: {used}")
+
+
+def shm_used() -> int:
+    found = os.statvfs("/dev/shm")
+    return (found.f_blocks - found.f_bfree) * found.f_frsize // 1024
