@@ -14,19 +14,19 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # The first Python >= 3.10 that can make a virtual environment.
 find_python() {
     local name
-    for name in ${LAUNCHER_PYTHON:-} python3.12 python3.11 python3.13 python3.10 python3; do
+    for name in ${PYTHON:-} python3.12 python3.11 python3.13 python3.10 python3; do
         if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             command -v "$name"
             return
         fi
     done
-    echo "run.sh: no Python >= 3.10 with venv was found; name one: LAUNCHER_PYTHON=/path/to/python ./run.sh $*" >&2
+    echo "run.sh: no Python >= 3.10 with venv was found; name one: PYTHON=/path/to/python ./run.sh" >&2
     return 69
 }
 
 # $1: extras. The environment is made anew when pyproject.toml changes; one run at a time makes it.
 set_up() {
-    local extra=$1 venv=${LAUNCHER_VENV:-$here/.venv} want python
+    local extra=$1 venv=$here/.venv want python
     want=$(cksum <"$here/pyproject.toml" | tr ' ' -)$extra
     exec 9>"$here/.venv.lock"
     command -v flock >/dev/null && flock 9

@@ -414,7 +414,7 @@ class Agent:
         shared = planning.with_token(shared, self._secret, self.identity.group, self._ray_token)
         try:
             self.plan = self._plan_for(shared)
-            taken = await planning.taken_ports(self.plan, shared.addresses[self.identity.rank])
+            taken = planning.taken_ports(self.plan, shared.addresses[self.identity.rank])
         except LauncherError as error:
             cause = Cause(CauseKind.UNABLE, self.identity.rank, str(error))
             self._to_member(me.NotAble(shared.epoch, cause, False))

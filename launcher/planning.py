@@ -241,18 +241,11 @@ def with_token(shared: Shared, secret: bytes | None, group: str, wanted: bool) -
     return replace(shared, token=ray_token(secret, group, shared.epoch))
 
 
-async def taken_ports(plan: Plan, address: str) -> str:
+def taken_ports(plan: Plan, address: str) -> str:
     """The first port of the plan that somebody listens on already, in words; empty: all are free."""
     for port in plan.ports:
-        for host in dict.fromkeys((address, "127.0.0.1" if not address.startswith("127.") else address)):
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port.number))
-                except OSError as error:
-                    if error.errno == 98:  # EADDRINUSE; an address that is not ours is not the port's fault
-                        return f"port {port.number} ({port.name})"
+        if leftovers.busy_ports([port.number], address):
+            return f"port {port.number} ({port.name})"
     return ""
 
 
