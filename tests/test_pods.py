@@ -223,12 +223,13 @@ def test_freeze_and_thaw(two: tuple[Pod, Pod]) -> None:
 
 def test_shared_memory_and_tmp_are_apart(two: tuple[Pod, Pod]) -> None:
     first, second = two
+    mine = f"mine-{first.cluster.folder.name}"
     for folder in ("/dev/shm", "/tmp"):
-        first.exec(["touch", f"{folder}/mine"])
-        assert "mine" not in second.exec(["ls", folder]).stdout
-        assert not Path(folder, "mine").exists()
+        first.exec(["touch", f"{folder}/{mine}"])
+        assert mine not in second.exec(["ls", folder]).stdout
+        assert not Path(folder, mine).exists()
         # They are the sandbox's: a program that is started again finds them.
-        assert "mine" in first.exec(["ls", folder]).stdout
+        assert mine in first.exec(["ls", folder]).stdout
     assert ROOT.joinpath("tests").exists()
     assert "tests" in first.exec(["ls", ROOT]).stdout
 
