@@ -1,0 +1,112 @@
+"""Every kustomization under k8s/ builds, and every object in it is valid, strictly: no unknown field, no wrong type."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from tests.manifests import K8S, SCHEMAS, Object, build, folders, named, overlay, read
+
+# The package reads a megabyte of schemas from the disk for every object; once is enough.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
+
+NEWEST = kubernetes_validate.latest_version()
+OLDEST = "1.28"
+CRDS = {
+    "ScaledObject": "keda.sh_scaledobjects.v2.20.2.yaml",
+    "LeaderWorkerSet": "leaderworkerset.x-k8s.io_leaderworkersets.v0.10.0.yaml",
+}
+#: no schema of these is at hand; their shape was taken from the projects' own documentation
+UNCHECKED = {"InterceptorRoute", "PodMonitor", "PrometheusRule"}
+#: where a component goes on top of another
+UNDER = {"components/keda-packed": ["components/packed"]}
+
+
+def strict(schema: Any) -> Any:
+    """The schema with every object closed that names its fields: a field that is not known is an error."""
+    if isinstance(schema, list):
+        return [strict(s) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {k: strict(v) for k, v in schema.items()}
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+@cache
+def crd(kind: str) -> jsonschema.Draft202012Validator:
+    path = SCHEMAS / CRDS[kind]
+    if not path.exists():
+        pytest.skip(f"the CRD of {kind} is not at hand ({path.name} in shared/schemas)")
+    versions = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["spec"]["versions"]
+    schema = strict(versions[0]["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return jsonschema.Draft202012Validator(schema)
+
+
+_valid: set[str] = set()
+
+
+def check(o: Object, version: str) -> None:
+    """Raises where the object is not valid in this Kubernetes. The same object is looked at once."""
+    key = json.dumps([version, o], sort_keys=True)
+    if o["kind"] in UNCHECKED or key in _valid:
+        return
+    if o["kind"] in CRDS:
+        errors = [f"{e.json_path}: {e.message}" for e in crd(o["kind"]).iter_errors(o)]
+        assert not errors, errors
+    else:
+        kubernetes_validate.validate(o, version, strict=True)
+    _valid.add(key)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("folder", folders("Kustomization"), ids=named)
+def test_kustomization_builds_and_is_valid(folder: Path, version: str) -> None:
+    objects = build(folder)
+    assert objects
+    for o in objects:
+        check(o, version)
+
+
+@pytest.mark.parametrize("folder", folders("Component"), ids=named)
+def test_component_builds_over_an_engine_and_is_valid(folder: Path, tmp_path: Path) -> None:
+    name = named(folder)
+    first = ["lws/as-lws"] if name.startswith("lws/") and not name.startswith("lws/as-lws") else UNDER.get(name, [])
+    objects = overlay(["engines/vllm-mp"], [*first, name], tmp_path, namePrefix="my-")
+    for o in objects:
+        check(o, OLDEST)
+        check(o, NEWEST)
+
+
+def test_files_that_are_applied_by_themselves_are_valid() -> None:
+    for o in read((K8S / "components/model-cache/pvc/claim.yaml").read_text()):
+        check(o, OLDEST)
+        check(o, NEWEST)
+
+
+def test_the_strict_check_is_strict() -> None:
+    """A field that nobody knows must not pass, in a core object and in a CRD."""
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "a"}, "automount": False}, NEWEST)
+    wrong = {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": "a"}}
+    with pytest.raises(AssertionError, match="idleReplicas"):
+        check({**wrong, "spec": {"scaleTargetRef": {"name": "a"}, "triggers": [], "idleReplicas": 0}}, NEWEST)
+
+
+def test_nothing_here_is_a_secret_or_names_a_registry() -> None:
+    for path in K8S.rglob("*.yaml"):
+        for o in read(path.read_text()):
+            assert o.get("kind") != "Secret", path
+        for line in path.read_text().splitlines():
+            if line.strip().startswith("image:"):
+                first = line.split("image:")[1].strip().split("/")[0]
+                assert "." not in first.partition(":")[0], f"{path}: {line.strip()} names a registry"

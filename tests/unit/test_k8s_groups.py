@@ -1,0 +1,373 @@
+"""The manifests against themselves and against the launcher: what one object says of another must be true."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import planning
+from launcher.settings import AGENT_PORT, GROUP_PORT
+from tests.manifests import K8S, Object, Pods, build, folders, groups, matches, named, of_kind, overlay
+
+#: base is not applied by itself: it has no engine
+GROUPS = [f for f in folders("Kustomization") if f.name != "base"]
+
+
+@pytest.fixture(params=GROUPS, ids=named)
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    return build(request.param)
+
+
+@pytest.fixture
+def pods(objects: list[Object]) -> Pods:
+    found = list(groups(objects))
+    assert len(found) == 1
+    return found[0]
+
+
+# ------------------------------------------------------------------------------------------- one object of another
+
+
+def check_names(objects: list[Object]) -> None:
+    """Selectors, references and ports of a whole application."""
+    by_name = {(o["kind"], o["metadata"]["name"]) for o in objects}
+    assert len(by_name) == len(objects)
+    every = list(groups(objects))
+    for pods in every:
+        assert ("ServiceAccount", pods.spec["serviceAccountName"]) in by_name
+        assert pods.labels["inference-group"] == pods.name
+        if pods.owner["kind"] == "StatefulSet":
+            spec = pods.owner["spec"]
+            assert matches(spec["selector"]["matchLabels"], pods.labels)
+            assert spec["serviceName"] == pods.env["LAUNCHER_SERVICE"]
+            assert ("Service", spec["serviceName"]) in by_name
+    for service in of_kind(objects, "Service"):
+        check_service(service, every)
+    for policy in of_kind(objects, "NetworkPolicy"):
+        mine = [p for p in every if matches(policy["spec"]["podSelector"]["matchLabels"], p.labels)]
+        assert len(mine) == 1, "a policy is for one group"
+        (inside,) = policy["spec"]["ingress"][0]["from"]
+        assert [p for p in every if matches(inside["podSelector"]["matchLabels"], p.labels)] == mine
+        assert "ports" not in policy["spec"]["ingress"][0], "every port is open inside a group"
+    for budget in of_kind(objects, "PodDisruptionBudget"):
+        assert all(matches(budget["spec"]["selector"]["matchLabels"], p.labels) for p in every)
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    for scaled in of_kind(objects, "ScaledObject"):
+        target = scaled["spec"]["scaleTargetRef"]
+        assert (target["kind"], target["name"]) in by_name
+        for trigger in scaled["spec"]["triggers"]:
+            route = trigger["metadata"].get("interceptorRoute")
+            assert route is None or ("InterceptorRoute", route) in by_name
+    for route in of_kind(objects, "InterceptorRoute"):
+        target = route["spec"]["target"]
+        (service,) = [o for o in of_kind(objects, "Service") if o["metadata"]["name"] == target["service"]]
+        assert target["port"] in [p["port"] for p in service["spec"]["ports"]]
+
+
+def check_service(service: Object, every: list[Pods]) -> None:
+    selector = service["spec"]["selector"]
+    headless = service["spec"].get("clusterIP") == "None"
+    for pods in every:
+        selected = [rank for rank in range(pods.size) if matches(selector, pods.pod_labels(rank))]
+        if not headless:
+            packed = pods.env.get("LAUNCHER_WORKER_READY") == "never"
+            assert selected == (list(range(pods.size)) if packed else [0]), "callers go to leaders only"
+            assert "publishNotReadyAddresses" not in service["spec"]
+        elif service["metadata"]["name"] == pods.name:
+            assert selected == list(range(pods.size))
+            assert service["spec"]["publishNotReadyAddresses"] is True
+        else:
+            assert not selected, "the names of one group are not another's"
+        for port in service["spec"]["ports"]:
+            pods.port(port["targetPort"])
+
+
+def test_names_and_selectors_agree(objects: list[Object]) -> None:
+    check_names(objects)
+
+
+def test_external_ports_are_those_that_plan_calls_external(objects: list[Object], pods: Pods) -> None:
+    (policy,) = of_kind(objects, "NetworkPolicy")
+    admitted = {pods.port(p["port"]) for p in policy["spec"]["ingress"][1]["ports"]}
+    planned = {p["number"] for p in pods.plan(0)["ports"] if p["external"]}
+    assert admitted == planned
+    assert pods.port("agent") == AGENT_PORT
+    assert pods.port("group") == GROUP_PORT
+    services = [o for o in of_kind(objects, "Service") if o["spec"].get("clusterIP") != "None"]
+    assert [pods.port(p["targetPort"]) for s in services for p in s["spec"]["ports"]] == [pods.port("api")]
+
+
+# ------------------------------------------------------------------------------------------------- the pod itself
+
+
+def test_probes_ask_the_launcher_and_kill_nobody_who_waits(pods: Pods) -> None:
+    for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        asked = pods.engine[probe]["httpGet"]
+        assert (asked["path"], pods.port(asked["port"])) == (path, AGENT_PORT)
+    assert pods.engine["readinessProbe"]["periodSeconds"] == 2
+    assert pods.engine["readinessProbe"]["failureThreshold"] == 1
+
+
+def test_pod_is_fit_for_any_uid_and_a_read_only_root(pods: Pods) -> None:
+    spec, container = pods.spec, pods.engine
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    for c in [*spec.get("initContainers", []), container]:
+        security = c["securityContext"]
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"]["drop"] == ["ALL"]
+        assert set(security["capabilities"].get("add", [])) <= {"IPC_LOCK"}
+        assert {m["name"] for m in c["volumeMounts"]} <= {v["name"] for v in spec["volumes"]}
+    writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    assert {"/tmp", "/dev/shm", pods.env["HOME"], pods.env["LAUNCHER_STATE_DIR"]} <= writable
+    places = [v for k, v in pods.env.items() if k.startswith("XDG") or k.endswith(("_DIR", "_HOME", "_PATH", "_BASE"))]
+    assert len(places) >= 6
+    assert all(any(p == w or p.startswith(f"{w}/") for w in writable) for p in places)
+    (shm,) = [v for v in spec["volumes"] if v["name"] == "shm"]
+    assert shm["emptyDir"]["medium"] == "Memory"
+
+
+def test_the_pod_has_room_for_its_shared_memory(pods: Pods) -> None:
+    (shm,) = [v for v in pods.spec["volumes"] if v["name"] == "shm"]
+    resources = pods.engine["resources"]
+    assert quantity(shm["emptyDir"]["sizeLimit"]) <= quantity(resources["requests"]["memory"])
+    assert quantity(resources["requests"]["memory"]) <= quantity(resources["limits"]["memory"])
+
+
+def quantity(text: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([KMGT]i)?", text).groups()  # type: ignore[union-attr]
+    return int(number) * {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
+
+
+def test_grace_and_size_are_said_once_and_alike(objects: list[Object], pods: Pods) -> None:
+    settings, _, warnings = pods.settings(0)
+    assert settings.grace == pods.spec["terminationGracePeriodSeconds"] == 120
+    assert not warnings, "no variable that the launcher does not know"
+    if pods.owner["kind"] == "LeaderWorkerSet":
+        assert pods.owner["spec"]["leaderWorkerTemplate"]["size"] == settings.size
+        assert pods.owner["spec"]["leaderWorkerTemplate"]["restartPolicy"] == "None"
+        assert pods.owner["spec"]["startupPolicy"] == "LeaderCreated"
+    else:
+        scaled = of_kind(objects, "ScaledObject")
+        assert pods.owner["spec"]["replicas"] == (0 if scaled else settings.size)
+        assert pods.owner["spec"]["podManagementPolicy"] == "Parallel"
+        assert pods.owner["spec"]["updateStrategy"] == {"type": "OnDelete"}
+
+
+def test_launcher_finds_every_rank_and_plans_it(pods: Pods) -> None:
+    leaders = set()
+    for rank in range(pods.size):
+        settings, environ, _ = pods.settings(rank)
+        identity, _, warnings = planning.identity_of(settings, environ)
+        assert (identity.rank, identity.size, warnings) == (rank, pods.size, ())
+        assert identity.source == ("lws" if pods.owner["kind"] == "LeaderWorkerSet" else "statefulset")
+        leaders.add(identity.leader)
+        page = pods.plan(rank)
+        assert [r["rank"] for r in page["ranks"]] == list(range(pods.size))
+        assert not [w for w in page["warnings"] if "stay idle" in w], "the GPUs of a pod are all used"
+    assert len(leaders) == 1
+    if pods.owner["kind"] == "StatefulSet":
+        assert leaders == {f"{pods.name}-0.{pods.env['LAUNCHER_SERVICE']}.{pods.namespace}.svc.cluster.local"}
+
+
+def test_the_gpus_are_those_that_the_engine_uses(pods: Pods) -> None:
+    settings, _, _ = pods.settings(0)
+    if settings.engine == "reference":
+        assert pods.gpus == 0
+    else:
+        assert settings.world == pods.size * pods.gpus
+
+
+# ------------------------------------------------------------------------------------------------- scaling
+
+
+@pytest.mark.parametrize("component", ["components/keda", "components/keda-http"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_one_group_goes_from_nothing_to_whole(component: str, size: int, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    bigger = {"target": {"kind": "StatefulSet"}, "patch": size_patch(size)}
+    overlay(["models/llama-3.2-1b"], [], tmp_path / "model", patches=[bigger])
+    objects = overlay(["model"], [component], tmp_path)
+    check_names(objects)
+    (pods,) = groups(objects)
+    (scaled,) = of_kind(objects, "ScaledObject")
+    spec = scaled["spec"]
+    assert pods.owner["spec"]["replicas"] == 0
+    assert (spec["idleReplicaCount"], spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, size, size)
+    assert pods.size == size
+
+
+def size_patch(size: int) -> str:
+    return f"""
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: any}}
+spec:
+  replicas: {size}
+  template:
+    spec:
+      containers:
+      - name: engine
+        env: [{{name: LAUNCHER_SIZE, value: "{size}"}}]
+"""
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> list[Object]:
+    return overlay(["models/llama-3.2-1b"], ["components/packed", "components/keda-packed"], tmp_path)
+
+
+def test_packed_groups_scale_by_whole_groups(packed: list[Object]) -> None:
+    check_names(packed)
+    (pods,) = groups(packed)
+    (scaled,) = of_kind(packed, "ScaledObject")
+    spec = scaled["spec"]
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    numbers = [spec["idleReplicaCount"], spec["minReplicaCount"], spec["maxReplicaCount"], spec["fallback"]["replicas"]]
+    numbers += [p["value"] for way in behavior.values() for p in way["policies"]]
+    assert [n % pods.size for n in numbers] == [0] * len(numbers)
+    assert spec["minReplicaCount"] == pods.size
+    assert pods.owner["spec"]["replicas"] == 0
+    assert spec["advanced"]["scalingModifiers"]["metricType"] == "AverageValue"
+
+
+def test_formula_gives_whole_groups_for_every_load(packed: list[Object]) -> None:
+    (pods,) = groups(packed)
+    (scaled,) = of_kind(packed, "ScaledObject")
+    modifiers = scaled["spec"]["advanced"]["scalingModifiers"]
+    (trigger,) = scaled["spec"]["triggers"]
+    assert trigger["name"].isidentifier()
+    before = 0
+    for load in range(1001):
+        wanted = evaluate(modifiers["formula"], {trigger["name"]: load}) / int(modifiers["target"])
+        assert wanted == (max(1, math.ceil(load / 100)) * pods.size if load else 0)
+        assert wanted % pods.size == 0
+        assert wanted >= before
+        before = int(wanted)
+    assert evaluate(modifiers["formula"], {trigger["name"]: 0.4}) == pods.size
+
+
+def evaluate(formula: str, names: dict[str, float]) -> float:
+    """KEDA's expression language, as far as the formula goes: arithmetic, calls and one `a ? b : c`."""
+    condition, _, rest = formula.partition("?")
+    then, _, otherwise = rest.partition(":")
+    text = f"({then}) if ({condition}) else ({otherwise})"
+    assert re.fullmatch(r"[\w\s().,*/+<>=-]+", text)
+    return float(eval(text, {"__builtins__": {}, "max": max, "ceil": math.ceil}, names))
+
+
+def test_packed_pods_know_their_group(packed: list[Object]) -> None:
+    (pods,) = groups(packed)
+    for ordinal in range(6):
+        environ = pods.environment(ordinal)
+        settings, environ, _ = pods.settings(ordinal)
+        identity, _, _ = planning.identity_of(settings, environ)
+        first = ordinal - ordinal % 2
+        assert (identity.rank, identity.size) == (ordinal % 2, 2)
+        assert identity.leader.startswith(f"{pods.name}-{first}.")
+        assert settings.worker_ready == "never"
+
+
+def test_lws_scales_by_groups(tmp_path: Path) -> None:
+    components = ["lws/as-lws", "lws/keda", "lws/topology"]
+    objects = overlay(["models/llama-3.1-405b"], components, tmp_path, nameSuffix="-x")
+    check_names(objects)
+    (scaled,) = of_kind(objects, "ScaledObject")
+    assert "idleReplicaCount" not in scaled["spec"]
+    assert scaled["spec"]["minReplicaCount"] == 0
+    assert "advanced" not in scaled["spec"], "the unit is a group: no formula"
+
+
+# -------------------------------------------------------------------------------------------- several groups
+
+
+def test_groups_script_makes_one_set_a_group(tmp_path: Path) -> None:
+    out = tmp_path / "three"
+    command = [str(K8S / "groups.sh"), str(K8S / "models/llama-3.1-405b"), "3", str(out), "100", "keda", "topology"]
+    for _ in range(2):  # again over what is there
+        subprocess.run(command, check=True, capture_output=True)
+    objects = build(out)
+    check_names(objects)
+    every = list(groups(objects))
+    assert [p.name for p in every] == [f"llama-405b-engine-{k}" for k in range(3)]
+    assert len(of_kind(objects, "PodDisruptionBudget")) == 1
+    assert len([s for s in of_kind(objects, "Service") if s["spec"].get("clusterIP") != "None"]) == 1
+    wake = [s["spec"]["triggers"][0]["metadata"]["activationThreshold"] for s in of_kind(objects, "ScaledObject")]
+    assert wake == ["0", "100", "200"]
+    for pods in every:
+        check_rack(pods)
+
+
+def check_rack(pods: Pods) -> None:
+    affinity: Any = pods.spec["affinity"]
+    (own,) = affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (others,) = affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert own["labelSelector"]["matchLabels"] == {"inference-group": pods.name}
+    not_in = {"key": "inference-group", "operator": "NotIn", "values": [pods.name]}
+    assert not_in in others["labelSelector"]["matchExpressions"]
+    assert own["topologyKey"] == others["topologyKey"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere", "2", "out"], ["k8s/models/llama-3.1-405b", "0", "out"]])
+def test_groups_script_says_what_is_wrong(arguments: list[str], tmp_path: Path) -> None:
+    command = [str(K8S / "groups.sh"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode in (64, 66)
+    assert done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------- other components
+
+
+def test_components_for_scheduling_say_the_size(tmp_path: Path) -> None:
+    objects = overlay(["models/llama-3.1-405b"], ["components/gang/volcano", "components/queue"], tmp_path)
+    (pods,) = groups(objects)
+    metadata = pods.owner["metadata"]
+    assert metadata["annotations"]["scheduling.volcano.sh/group-min-member"] == str(pods.size)
+    assert pods.spec["schedulerName"] == "volcano"
+    queue = pods.template["metadata"]["annotations"]["scheduling.volcano.sh/queue-name"]
+    assert queue == metadata["labels"]["kueue.x-k8s.io/queue-name"]
+
+
+def test_roce_adds_the_card_and_leaves_the_rest(tmp_path: Path) -> None:
+    (pods,) = groups(overlay(["engines/vllm-mp"], ["components/roce"], tmp_path))
+    assert pods.env["NCCL_IB_GID_INDEX"] == "5"
+    assert pods.env["NCCL_SOCKET_IFNAME"] == "eth0"
+    assert pods.env["NCCL_IB_TC"] == "128"
+    assert pods.engine["securityContext"]["capabilities"] == {"add": ["IPC_LOCK"], "drop": ["ALL"]}
+    assert any(name.startswith("rdma/") for name in pods.engine["resources"]["limits"])
+    assert pods.engine["resources"]["limits"]["nvidia.com/gpu"] == "8"
+
+
+def test_token_is_where_the_launcher_looks(tmp_path: Path) -> None:
+    (pods,) = groups(overlay(["engines/vllm-mp"], ["components/token"], tmp_path))
+    mount = next(m for m in pods.engine["volumeMounts"] if m["name"] == "token")
+    assert pods.env["LAUNCHER_TOKEN_FILE"].startswith(mount["mountPath"] + "/")
+
+
+def test_launcher_in_the_image_needs_no_copy(tmp_path: Path) -> None:
+    (pods,) = groups(overlay(["engines/vllm-mp"], ["components/launcher-in-image"], tmp_path))
+    assert not pods.spec.get("initContainers")
+    assert not [m for m in pods.engine["volumeMounts"] if m["name"] == "launcher"]
+    (copied,) = groups(build(K8S / "engines/vllm-mp"))
+    (init,) = copied.spec["initContainers"]
+    mount = next(m for m in copied.engine["volumeMounts"] if m["name"] == "launcher")
+    assert copied.engine["command"] == [f"{mount['mountPath']}/launcher"] == pods.engine["command"]
+    assert init["command"][-1].rstrip("/") == init["volumeMounts"][0]["mountPath"]
+
+
+def test_metrics_that_are_watched_exist(tmp_path: Path) -> None:
+    """Rules and dashboard against what the launcher's /metrics has (read from its source) and the engines' names."""
+    source = (K8S.parent / "launcher/status.py").read_text()
+    known = set(re.findall(r'"(launcher_\w+)"', source))
+    files = ["components/monitoring/rules.yaml", "components/monitoring/dashboard.json"]
+    asked = {n for f in files for n in re.findall(r"\blauncher_\w+", (K8S / f).read_text())}
+    assert asked and asked <= known
