@@ -454,7 +454,11 @@ class Guard:
         if due and not self._prove_empty(due):
             self._tick(due, now)
         now = time.monotonic()
-        done = [stop for stop in due if stop.phase is Phase.DONE]
+        if any(stop.everything and stop.clean for stop in due):
+            for _, stop in self._stops:  # nothing is started while one lasts, so the others are over with it: a lease
+                if stop.everything:  # kill that goes on after the agent heard `Stopped` would refuse the next start
+                    stop.prove_empty()
+        done = [stop for _, stop in self._stops if stop.phase is Phase.DONE]
         self._stops = [(now + stop.pause if stop in due else at, stop) for at, stop in self._stops if stop not in done]
         for stop in done:
             stop.then(stop, now)
@@ -505,6 +509,7 @@ class Guard:
 
         def then(stop: Stopping, now: float) -> None:
             self._agent.report(LeaseExpired(stop.clean, now - passed))
+            self._report_stopped(stop, now)  # an order of the agent may have joined this one
             self._lease_kill = not stop.clean
             if not stop.clean:  # not clean is not enough: go on, and say so when it is
                 self._end_tree([], everything=True, grace=None, then=then)

@@ -165,6 +165,20 @@ def test_nothing_starts_on_a_passed_lease(nasty: Launch) -> None:
     launched.reported("Exited", id="again", code=0)
 
 
+def test_a_stop_and_a_passed_lease_end_together(nasty: Launch) -> None:
+    """Whichever came first, the order is answered; and after the answer something may be started again."""
+    launched, fifo = nasty(stay=1)
+    for turn in range(10):
+        late, stop, name = Deadline(time.monotonic() - 1), Stop(f"stop{turn}", None, 5.0), f"next{turn}"
+        for order in (late, stop) if turn % 2 else (stop, late):
+            launched.order(order)
+        assert launched.reported("Stopped", id=f"stop{turn}")["clean"]
+        launched.order(Deadline(None))
+        launched.order(Spawn(name, name, ("sleep", "60"), dict(os.environ)))
+        launched.reported("Started", id=name)
+    assert fifo.all_dead
+
+
 def test_a_frozen_agent_does_not_keep_a_guard_that_was_asked_to_go(nasty: Launch) -> None:
     launched, fifo = nasty(("orphan",), lease=0.5, stay=1, frozen=2)
     os.kill(launched.agent, signal.SIGSTOP)

@@ -52,7 +52,10 @@ def test_the_first_failure_is_told_everywhere(tmp_path: Path) -> None:
         group.until_serving(after=1)
         for rank in range(2):
             failure = group.status(rank)["first_failure"]
-            assert (failure["rank"], failure["exit_code"], failure["process"]) in [(1, 41, "reference"), (0, 1, "reference")]
+            assert (failure["rank"], failure["exit_code"], failure["process"]) in [
+                (1, 41, "reference"),
+                (0, 1, "reference"),
+            ]
             assert failure["tail"]
             assert "launcher: first failure: " in group.output(rank)
             assert group.status(rank)["restarts"] == 1
@@ -76,7 +79,18 @@ def test_the_budget_is_spent(tmp_path: Path) -> None:
 
 
 def test_a_crash_loop_before_ready_ends_early(tmp_path: Path) -> None:
-    fault = ("--fault-ranks", "1", "--startup-seconds", "60", "--crash-at", "startup", "--crash-after", "0", "--crash-code", "3")
+    fault = (
+        "--fault-ranks",
+        "1",
+        "--startup-seconds",
+        "60",
+        "--crash-at",
+        "startup",
+        "--crash-after",
+        "0",
+        "--crash-code",
+        "3",
+    )
     with running(tmp_path, 2, "--restart-backoff", "0.1", "--", *fault) as group:
         assert group.codes() == [3, 3]
         assert group.output(0).count("stage started") == 3
@@ -101,7 +115,9 @@ def test_the_leaders_launcher_is_recreated(tmp_path: Path, capsys: Print) -> Non
         assert workers == [(group.guard(rank), group.agent(rank)) for rank in (1, 2)]
     witness.check()
     with capsys.disabled():
-        print(f"\nleader pod killed: engines dead after {dead:.2f} s; serving {again:.2f} s after its new launcher's start")
+        print(
+            f"\nleader pod killed: engines dead after {dead:.2f} s; serving {again:.2f} s after its new launcher's start"
+        )
 
 
 def test_a_worker_comes_back_with_another_address(tmp_path: Path) -> None:
