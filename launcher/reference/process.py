@@ -40,7 +40,7 @@ def rename(title: str) -> None:
             numbers = stat.read().rpartition(")")[2].split()
         arg_start, arg_end, env_start, env_end = (int(n) for n in numbers[45:49])  # fields 48 to 51 of proc(5)
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            for start, stop, text in ((arg_start, arg_end, title.encode()), (env_start, env_end, b"")):
+            for start, stop, text in ((env_start, env_end, b""), (arg_start, arg_end, title.encode())):
                 memory.seek(start)
                 memory.write(text[: stop - start - 1].ljust(stop - start, b"\0"))
     except (OSError, ValueError):
