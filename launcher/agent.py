@@ -199,7 +199,8 @@ class Agent:
         elif self._member_link is not None:
             await asyncio.sleep(0.05)  # what was just said is still in the socket's hands
             self._member_link.hang()
-        self.log("exits", {"code": leaving.code, "why": leaving.text or ("told to go" if not leaving.code else "")})
+        why = leaving.text.partition("\n")[0] or ("" if leaving.code else "told to go")
+        self.log("exits", {"code": leaving.code, "why": why})
         return leaving.code
 
     # --------------------------------------------------------------------------------------------------- start-up

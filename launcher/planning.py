@@ -7,6 +7,7 @@ with names in the place of addresses. Each step is small and calls one room.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -205,7 +206,7 @@ def listen_host(settings: Settings) -> str | None:
 def port_error(name: str, settings: Settings, error: OSError) -> ConfigError:
     flag = "--" + name.replace("_", "-")
     return ConfigError(
-        f"{settings.said(name)} cannot be used: {error.strerror or error}",
+        f"{settings.said(name)} cannot be used: {os.strerror(error.errno) if error.errno else error}",
         f"is another launcher running here? Give another {flag} on every pod of the group",
     )
 
