@@ -119,6 +119,7 @@ class Health:
     canary_url: str | None = None  #: POST of ``canary_body`` makes one token
     canary_body: str = ""
     insecure: bool = False  #: https with a certificate that is not verified (the pod asks itself)
+    timeout: float = 5.0  #: seconds to wait for ``url``: SGLang's makes a token and gives itself 20 s
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ class DeclarativeEngine:
             canary_url=whole(spec.canary),
             canary_body=json.dumps(_filled(spec.canary_body, values)) if spec.canary else "",
             insecure=spec.insecure,
+            timeout=Health.timeout,
         )
 
     def _opened(self, values: Values, rank: int) -> tuple[Port, ...]:

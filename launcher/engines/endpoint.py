@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from launcher.engines.arguments import given, last
+from launcher.settings import Settings
 from launcher.words import Gate, Health
 
 LISTENING = ("--host", "--uds", "--ssl-keyfile", "--ssl-certfile", "--ssl-cert-reqs", "--root-path")
@@ -48,23 +49,27 @@ def asks_client_certificate(args: Sequence[str]) -> bool:
 
 
 def health(
-    args: Sequence[str], bind: str, port: int, names: Names, model: str | None, *, metrics: bool = True
+    args: Sequence[str], bind: str, port: int, names: Names, model: str | None, *, timeout: float = 5.0
 ) -> Health:
-    """How to ask this engine. Everything is None where a client certificate would be needed."""
+    """How to ask this engine. Everything is None where a client certificate would be needed.
+
+    Where the API asks for a key there is no canary; /health and /metrics stay open in both engines.
+    """
     if asks_client_certificate(args):
         return Health()
     base = base_url(args, bind, port)
     body = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}
     return Health(
         url=base + "/health",
-        metrics_url=base + "/metrics" if metrics else None,
-        running=names.running if metrics else (),
-        waiting=names.waiting if metrics else (),
-        progress=names.progress if metrics else (),
-        sleeping=names.sleeping if metrics else (),
-        canary_url=base + "/v1/completions",
-        canary_body=json.dumps({k: v for k, v in body.items() if v is not None}),
+        metrics_url=base + "/metrics",
+        running=names.running,
+        waiting=names.waiting,
+        progress=names.progress,
+        sleeping=names.sleeping,
+        canary_url=None if needs_key(args) else base + "/v1/completions",
+        canary_body="" if needs_key(args) else json.dumps({k: v for k, v in body.items() if v is not None}),
         insecure=is_tls(args),
+        timeout=timeout,
     )
 
 
@@ -74,5 +79,15 @@ def gate(health: Health) -> Gate:
 
 
 def needs_key(args: Sequence[str]) -> bool:
-    """Whether the API asks for a key: then the canary is refused, while /health and /metrics stay open."""
+    """Whether the API asks for a key."""
     return any(g.name == "--api-key" for g in given(args))
+
+
+def notes(settings: Settings) -> tuple[str, ...]:
+    """What cannot be asked, and why, in words."""
+    args = settings.engine_args
+    if asks_client_certificate(args):
+        return ("--ssl-cert-reqs 2 asks for a client certificate: the launcher cannot ask the engine's health",)
+    if needs_key(args) and settings.canary_interval:
+        return (f"{settings.said('canary_interval')} has no effect: --api-key would refuse the canary",)
+    return ()

@@ -26,6 +26,8 @@ PIPELINE = "0.4.10.post2"  #: first known with --pp-size (and --nccl-port)
 EP_SIZE = "0.4.10.post2"  #: before it --enable-ep-moe took the tensor parallel size
 PORT = 30000
 DIST_PORT = 20000
+#: /health makes a token unless others are being made, looks once a second, and answers 503 itself after 20 s
+HEALTH_TIMEOUT = 25.0
 _FOOTPRINT = (0, 1, 2, 3, 4, 5, 6, 13)
 _STRIDE = 32
 _SLOTS = 8
@@ -87,7 +89,7 @@ class SGLangEngine:
         engine, warnings = _installed(settings, facts)
         _check_parallel(settings, engine, identity.size)
         fits = topology.check(settings, facts, identity.size, _world(settings))
-        return Checked(fits.why, (*warnings, *fits.warnings, *config))
+        return Checked(fits.why, (*warnings, *fits.warnings, *config, *endpoint.notes(settings)))
 
     def plan(self, context: PlanContext, rank: int) -> Plan:
         settings = context.settings
@@ -190,7 +192,9 @@ def _world(settings: Settings) -> topology.World:
 def _health(context: PlanContext) -> Health:
     settings = context.settings
     name = settings.served_model_name[0] if settings.served_model_name else settings.model
-    return endpoint.health(settings.engine_args, context.bind, settings.port or PORT, METRICS, name)
+    return endpoint.health(
+        settings.engine_args, context.bind, settings.port or PORT, METRICS, name, timeout=HEALTH_TIMEOUT
+    )
 
 
 def _ports(context: PlanContext, rank: int) -> tuple[Port, ...]:

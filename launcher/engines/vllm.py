@@ -57,8 +57,8 @@ class VLLMEngine:
         _check_handoff(settings, backend)
         cluster = ray.why(settings, facts, identity.size, _ray_gpus(settings, facts)) if backend.form.is_ray else ()
         return Checked(
-            (*backend.why, *cluster, *fits.why, *_listening_why(settings)),
-            (*backend.warnings, *fits.warnings, *warnings),
+            (*backend.why, *cluster, *fits.why),
+            (*backend.warnings, *fits.warnings, *warnings, *endpoint.notes(settings)),
         )
 
     def plan(self, context: PlanContext, rank: int) -> Plan:
@@ -239,10 +239,3 @@ def _check_handoff(settings: Settings, backend: Backend) -> None:
             "--handoff with the Ray backend: the leader needs more than one process (Ray's head and vLLM)",
             "leave --handoff out, or use --backend mp",
         )
-
-
-def _listening_why(settings: Settings) -> tuple[str, ...]:
-    args = settings.engine_args
-    if endpoint.asks_client_certificate(args):
-        return ("--ssl-cert-reqs 2 asks for a client certificate: the launcher cannot ask the engine's health",)
-    return ()

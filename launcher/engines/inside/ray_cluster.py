@@ -70,12 +70,22 @@ def lean_cli() -> Any:
         for name in OPTIONAL:
             if sys.modules.get(name, 0) is None:
                 del sys.modules[name]
-    left_out = ImportError("left out by the launcher")
-    services: Any = importlib.import_module("ray._private.services")
     utils: Any = importlib.import_module("ray._private.utils")
-    cli.get_ray_client_dependency_error = lambda: left_out  # no client server
-    utils.get_dashboard_dependency_error = lambda: left_out  # the minimal agent, as `pip install ray` has it
-    services.start_api_server = lambda *a, **k: (None, None)  # what it returns when a dashboard cannot be started
+    services: Any = importlib.import_module("ray._private.services")
+    left_out = ImportError("left out by the launcher")
+    answers: list[tuple[Any, str, Any]] = [
+        # no client server; the second name is the one up to 2.4x
+        (cli, "get_ray_client_dependency_error", lambda: left_out),
+        (cli, "check_ray_client_dependencies_installed", lambda: False),
+        # the minimal agent, as `pip install ray` has it
+        (utils, "get_dashboard_dependency_error", lambda: left_out),
+        (utils, "check_dashboard_dependencies_installed", lambda: False),
+        # what it returns when a dashboard cannot be started
+        (services, "start_api_server", lambda *a, **k: (None, None)),
+    ]
+    for module, name, answer in answers:
+        if hasattr(module, name):
+            setattr(module, name, answer)
     return cli
 
 
