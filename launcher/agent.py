@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import planning
+from launcher import planning, roles
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -60,7 +60,7 @@ class Agent:
     ) -> None:
         self.settings = settings
         self.identity: Identity = planning.identity_of(settings, environ)[0]
-        self.environ = dict(environ)
+        self.environ = roles.environment(environ, self.identity.rank)
         self.terms = Terms(settings.lease)
         self.incarnation = secrets.token_hex(6)
         self.log = Log(self._write, self.identity.rank, settings.log_format, settings.log_level)

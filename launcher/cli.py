@@ -333,6 +333,7 @@ def read(
         ConfigError: something that cannot work.
     """
     from launcher.identity.service_links import strip
+    from launcher.roles import is_for_one_role
 
     stray = flags.get("engine_args", ())
     if stray:
@@ -373,6 +374,7 @@ def read(
         for k in clean
         if k.startswith(f"{PREFIX}_")
         and k not in OWN_VARIABLES
+        and not is_for_one_role(k)
         and k[len(PREFIX) + 1 :].lower() not in {*params, "engine_args", "config", "status_url"}
     )
     more = tuple(f"{k} is set and is no option of the launcher: ignored" for k in unknown)

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher import planning
+from launcher import planning, roles
 from launcher.engines import arguments
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import ConfigError, NoIdentityError
@@ -54,7 +54,7 @@ def plan(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]
             "gpus_per_pod": facts.gpus,
             "why": list(dict.fromkeys([*checked.why, *plans[0].why])),
         },
-        "ranks": [_rank(p, environ) for p in named],
+        "ranks": [_rank(p, roles.environment(environ, p.rank)) for p in named],
         "ports": [
             *_own_ports(settings, identity),
             *(
