@@ -26,7 +26,6 @@ from launcher.network.names import resolve
 
 INSIDE = str(Path(__file__).with_name("engines") / "inside" / "ray_cluster.py")
 FAILED = 1  #: what the script's users test for
-JOINED_AFTER = 10.0  #: a worker that lived this long had joined; how it ends then is how the cluster ended
 
 
 @dataclass(frozen=True)
@@ -169,10 +168,9 @@ def _worker(wanted: Wanted, python: str) -> int:
             why = f"{wanted.address} does not resolve yet: {error.strerror or error}"
             told = _tell(why, told)
         else:
-            began = time.monotonic()
-            code = _join(wanted, python, address, until)
-            if code == 0 or time.monotonic() - began > JOINED_AFTER:
-                return code
+            code, asked = _join(wanted, python, address, until)
+            if code == 0 or asked or time.monotonic() > until:
+                return 128 + asked if asked else code  # Ray ends with 1 also when it was told to go
             told = _tell(f"joining {wanted.address} ({address}) failed with exit code {code}; trying again", told)
         if time.monotonic() > until:
             raise UnavailableError(
@@ -182,16 +180,24 @@ def _worker(wanted: Wanted, python: str) -> int:
         time.sleep(1.0)
 
 
-def _join(wanted: Wanted, python: str, address: str, until: float) -> int:
+def _join(wanted: Wanted, python: str, address: str, until: float) -> tuple[int, int]:
+    """Run Ray's node until it ends: its exit code, and the signal that we were told to end by (0: none)."""
+    asked = 0
+
+    def pass_on(number: int, _: object) -> None:
+        nonlocal asked
+        asked = number
+        process.send_signal(number)
+
     host = f"[{address}]" if ":" in address else address
     head = f"{host}:{wanted.port}"
     argv = [python, INSIDE, "start", "--after", head, "--", "start", f"--address={head}", "--block", *wanted.rest]
     process = subprocess.Popen(argv)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: process.send_signal(n))
+        signal.signal(number, pass_on)
     while True:
         try:
-            return process.wait(1.0)
+            return process.wait(1.0), asked
         except subprocess.TimeoutExpired:
             if time.monotonic() > until and not _reachable(address, wanted.port):
                 process.terminate()  # it still waits for a head that never came
