@@ -35,7 +35,7 @@ class Running:
 
     def complete(self) -> str:
         answer: Answer = self.leader.http(
-            f"http://{self.leader.ip}:{PORT}/v1/completions", data=recipes.REQUEST, timeout=60
+            f"http://{self.leader.ip}:{PORT}/v1/completions", data=recipes.REQUEST, timeout=recipes.ANSWER_SECONDS
         )
         assert answer.status == 200, answer.body
         return str(answer.json()["choices"][0]["text"])
@@ -122,7 +122,9 @@ def report(kind: str, logs: Path | None) -> bool:
     began = time.monotonic()
     with running(kind, logs) as now:
         print(f"{kind}: ready after {time.monotonic() - began:.1f} s", flush=True)
+        asked = time.monotonic()
         text = now.complete()
+        print(f"{kind}: answered after {time.monotonic() - asked:.1f} s")
         print(f"{kind}: {text!r} is {'the same' if text == expected else f'not {expected!r}'}")
         for pod in (now.leader, now.worker):
             print(f"{kind}: {pod.name}: peak memory {pod.memory_peak() / 2**20:.0f} MiB")

@@ -80,6 +80,8 @@ REQUEST: Mapping[str, object] = {
 }
 READY_SECONDS = 400
 """How long to wait for an engine: some 50 s on two idle cores, several times that on busy ones."""
+ANSWER_SECONDS = 300
+"""How long to wait for a completion: ranks wait for each other at every layer (55 s were seen at load 17)."""
 
 
 def single_command(name: str, port: int) -> list[str]:
@@ -130,7 +132,7 @@ def _single_completion(name: str) -> str:
             time.sleep(0.2)
         body = json.dumps(REQUEST).encode()
         asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=60) as answer:
+        with urllib.request.urlopen(asked, timeout=ANSWER_SECONDS) as answer:
             text = json.load(answer)["choices"][0]["text"]
     assert isinstance(text, str)
     return text
