@@ -1,7 +1,7 @@
 """A whole group as real processes: N launchers with the reference engine, on loopback addresses of their own.
 
 Every group gets its own /24 of 127.0.0.0/8 and its own ports, so tests run next to each other. The test process adopts
-orphans (a child subreaper), so whatever a group leaves behind, renamed and in a session of its own, is found at the end.
+orphans (a child subreaper), so whatever a group leaves behind, renamed or in its own session, is found at the end.
 """
 
 from __future__ import annotations

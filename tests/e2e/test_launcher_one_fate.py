@@ -1,4 +1,4 @@
-"""One fate: whatever is killed, ends or freezes, on whichever rank, ends the engine on all, and all say what came first.
+"""One fate: whatever is killed, ends or freezes, on any rank, ends the engine on all, and all say what came first.
 
 Here no restart is allowed (``--max-restarts 0``), so every launcher has to end, with the code of the taxonomy.
 """

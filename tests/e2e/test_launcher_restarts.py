@@ -1,4 +1,4 @@
-"""Restart in place: after any failure the group serves again by itself, one epoch at a time, and remembers the first."""
+"""Restart in place: after a failure the group serves again by itself, one epoch at a time, and remembers the first."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_leaders_launcher_is_recreated(tmp_path: Path, capsys: Print) -> Non
     witness.check()
     with capsys.disabled():
         print(
-            f"\nleader pod killed: engines dead after {dead:.2f} s; serving {again:.2f} s after its new launcher's start"
+            f"\nleader pod killed: engines dead after {dead:.2f} s; serving {again:.2f} s after its return"
         )
 
 
