@@ -268,8 +268,8 @@ class Coordinator:
         for gone in (hello.incarnation, *hello.replaces):
             self._fences.pop(gone, None)
         self._cleared(hello, now)
-        if hello.died is not None and self.history.refine(hello.rank, replace(hello.died, rank=hello.rank)):
-            self._note("first failure explained", cause=str(self.history.first))
+        if hello.died is not None:
+            self._explain_death(hello.rank, replace(hello.died, rank=hello.rank))
         if not self._members:  # from our first epoch on we know better
             self.history.inherit(hello.first_failure)
             self.budget.inherit(hello.charged, now)
@@ -281,6 +281,16 @@ class Coordinator:
             safe_at = now - hello.quiet + self.config.terms.fence
             _, earlier = self._foreign.get(epoch, (frozenset(), safe_at))
             self._foreign[epoch] = (frozenset(hello.last_members), min(earlier, safe_at))
+
+    def _explain_death(self, rank: int, died: Cause) -> None:
+        """A launcher that was killed is back and says how."""
+        if self.phase is Phase.STOPPING and self.cause is not None:
+            if self.cause.rank == rank and self.cause.kind is CauseKind.LOST:
+                self.cause = replace(died, tail=died.tail or self.cause.tail)
+        elif self.history.refine(rank, died):
+            self._note("first failure explained", cause=str(self.history.first))
+        elif rank == 0 and not self._members:
+            self.history.inherit_death(died)
 
     def _cleared(self, hello: m.Hello, now: float) -> None:
         """Take the incarnations that are known to be clean out of the foreign epochs that we wait for."""

@@ -49,6 +49,7 @@ class History:
     def __init__(self) -> None:
         self.first: Cause | None = None
         self.first_epoch: Epoch | None = None
+        self._last_leader = False  # what is known as first is how the leader before us ended
         self.ended: deque[Ended] = deque(maxlen=20)
 
     def record(self, epoch: Epoch, cause: Cause, at: float, served: float | None) -> None:
@@ -59,9 +60,14 @@ class History:
             self.first, self.first_epoch = cause, epoch
 
     def inherit(self, cause: Cause | None) -> None:
-        """What a member remembers of a leader before us counts unless we know better."""
-        if self.first is None and cause is not None:
-            self.first = cause
+        """What a member remembers of a leader before us; the end of that leader is not as old as another failure."""
+        if cause is not None and (self.first is None or (self._last_leader and cause.kind is not CauseKind.LEADER)):
+            self.first, self._last_leader = cause, cause.kind is CauseKind.LEADER
+
+    def inherit_death(self, cause: Cause) -> None:
+        """How the launcher of rank 0 before us was killed: better words than its members have."""
+        if self.first is None or self.first.kind is CauseKind.LEADER:
+            self.first, self._last_leader = cause, True
 
     def refine(self, rank: int, cause: Cause) -> bool:
         """A member that was lost came back and says why: the better words take the place of "connection closed"."""

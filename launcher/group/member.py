@@ -23,7 +23,7 @@ What makes the promises hold on this side:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -508,6 +508,8 @@ class Member:
 
     def _begin_stop(self, cause: Cause, grace: float) -> None:
         self.cause = cause
+        if self.news.first_failure is None and cause.kind is not CauseKind.DRAIN:
+            self.news = replace(self.news, first_failure=cause)  # if this leader can't tell the next one, we can
         self._go(State.STOPPING)
         self._out.append(DoStop(grace, cause))
 
