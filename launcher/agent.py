@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import planning, roles
+from launcher import memory, planning, roles
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -29,6 +29,7 @@ from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
 from launcher.group.lease import Terms
 from launcher.log import Log
+from launcher.memory import Keeper
 from launcher.process import channel as guard
 from launcher.process import tree, watch
 from launcher.settings import Settings
@@ -100,6 +101,8 @@ class Agent:
         self._told_failure: Cause | None = None
         self.coordinator: co.Coordinator | None = None
         self._ray_token = bool(settings.engine_file is None and settings.engine == "vllm")
+        self._keeper = Keeper(settings.state_dir, self.identity.rank)
+        former = self._keeper.before
         now = time.monotonic()
         join = join_timeout(settings, self.identity)
         if self.identity.is_leader:
@@ -117,6 +120,7 @@ class Agent:
                     startup_timeout=settings.startup_timeout,
                     startup_stall_timeout=settings.startup_stall_timeout or None,
                     mint=self._mint,
+                    highest_n=former.epoch,
                 ),
                 now,
                 random.Random(),
@@ -133,9 +137,13 @@ class Agent:
                 join_timeout=join,
                 may_restart=settings.max_restarts > 0,
                 replaces=tuple(r for r in environ.get("LAUNCHER_REPLACES", "").split(",") if r)[-64:],
-                died=_former_death(environ, self.identity.rank),
+                died=_former_death(environ, self.identity.rank) or former.killed(self.identity.rank),
             ),
             now,
+        )
+        killed = former.killed(self.identity.rank)
+        self.member.news = m.News(
+            "gathering", charged=former.charged + (killed is not None), first_failure=former.first_failure or killed
         )
         self.stages = StageRunner(
             self.identity.rank, self._channel_send, self._stage_done, self._engine_broke, self._oom_killed
@@ -194,6 +202,7 @@ class Agent:
         if cause is not None:
             self._tell_failure(cause, leaving.text)
         self._write_termination(cause, leaving)
+        self._remember(clean=True)
         if self._leader_link is not None:
             await self._leader_link.close()
         elif self._member_link is not None:
@@ -255,11 +264,30 @@ class Agent:
         names = tuple(address if r == self.identity.rank else f"<rank {r}>" for r in range(self.identity.size))
         outline = self._plan_for(planning.sketch(self.identity, names))
         self.member.address = address
+        self._recall(address)
         self.member.fingerprint = planning.fingerprint(self.settings, self._engine, self.facts)
         if self.coordinator is not None:
             self.coordinator.stages = tuple(co.Stage(s.name, s.timeout, s.on_timeout) for s in outline.stages)
         if not self.identity.alone and not self.identity.is_leader:
             self._make_member_link()
+
+    def _recall(self, address: str) -> None:
+        """What the launcher before us in this pod left in --state-dir.
+
+        As PID 1 we know that all it ran is gone: its PID namespace ended with it. The place tells a folder that was
+        wrongly shared between pods, or that outlived one.
+        """
+        former, here = self._keeper.before, memory.place(self.identity.name, address)
+        if former.incarnation and former.place == here and self._guard is not None and self._guard.init:
+            self.member.replace(former.incarnation)
+        killed = former.killed(self.identity.rank)
+        if killed is not None:
+            self.log(killed.text, level="warning")
+        self._remember(incarnation=self.incarnation, place=here, clean=False)
+
+    def _remember(self, **changes: Any) -> None:
+        if not self._keeper.remember(**changes):
+            self.log("--state-dir cannot be written; going on without", {"why": self._keeper.trouble}, "warning")
 
     def _learn_network(self, leader: tuple[str, ...]) -> str:
         if self.identity.alone:
@@ -682,6 +710,9 @@ class Agent:
             self.log.waiting(news.text)
         if news.first_failure is not None and news.first_failure != self._told_failure:
             self._tell_failure(news.first_failure, "")
+        if self.member.address:
+            n = self.member.epoch.n if self.member.epoch else self._keeper.before.epoch
+            self._remember(epoch=n, charged=news.charged, first_failure=news.first_failure)
 
     @property
     def shown_phase(self) -> str:

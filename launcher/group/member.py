@@ -292,6 +292,10 @@ class Member:
             raise AssertionError(f"{self.state.value} may not lead to {state.value}")
         self.state = state
 
+    def replace(self, former: str) -> None:
+        """Before the first Connected: ``former`` was the launcher in this very pod, and nothing of it is left."""
+        self._replaces = (*self._replaces, former)[-64:]
+
     @property
     def lease_left(self) -> float | None:
         """For /status: the guard's deadline, monotonic."""

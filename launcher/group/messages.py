@@ -405,12 +405,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Epoch):
         return [value.n, value.leader]
     if isinstance(value, Cause):
-        return {
-            "kind": value.kind.value,
-            "rank": value.rank,
-            "text": value.text[:1000],
-            "process": value.process[:100],
-            "code": value.code,
-            "tail": [line[:500] for line in value.tail[-40:]],
-        }
+        return cause_object(value)
     return value
+
+
+def cause_object(value: Cause) -> dict[str, Any]:
+    """A cause as JSON, cut to what the other side takes."""
+    return {
+        "kind": value.kind.value,
+        "rank": value.rank,
+        "text": value.text[:1000],
+        "process": value.process[:100],
+        "code": value.code,
+        "tail": [line[:500] for line in value.tail[-40:]],
+    }
+
+
+def cause_from(value: Any) -> Cause:
+    """A cause from JSON. Raises Malformed (a ValueError)."""
+    return _cause(value)

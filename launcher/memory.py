@@ -1,0 +1,90 @@
+"""What a launcher remembers across a restart of its container: one small JSON file in ``--state-dir``, an emptyDir.
+
+Rank 0 remembers the highest epoch number, so that epochs never repeat one; every rank remembers the first failure, the
+restarts charged, and its own incarnation. A file without the mark of a clean end means that the launcher before was
+killed. Everything here is a help, never a need: an unreadable file is no file, and a full disk is said once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher.group.messages import cause_from, cause_object
+from launcher.words import Cause, CauseKind
+
+KILLED = "the launcher was killed, possibly out of memory (it left no mark of a clean end)"
+MOST_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The file's content. ``place`` tells this pod, on this boot of this node, from every other."""
+
+    incarnation: str = ""
+    place: str = ""
+    clean: bool = True
+    epoch: int = 0
+    charged: int = 0
+    first_failure: Cause | None = None
+
+    def killed(self, rank: int) -> Cause | None:
+        """How the launcher before ended, if not in good order."""
+        return None if self.clean or not self.incarnation else Cause(CauseKind.AGENT, rank, KILLED, "launcher")
+
+
+class Keeper:
+    """Reads the file once, and writes it when something changed."""
+
+    def __init__(self, folder: str | None, rank: int) -> None:
+        self._path = Path(folder, f"launcher-rank-{rank}.json") if folder else None
+        self.before = self._read()
+        self._now = self.before
+        self.trouble = ""  #: why the file could not be written, in words
+
+    def remember(self, **changes: Any) -> bool:
+        """Write what changed. False if that failed for the first time (``trouble`` says why)."""
+        now = replace(self._now, **changes)
+        if self._path is None or now == self._now:
+            return True
+        self._now = now
+        body = asdict(now) | {"first_failure": cause_object(now.first_failure) if now.first_failure else None}
+        fresh = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(json.dumps(body), encoding="utf-8")
+            os.replace(fresh, self._path)
+        except OSError as error:
+            first, self.trouble = not self.trouble, f"{self._path}: {error.strerror}"
+            return not first
+        return True
+
+    def _read(self) -> Memory:
+        if self._path is None:
+            return Memory()
+        try:
+            with self._path.open("rb") as file:
+                body = json.loads(file.read(MOST_BYTES))
+            cause = body.get("first_failure")
+            return Memory(
+                incarnation=str(body["incarnation"])[:32],
+                place=str(body["place"]),
+                clean=body["clean"] is True,
+                epoch=max(0, int(body["epoch"])),
+                charged=max(0, int(body["charged"])),
+                first_failure=cause_from(cause) if cause else None,
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return Memory()
+
+
+def place(hostname: str, address: str) -> str:
+    """This pod on this boot of its node. A folder that outlives the pod or is shared by pods has another one."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = ""
+    return f"{boot}/{hostname}/{address}" if boot else ""
