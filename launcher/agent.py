@@ -513,7 +513,7 @@ class Agent:
             name,
             lambda cause: self._engine_broke(epoch, cause),
             lambda: self._to_member(me.Idle(epoch)),
-            lambda: planning.bytes_moved(self.plan),
+            planning.api_traffic(self.plan),
         )
         self._health.start()
 

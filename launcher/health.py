@@ -103,7 +103,7 @@ class HealthWatch:
         process: str,
         broke: Callable[[Cause], None],
         idle: Callable[[], None],
-        moving: Callable[[], int | None],
+        moving: Callable[[], bool],
     ) -> None:
         self._rank = rank
         self._settings = settings
@@ -193,14 +193,15 @@ class HealthWatch:
     async def _wait_until_idle(self) -> None:
         """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes."""
         began = time.monotonic()
-        quiet_since, moved = began, self._moving()
+        quiet_since = began
+        self._moving()
         names = (*self._health.running, *self._health.waiting)
         while True:
             page = await self._page(names) if self._health.metrics_url and names else {}
             self.in_flight = None if page is None else in_flight(self._health, page)
-            now, moves = time.monotonic(), self._moving()
-            if self.in_flight or moves != moved:
-                quiet_since, moved = now, moves
+            now = time.monotonic()
+            if self._moving() or self.in_flight:
+                quiet_since = now
             settled = now - began >= self._settings.drain_settle
             if settled and now - quiet_since >= min(IDLE_FOR, self._settings.drain_settle or IDLE_FOR):
                 self._idle()

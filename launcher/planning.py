@@ -293,9 +293,23 @@ async def _gpu_memory(ask: Ask) -> Mapping[str, int]:
     return leftovers.gpu_memory(output) if code == 0 else {}
 
 
-def bytes_moved(plan: Plan | None) -> int | None:
-    """Bytes that the open connections of the API port have moved; None: it can't be told."""
-    return None
+def api_traffic(plan: Plan | None) -> Callable[[], bool]:
+    """A question: has an open connection of the API port moved bytes since it was asked last?"""
+    from launcher.network import connections
+
+    port = next((p.number for p in plan.ports if p.external), None) if plan else None
+    before: connections.Counters | None = None
+
+    def moved() -> bool:
+        nonlocal before
+        if port is None:
+            return False
+        now = connections.counters(port)
+        answer = connections.moves(before, now)
+        before = now
+        return answer
+
+    return moved
 
 
 def activity(procs: Iterable[tree.Proc]) -> int:

@@ -1,0 +1,40 @@
+"""Bytes on the connections of a port: real sockets, IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from launcher.network.connections import counters, moves
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_what_moves_on_a_port_is_counted_and_other_ports_are_not(family: socket.AddressFamily, host: str) -> None:
+    with socket.socket(family) as server:
+        try:
+            server.bind((host, 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6 loopback")
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection((host, port)) as client, server.accept()[0] as accepted:
+            before = counters(port)
+            assert before is not None and len(before) == 1
+            assert not moves(before, counters(port)), "nothing moved"
+            client.sendall(b"x" * 1000)
+            assert len(accepted.recv(1000, socket.MSG_WAITALL)) == 1000
+            received = counters(port)
+            assert moves(before, received)
+            accepted.sendall(b"y" * 500)
+            assert len(client.recv(500, socket.MSG_WAITALL)) == 500
+            assert moves(received, counters(port))
+            with socket.create_connection((host, port)) as short:
+                short.sendall(b"z")
+            assert not moves(received, {b"another": 5}), "a connection that was not there before"
+        assert counters(1) == {}
+
+
+def test_what_cannot_be_told_does_not_move() -> None:
+    assert not moves(None, {b"a": 1})
+    assert not moves({b"a": 1}, None)
