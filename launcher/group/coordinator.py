@@ -16,7 +16,7 @@ back-off is over, and nothing of an earlier epoch can still be running anywhere.
 Why an old epoch's process can't meet a new one's: a member says hello only when nothing of its engine is left, so a
 *seat* is clean when it is taken. A seat becomes unclean with `prepare` and clean with `stopped`. A member that is lost
 while unclean leaves a *fence*: no epoch starts before the lease that it may hold has run out, or before the same
-launcher (or the next one in the very same pod, `replaces`) has said hello. For epochs of a leader before us, whose
+launcher (or the next one in the very same pod, `replaces`) has said hello and answered on that connection. For epochs of a leader before us, whose
 members we can't see, the fence is counted from when our members last spoke to it (`lease.py` says why that is enough).
 
 The table below is complete: every event in every phase has an answer; LEADS says where each phase may lead, and every
@@ -88,6 +88,7 @@ class Seat:
     contact: Contact
     clean: bool = True  #: none of its engine's processes can be running
     joined: bool = False  #: takes part in the current epoch and has not said `stopped`
+    member: bool = False  #: takes part in the current or the last epoch, stopped or not
     done: int = -2  #: -2: nothing; -1: prepared; k: stage k done
     told_stop: bool = False
     leaving: float | None = None  #: when the platform kills it
@@ -237,8 +238,11 @@ class Coordinator:
         if refusal is not None:
             self._say(conn, refusal)
             return
-        self._take_in(hello, now)
         seat = self.seats.get(hello.rank)
+        if seat is not None and seat.hello.incarnation == hello.incarnation and hello.attempt < seat.hello.attempt:
+            self._out.append(Hang(conn))  # said on a connection that it has since given up
+            return
+        self._take_in(hello, now)
         if seat is None:
             self._seat(conn, hello, now)
         elif seat.hello.incarnation == hello.incarnation:
@@ -264,10 +268,7 @@ class Coordinator:
         return None
 
     def _take_in(self, hello: m.Hello, now: float) -> None:
-        """What a hello proves and remembers: its launcher, and those it replaces, have nothing running."""
-        for gone in (hello.incarnation, *hello.replaces):
-            self._fences.pop(gone, None)
-        self._cleared(hello, now)
+        """What a hello remembers. What it says is clean counts later, in `_clear`."""
         if hello.died is not None:
             self._explain_death(hello.rank, replace(hello.died, rank=hello.rank))
         if not self._members:  # from our first epoch on we know better
@@ -279,8 +280,11 @@ class Coordinator:
         self._n = max(self._n, epoch.n)
         if epoch.leader != self.config.incarnation:
             safe_at = now - hello.quiet + self.config.terms.fence
-            _, earlier = self._foreign.get(epoch, (frozenset(), safe_at))
-            self._foreign[epoch] = (frozenset(hello.last_members), min(earlier, safe_at))
+            if epoch in self._foreign:
+                absent, earlier = self._foreign[epoch]
+            else:
+                absent, earlier = frozenset(hello.last_members) - self._known_clean(), safe_at
+            self._foreign[epoch] = (absent, min(earlier, safe_at))
 
     def _explain_death(self, rank: int, died: Cause) -> None:
         """A launcher that was killed is back and says how."""
@@ -292,11 +296,21 @@ class Coordinator:
         elif rank == 0 and not self._members:
             self.history.inherit_death(died)
 
-    def _cleared(self, hello: m.Hello, now: float) -> None:
-        """Take the incarnations that are known to be clean out of the foreign epochs that we wait for."""
+    def _clear(self, hello: m.Hello) -> None:
+        """A member has answered on its connection: its hello is not an old one that was held up, and so it is true.
+
+        Nothing runs of its launcher nor of those that it replaces: no fence is needed for them any more.
+        """
         clean = {hello.incarnation, *hello.replaces}
-        for epoch, (members, safe_at) in list(self._foreign.items()):
-            self._foreign[epoch] = (members - clean, safe_at)
+        for gone in clean:
+            self._fences.pop(gone, None)
+        for epoch, (absent, safe_at) in list(self._foreign.items()):
+            self._foreign[epoch] = (absent - clean, safe_at)
+
+    def _known_clean(self) -> set[str]:
+        """Of epochs that are not ours nothing runs in these launchers."""
+        proven = (s.hello for s in self.seats.values() if s.contact.proven is not None)
+        return {incarnation for hello in proven for incarnation in (hello.incarnation, *hello.replaces)}
 
     def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
         self.seats[hello.rank] = Seat(conn, hello, Contact(now), moved=now)
@@ -309,11 +323,9 @@ class Coordinator:
 
     def _return(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
         """The same launcher on a new connection. It says hello only when clean, so whatever it ran is gone."""
-        old = seat.conn
-        if old != conn:
-            self._by_conn.pop(old, None)
-            self._out.append(Hang(old))
-        del self.seats[hello.rank]
+        if seat.conn != conn:
+            self._out.append(Hang(seat.conn))
+        self._give_up_seat(seat)
         self._seat(conn, hello, now)
         if seat.joined:
             text = f"its launcher at {hello.address} lost the connection and stopped its engine"
@@ -382,18 +394,24 @@ class Coordinator:
         self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
 
     def _remove(self, rank: int, cause: Cause, now: float) -> None:
-        """Take a seat away; if its engine may be running, leave a fence."""
-        seat = self.seats.pop(rank)
+        """Take a seat away, and with it the epoch that it is part of."""
+        seat = self.seats[rank]
+        self._give_up_seat(seat)
+        if seat.joined:
+            self._gone_from_epoch(cause, now)
+
+    def _give_up_seat(self, seat: Seat) -> None:
+        """Nobody sits there any more: if its engine may be running, leave a fence; F moves no further."""
+        rank = seat.hello.rank
+        del self.seats[rank]
         self._by_conn.pop(seat.conn, None)
         if seat.rival is not None:  # decided by the incumbent's end
-            rival = seat.rival
-            seat.rival = None
+            rival, seat.rival = seat.rival, None
             self._say(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
         if not seat.clean:
             self._fences[seat.hello.incarnation] = seat.contact.granted + self.config.terms.fence
+        if seat.member:
             self._frozen = seat.contact.at if self._frozen is None else min(self._frozen, seat.contact.at)
-        if seat.joined:
-            self._gone_from_epoch(cause, now)
 
     def _gone_from_epoch(self, cause: Cause, now: float) -> None:
         if self.phase in (Phase.PREPARING, Phase.STARTING, Phase.RUNNING, Phase.DRAINING):
@@ -418,8 +436,10 @@ class Coordinator:
         limit = now if not self._in_epoch() else self._freshness(now)
         good = seat.contact.good(limit)
         self._say(conn, m.Ack(good, seat.contact.mark(now)))
-        if first and seat.contact.proven is not None and self.phase is Phase.WAITING:
-            self._consider(conn, ping, now)
+        if first and seat.contact.proven is not None:
+            self._clear(seat.hello)
+            if self.phase is Phase.WAITING:
+                self._consider(conn, ping, now)
 
     def _in_epoch(self) -> bool:
         return self.phase not in (Phase.WAITING, Phase.ABORTED)
@@ -427,7 +447,7 @@ class Coordinator:
     def _freshness(self, now: float) -> float:
         """F: the oldest contact of all members of the epoch, lost ones included. Costs one pass a quarter beat."""
         if now - self._fresh_at >= self.config.terms.beat / 4 or now < self._fresh_at:
-            contacts = [s.contact.at for s in self.seats.values() if not s.clean]
+            contacts = [s.contact.at for s in self.seats.values() if s.member]
             if self._frozen is not None:
                 contacts.append(self._frozen)
             self._fresh = min(contacts, default=now)
@@ -516,6 +536,7 @@ class Coordinator:
         self._fresh_at = now - self.config.terms.lease
         for seat in self.seats.values():
             seat.clean, seat.joined, seat.told_stop, seat.done, seat.report = False, True, False, -2, None
+            seat.member = True
             seat.moved = now
         token, values = self.config.mint(self.epoch)
         members = tuple((self.seats[r].hello.incarnation, self.seats[r].hello.address) for r in ranks)

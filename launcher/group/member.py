@@ -271,6 +271,7 @@ class Member:
         self._seated_at = now
         self._connected = False
         self._spoke = now  # when we last spoke to the leader of self.epoch
+        self._attempts = 0  # hellos said
         self._replaces = config.replaces
         self._died = config.died
         self._served_once = False  # an epoch began: --join-timeout has done its work
@@ -326,6 +327,7 @@ class Member:
         self._connected = True
         self.leader = ""
         self._seated_at = now
+        self._attempts += 1
         epoch = self.epoch
         hello = m.Hello(
             group=self.config.group,
@@ -342,6 +344,7 @@ class Member:
             charged=self.news.charged,
             first_failure=self.news.first_failure,
             died=self._died,
+            attempt=self._attempts,
         )
         self._say(hello, now)
 

@@ -168,6 +168,8 @@ class Hello:
     charged: int = _wire(_whole(0, 10**6), default=0)  #: restarts charged in the window, as this member knows
     first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last told by a leader
     died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
+    #: Counts the hellos of an incarnation: one that was held up on a connection since given up is known for what it is.
+    attempt: int = _wire(_whole(0, 2**53), default=0)
 
 
 @dataclass(frozen=True)
