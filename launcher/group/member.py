@@ -197,6 +197,8 @@ class Config:
     may_restart: bool = True  #: False (``--max-restarts 0``): losing the leader of an epoch ends the launcher too
     replaces: tuple[str, ...] = ()
     died: Cause | None = None
+    #: The epoch that the launcher before us in this pod was last told of, and its members' incarnations by rank.
+    last: tuple[Epoch, tuple[str, ...]] | None = None
 
 
 # fmt: off
@@ -256,7 +258,8 @@ class Member:
         self.incarnation = config.incarnation
         self.address = ""  #: own IP, set before the first Connected
         self.fingerprint: dict[str, str] = {}  #: set before the first Connected
-        self.epoch: Epoch | None = None  #: the current or latest epoch
+        self.epoch: Epoch | None = config.last[0] if config.last else None  #: the current or latest epoch
+        self.epoch_members = config.last[1] if config.last else ()  #: their incarnations, by rank
         self.shared: Shared | None = None
         self.stage = -1
         self.news = m.News("gathering")
@@ -338,7 +341,7 @@ class Member:
             name=self.config.name,
             fingerprint=self.fingerprint,
             last_epoch=epoch,
-            last_members=tuple(p.incarnation for p in self.shared.members) if self.shared else (),
+            last_members=self.epoch_members,
             quiet=0.0 if epoch is None else max(0.0, now - self._spoke),
             replaces=self._replaces,
             charged=self.news.charged,
@@ -447,6 +450,7 @@ class Member:
         self._spoke = now
         people = tuple(Person(rank, inc, address) for rank, (inc, address) in enumerate(message.members))
         self.shared = Shared(message.epoch, people, message.token, message.values)
+        self.epoch_members = tuple(p.incarnation for p in people)
         self.stage = -1
         self.cause = None
         self._served_once = True
