@@ -310,6 +310,35 @@ def status(url: str | None, agent_port: int | None, token_file: str | None, as_j
 
 
 @cli.command()
+@click.option("-f", "--file", "source", required=True, metavar="FILE", help="An InferenceService in YAML; - is stdin.")
+@click.option("-o", "--out", metavar="DIR", help="Write files into this folder. [print all]")
+@click.option(
+    "--launcher-image",
+    default="launcher:dev",
+    show_default=True,
+    help="What the init container copies the launcher from.",
+)
+@click.option(
+    "--launcher-in-image", is_flag=True, help="The engine's image has the launcher inside: no init container."
+)
+@click.option("--keda/--no-keda", default=True, show_default=True, help="From zero to whole groups and back by KEDA.")
+@click.option("--prometheus", metavar="URL", help="Where KEDA asks for the load.")
+@click.option("--query", metavar="PROMQL", help="Requests in flight, asked of something in front of the engine.")
+@click.option("--load", type=int, default=100, show_default=True, help="Requests in flight that one group carries.")
+@click.option("--gang", type=click.Choice(["none", "volcano", "kueue"]), default="none", show_default=True)
+def render(source: str, out: str | None, launcher_image: str, launcher_in_image: bool, **more: Any) -> None:
+    """An InferenceService as plain YAML: the objects of k8s/, one StatefulSet a group."""
+    from launcher.render import command
+    from launcher.render.objects import Options
+
+    options = Options(launcher_image=None if launcher_in_image else launcher_image, **more)
+    text, warnings = command.run(source, out, options)
+    click.echo(text, nl=False)
+    for warning in warnings:
+        click.echo(f"launcher: warning: {warning}", err=True)
+
+
+@cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the script that completes launcher's options: eval "$(launcher completion bash)"."""

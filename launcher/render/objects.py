@@ -1,0 +1,295 @@
+"""The objects of an InferenceService: the layers of ``k8s/`` with its names, sizes, arguments and pod filled in.
+
+One StatefulSet a group with its names, network policy and (under KEDA) ScaledObject; the account, the Service that
+callers use and the disruption budget are shared by all groups, as ``k8s/groups.sh`` does it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.errors import ConfigError, LauncherError
+from launcher.render import layers
+from launcher.render.fields import Field
+from launcher.render.service import Service, quantity
+from launcher.render.text import Document
+from launcher.settings import Settings
+from launcher.words import Identity, NodeFacts
+
+SHARED = "shared.yaml"
+SHM = "8Gi"  #: as k8s/base/statefulset.yaml has it; a test holds them together
+INSTANCE = "app.kubernetes.io/instance"
+GROUP = "inference-group"
+#: found out in the pod, so not to be said for all pods alike
+_FOUND_OUT = ("rank", "leader", "peers", "address", "group_id", "service", "namespace", "ordinal_start")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the resource does not say and the cluster decides."""
+
+    launcher_image: str | None = "launcher:dev"  #: of the init container; None: the engine's image has the launcher
+    keda: bool = True
+    prometheus: str | None = None  #: None: as in k8s/components/keda
+    query: str | None = None
+    load: int = 100  #: requests in flight that one group carries
+    gang: str = "none"  #: none, volcano or kueue
+
+
+def render(service: Service, options: Options) -> dict[str, list[Document]]:
+    """File name to objects. Notes and warnings are added to ``service``. Raises ConfigError."""
+    documents = _layers(service, options)
+    (pods,) = [d for d in documents if d.data["kind"] == "StatefulSet"]
+    layers.merge(pods, _pod(service, options))
+    _fill(service, pods)
+    files: dict[str, list[Document]] = {SHARED: [_shared(service, d) for d in documents if not _is_of_group(d)]}
+    for k in range(service.groups):
+        own = [_of_group(service, options, copy.deepcopy(d), k) for d in documents if _is_of_group(d)]
+        files[f"group-{k}.yaml"] = own
+    for objects in files.values():
+        objects.sort(key=lambda d: (d.data["kind"] != "ServiceAccount", d.data["kind"], d.data["metadata"]["name"]))
+    return files
+
+
+def _layers(service: Service, options: Options) -> list[Document]:
+    names = ["base"]
+    names += ["components/launcher-copy"] if options.launcher_image else []
+    names += ["components/keda"] if options.keda else []
+    names += [f"components/gang/{options.gang}"] if options.gang != "none" else []
+    names += ["components/queue"] if service.queue else []
+    return layers.load(names)
+
+
+# ------------------------------------------------------------------------------------------------------- the pod
+
+
+def _pod(service: Service, options: Options) -> dict[str, Any]:
+    """What the resource says, as a patch over the layers' StatefulSet."""
+    settings = _settings(service)
+    grace = int(settings.grace)
+    container = {
+        **service.container,
+        "name": "engine",
+        "args": list(service.args),
+        "env": [
+            {"name": "LAUNCHER_SIZE", "value": str(service.size)},
+            {"name": "LAUNCHER_PORT", "value": str(settings.port)},
+            {"name": "LAUNCHER_GRACE", "value": str(grace)},
+            *service.env,
+        ],
+        "ports": [{"name": "api", "containerPort": settings.port}, *_more_ports(service, settings)],
+    }
+    container.pop("command", None)
+    spec = {**service.pod, "containers": [container], "terminationGracePeriodSeconds": grace}
+    if options.launcher_image:
+        spec["initContainers"] = [{"name": "launcher", "image": options.launcher_image}]
+    metadata: dict[str, Any] = {"annotations": {**service.annotations}} if service.annotations else {}
+    if service.queue:
+        metadata.setdefault("annotations", {})["scheduling.volcano.sh/queue-name"] = service.queue
+    if service.pod_labels:
+        metadata["labels"] = dict(service.pod_labels)
+    return {"spec": {"template": {"metadata": metadata, "spec": spec}}}
+
+
+def _settings(service: Service) -> Settings:
+    """The arguments as the launcher itself reads them, held against the rest of the resource."""
+    import click
+
+    from launcher import cli
+
+    place = Field(f"{service.path}.args", None)
+    environ = {e["name"]: e["value"] for e in service.env if "value" in e and e["name"].startswith("LAUNCHER_")}
+    environ.setdefault("LAUNCHER_SIZE", str(service.size))
+    environ.setdefault("LAUNCHER_PORT", str(_api_port(service)))
+    environ.setdefault("LAUNCHER_GRACE", str(service.pod.get("terminationGracePeriodSeconds", 120)))
+    try:
+        context = cli.cli.commands["run"].make_context("run", list(service.args))
+        settings, _, warnings = cli.read(context, context.params, environ)
+        _check_said(service, settings, place)
+        _check_engine(service, settings)
+    except click.UsageError as error:
+        raise place.error(error.format_message(), "write the launcher's arguments: see `launcher run --help`") from None
+    except LauncherError as error:
+        if error.message.startswith(service.path):
+            raise
+        raise place.error(error.message, error.fix) from None
+    service.warnings += [f"{service.path}: {warning}" for warning in warnings]
+    return settings
+
+
+def _check_said(service: Service, settings: Settings, place: Field) -> None:
+    for name in _FOUND_OUT:
+        if name in settings.origins:
+            raise place.error(
+                f"{settings.said(name)} would be said to every pod", "leave it out: each pod finds it out"
+            )
+    if settings.size != service.size:
+        raise place.error(
+            f"{settings.said('size')} contradicts 1 leader + {service.size - 1} workers = {service.size}",
+            "leave --size out: it is taken from servers.worker.replicas",
+        )
+    grace = service.pod.get("terminationGracePeriodSeconds")
+    if grace is not None and settings.grace != grace:
+        raise place.error(
+            f"{settings.said('grace')} contradicts terminationGracePeriodSeconds: {grace}", "leave --grace out"
+        )
+    stated = {p["containerPort"] for p in service.container["ports"]}
+    if stated and settings.port not in stated:
+        raise place.error(
+            f"{settings.said('port')} is none of the container's ports {', '.join(map(str, sorted(stated)))}",
+            "add it to ports, or leave --port out",
+        )
+
+
+def _check_engine(service: Service, settings: Settings) -> None:
+    """The engine's own check of its arguments and of tp x pp x dp against the pods' GPUs."""
+    from launcher import planning
+
+    gpus = _gpus(service)
+    settings = settings.replace(gpus_per_pod=gpus)
+    if settings.engine_file is None:
+        engine = planning.engine_of(settings)
+        names = tuple(f"{service.name}-{rank}" for rank in range(service.size))
+        identity = Identity(service.name, 0, service.size, names[0], names[0], "statefulset", names)
+        checked = engine.check(settings, identity, NodeFacts(gpus=gpus))
+        service.notes += checked.why
+        service.warnings += [w for w in checked.warnings if "--engine-version" not in w]
+    _check_memory(service)
+    if gpus == 0 and settings.engine not in ("reference",):
+        service.warnings.append(f"{service.path}.resources.limits: no GPU is asked for")
+
+
+def _check_memory(service: Service) -> None:
+    """/dev/shm is memory; a limit below it is a promise that can't be kept."""
+    limits = service.container["resources"].get("limits", {})
+    if "memory" in limits:
+        path = f"{service.path}.resources.limits.memory"
+        if quantity(Field(path, limits["memory"])) < quantity(Field(path, SHM)) * 2:
+            service.warnings.append(
+                f"{path}: {limits['memory']}, of which /dev/shm may take {SHM}: an engine wants more"
+            )
+
+
+def _gpus(service: Service) -> int:
+    """GPUs of a pod, of any vendor."""
+    limits: Mapping[str, Any] = service.container["resources"].get("limits", {})
+    places = [Field(f"{service.path}.resources.limits.{k}", v) for k, v in limits.items() if k.endswith("/gpu")]
+    return int(sum(quantity(place) for place in places))
+
+
+def _api_port(service: Service) -> int:
+    """The one port that the resource names, or the one of several that is called http or api; else 8000."""
+    ports = service.container["ports"]
+    called = [p["containerPort"] for p in ports if p.get("name") in ("http", "api")]
+    numbers = [p["containerPort"] for p in ports]
+    if len(called) == 1:
+        return int(called[0])
+    if len(numbers) > 1:
+        raise Field(f"{service.path}.ports", None).error(
+            f"{len(numbers)} ports, and which is the API's is not said", "name it http"
+        )
+    return int(numbers[0]) if numbers else 8000
+
+
+def _more_ports(service: Service, settings: Settings) -> list[dict[str, Any]]:
+    found = []
+    for entry in service.container["ports"]:
+        number = entry["containerPort"]
+        if number == settings.port:
+            continue
+        if number in (settings.agent_port, settings.group_port) or entry.get("name") in ("agent", "group"):
+            raise Field(f"{service.path}.ports", None).error(
+                f"{number} ({entry.get('name', 'no name')}) is the launcher's own",
+                "give another number and name, or --agent-port and --group-port",
+            )
+        found.append({"name": f"port-{number}", **entry})
+        service.notes.append(f"port {number} is open inside of the group only: callers come by the API port")
+    return found
+
+
+def _fill(service: Service, pods: Document) -> None:
+    """What the layers' components take from LAUNCHER_SIZE."""
+    spec, metadata = pods.data["spec"], pods.data["metadata"]
+    if spec["replicas"] != 0:
+        spec["replicas"] = service.size
+    if "scheduling.volcano.sh/group-min-member" in metadata.get("annotations", {}):
+        metadata["annotations"]["scheduling.volcano.sh/group-min-member"] = str(service.size)
+    if service.queue:
+        metadata["labels"]["kueue.x-k8s.io/queue-name"] = service.queue
+
+
+# --------------------------------------------------------------------------------------------------- names and labels
+
+
+def _is_of_group(document: Document) -> bool:
+    kind = document.data["kind"]
+    return kind in ("StatefulSet", "NetworkPolicy", "ScaledObject") or (
+        kind == "Service" and document.data["spec"].get("clusterIP") == "None"
+    )
+
+
+def _named(service: Service, document: Document, suffix: str) -> Document:
+    """The object with its own name, its namespace and the labels of this service."""
+    metadata = document.data["metadata"]
+    metadata["name"] = f"{service.name}-{metadata['name']}{suffix}"
+    if service.namespace:
+        metadata["namespace"] = service.namespace
+    metadata.setdefault("labels", {}).update({**service.labels, INSTANCE: service.name})
+    return document
+
+
+def _shared(service: Service, document: Document) -> Document:
+    document = _named(service, document, "")
+    spec = document.data.get("spec", {})
+    if document.data["kind"] == "Service":
+        spec["selector"][INSTANCE] = service.name
+        spec["ports"][0]["port"] = _settings_port(service)
+    elif document.data["kind"] == "PodDisruptionBudget":
+        spec["selector"]["matchLabels"][INSTANCE] = service.name
+    return document
+
+
+def _settings_port(service: Service) -> int:
+    port = _settings(copy.deepcopy(service)).port
+    assert port is not None
+    return port
+
+
+def _of_group(service: Service, options: Options, document: Document, k: int) -> Document:
+    account = f"{service.name}-engine"
+    document = _named(service, document, f"-{k}")
+    name, spec = document.data["metadata"]["name"], document.data["spec"]
+    own = {GROUP: f"{account}-{k}", INSTANCE: service.name}
+    kind = document.data["kind"]
+    if kind == "Service":
+        spec["selector"].update(own)
+    elif kind == "NetworkPolicy":
+        spec["podSelector"]["matchLabels"].update(own)
+        spec["ingress"][0]["from"][0]["podSelector"]["matchLabels"].update(own)
+    elif kind == "StatefulSet":
+        spec["serviceName"] = name
+        spec["selector"]["matchLabels"].update(own)
+        template = spec["template"]
+        template["metadata"]["labels"].update(own)
+        template["spec"]["serviceAccountName"] = account
+        for entry in template["spec"]["containers"][0]["env"]:
+            if entry["name"] == "LAUNCHER_SERVICE":
+                entry["value"] = name
+    elif kind == "ScaledObject":
+        _scale(service, options, spec, name, k)
+    return document
+
+
+def _scale(service: Service, options: Options, spec: dict[str, Any], name: str, k: int) -> None:
+    spec["scaleTargetRef"]["name"] = name
+    spec["minReplicaCount"] = spec["maxReplicaCount"] = service.size
+    metadata = spec["triggers"][0]["metadata"]
+    metadata["activationThreshold"] = str(k * options.load)
+    metadata["serverAddress"] = options.prometheus or metadata["serverAddress"]
+    metadata["query"] = options.query or metadata["query"].replace('"engine"', f'"{service.name}"')
+
+
+__all__ = ["SHARED", "ConfigError", "Options", "render"]

@@ -1,0 +1,469 @@
+"""`launcher render`: an InferenceService as YAML, equal to what the layers of k8s/ give, or an error with its path."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from launcher import cli
+from launcher.errors import ConfigError, LauncherError
+from launcher.render import command, layers, objects, service, text
+from launcher.render.objects import Options
+from tests.manifests import K8S, Object, build, groups, of_kind, read
+from tests.unit.test_k8s_build import NEWEST, OLDEST, check
+from tests.unit.test_k8s_groups import check_names
+
+SAMPLE = """
+apiVersion: system.hero.ai/v1alpha1
+kind: InferenceService
+metadata:
+  name: simple-inference-service
+  namespace: default
+spec:
+  deploymentMode: DistributeInference
+  scheduler:
+    queue: team-a-gpus
+  replicas: 2
+  servers:
+    leader:
+      replicas: 1
+      template:
+        metadata:
+          annotations:
+            k8s.v1.cni.cncf.io/networks: macvlan-conf1
+        spec:
+          containers:
+          - name: inference-server
+            image: engine:tag
+            args: [--engine, vllm, --backend, mp, --model, /models/m, --tp, "8", --pp, "2", --, --max-model-len, "8192"]
+            ports: [{containerPort: 8080, name: http, protocol: TCP}]
+            env:
+            - {name: NCCL_IB_GID_INDEX, value: "5"}
+            - {name: NCCL_SOCKET_IFNAME, value: "eth0"}
+            - {name: NCCL_IB_TC, value: "128"}
+            resources:
+              requests: {cpu: "16", memory: 64Gi, nvidia.com/gpu: 8}
+              limits: {memory: 128Gi, nvidia.com/gpu: 8}
+    worker:
+      replicas: 1
+      template: {}
+"""
+
+
+@pytest.fixture
+def sample() -> Any:
+    return yaml.safe_load(SAMPLE)
+
+
+def rendered(resource: Any, options: Options | None = None) -> list[Object]:
+    (one,) = service.read(yaml.safe_dump(resource), "is.yaml")
+    files = objects.render(one, options or Options())
+    return [d for documents in files.values() for o in documents for d in read(text.write(o))]
+
+
+def container(resource: Any, role: str = "leader") -> Any:
+    return resource["spec"]["servers"][role]["template"]["spec"]["containers"][0]
+
+
+def split(resource: Any) -> Any:
+    """The worker's template written out, as the leader's."""
+    servers = resource["spec"]["servers"]
+    servers["worker"]["template"] = copy.deepcopy(servers["leader"]["template"])
+    return container(resource, "worker")
+
+
+# ------------------------------------------------------------------------------------------------ what comes out
+
+#: what somebody would write over k8s/ for the sample
+BY_HAND = """
+resources: [{base}]
+components: [{copy}]
+namePrefix: simple-inference-service-
+labels:
+- includeSelectors: true
+  pairs: {{app.kubernetes.io/instance: simple-inference-service}}
+patches:
+- target: {{kind: Service, name: engine-api}}
+  patch: |-
+    - {{op: replace, path: /spec/ports/0/port, value: 8080}}
+- target: {{kind: StatefulSet}}
+  patch: |-
+    - {{op: replace, path: /spec/template/spec/containers/0/ports/0/containerPort, value: 8080}}
+- target: {{kind: StatefulSet}}
+  patch: |-
+    apiVersion: apps/v1
+    kind: StatefulSet
+    metadata: {{name: any}}
+    spec:
+      template:
+        metadata:
+          annotations: {{k8s.v1.cni.cncf.io/networks: macvlan-conf1}}
+        spec:
+          containers:
+          - name: engine
+            image: engine:tag
+            args: [--engine, vllm, --backend, mp, --model, /models/m, --tp, "8", --pp, "2", --, --max-model-len, "8192"]
+            env:
+            - {{name: LAUNCHER_PORT, value: "8080"}}
+            - {{name: NCCL_IB_GID_INDEX, value: "5"}}
+            - {{name: NCCL_SOCKET_IFNAME, value: "eth0"}}
+            - {{name: NCCL_IB_TC, value: "128"}}
+            resources:
+              requests: {{cpu: "16", memory: 64Gi, nvidia.com/gpu: 8}}
+              limits: {{memory: 128Gi, nvidia.com/gpu: 8}}
+"""
+QUERY = 'sum(gateway_requests_in_flight{model="simple-inference-service"})'
+
+
+def normal(value: Any) -> Any:
+    """Without the order of list entries that have a name, which layers may lay in different order."""
+    if isinstance(value, dict):
+        # TCP is what Kubernetes takes where nothing is said
+        return {k: normal(v) for k, v in value.items() if (k, v) != ("protocol", "TCP")}
+    if isinstance(value, list):
+        entries = [normal(v) for v in value]
+        return sorted(entries, key=lambda e: str(e["name"])) if all("name" in e for e in entries if e) else entries
+    return value
+
+
+@pytest.mark.parametrize("gang", ["none", "volcano"])
+def test_output_is_what_the_layers_of_k8s_give(sample: Any, gang: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    paths = {"base": K8S / "base", "copy": K8S / "components/launcher-copy"}
+    relative = {k: os.path.relpath(v, tmp_path / "model") for k, v in paths.items()}
+    (tmp_path / "model/kustomization.yaml").write_text(BY_HAND.format(**relative))
+    out = tmp_path / "out"
+    parts = ["keda", *(["gang/volcano"] if gang == "volcano" else []), "queue"]
+    subprocess.run([str(K8S / "groups.sh"), str(tmp_path / "model"), "2", str(out), "100", *parts], check=True)
+    with (out / "kustomization.yaml").open("a") as top:
+        top.write("namespace: default\n")
+    for scaled in ["group-0", "group-1"]:
+        path = out / scaled / "kustomization.yaml"
+        change = {"op": "replace", "path": "/spec/triggers/0/metadata/query", "value": QUERY}
+        patch = {"target": {"kind": "ScaledObject"}, "patch": yaml.safe_dump([change])}
+        path.write_text(yaml.safe_dump({**(k := yaml.safe_load(path.read_text())), "patches": [*k["patches"], patch]}))
+
+    def by_name(found: list[Object]) -> dict[tuple[str, str], Any]:
+        return {(o["kind"], o["metadata"]["name"]): normal(o) for o in found}
+
+    assert by_name(rendered(sample, Options(gang=gang))) == by_name(build(out))
+
+
+def test_output_is_valid_and_names_agree(sample: Any) -> None:
+    found = rendered(sample, Options(gang="kueue"))
+    check_names(found)
+    for o in found:
+        check(o, OLDEST)
+        check(o, NEWEST)
+
+
+def test_every_rank_of_every_group_is_planned(sample: Any) -> None:
+    sample["spec"]["servers"]["worker"]["replicas"] = 3
+    container(sample)["args"][container(sample)["args"].index("--pp") + 1] = "4"
+    every = list(groups(rendered(sample)))
+    assert [p.name for p in every] == ["simple-inference-service-engine-0", "simple-inference-service-engine-1"]
+    for pods in every:
+        assert pods.size == 4
+        page = pods.plan(3)
+        assert (page["identity"]["rank"], page["identity"]["size"]) == (3, 4)
+        assert {p["number"] for p in page["ports"] if p["name"] == "api"} == {8080}
+
+
+def test_output_is_stable_and_commented(sample: Any) -> None:
+    """The same resource with its fields in another order gives the same text."""
+
+    def backwards(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: backwards(v) for k, v in reversed(value.items())}
+        return [backwards(v) for v in value] if isinstance(value, list) else value
+
+    def pages(resource: Any) -> list[str]:
+        (one,) = service.read(yaml.safe_dump(resource, sort_keys=False), "is.yaml")
+        return [text.write(o) for documents in objects.render(one, Options()).values() for o in documents]
+
+    first, again = pages(sample), pages(backwards(sample))
+    assert first == again
+    together = "\n".join(first)
+    for said in (
+        "# All at once: a leader that waits",
+        "# The same command in every pod",
+        "# From here on it is KEDA's",
+    ):
+        assert said in together
+
+
+def test_groups_wake_one_after_another(sample: Any) -> None:
+    sample["spec"]["replicas"] = 3
+    options = Options(load=64, prometheus="http://prometheus:9090", query="sum(mine)")
+    triggers = [s["spec"]["triggers"][0]["metadata"] for s in of_kind(rendered(sample, options), "ScaledObject")]
+    assert [t["activationThreshold"] for t in triggers] == ["0", "64", "128"]
+    assert {(t["serverAddress"], t["query"]) for t in triggers} == {("http://prometheus:9090", "sum(mine)")}
+
+
+def test_without_keda_the_groups_just_run(sample: Any) -> None:
+    found = rendered(sample, Options(keda=False, launcher_image=None))
+    assert not of_kind(found, "ScaledObject")
+    assert [s["spec"]["replicas"] for s in of_kind(found, "StatefulSet")] == [2, 2]
+    assert not any("initContainers" in p.spec for p in groups(found))
+
+
+def test_one_pod_is_a_group_too(sample: Any) -> None:
+    del sample["spec"]["servers"]["worker"]
+    container(sample)["args"] = ["--model", "/models/m", "--tp", "8"]
+    (pods, _) = groups(rendered(sample))
+    assert pods.size == 1
+    assert pods.plan(0)["identity"]["size"] == 1
+
+
+# --------------------------------------------------------------------------------------------- leader and worker
+
+
+def test_variables_of_one_role_are_kept_for_it(sample: Any) -> None:
+    worker = split(sample)
+    worker["env"] = [{"name": "NCCL_IB_TC", "value": "160"}, worker["env"][0], {"name": "ONLY_WORKER", "value": "1"}]
+    pods = next(iter(groups(rendered(sample))))
+    env = {k: v for k, v in pods.env.items() if "NCCL" in k or "ONLY" in k}
+    assert env == {
+        "NCCL_IB_GID_INDEX": "5",
+        "LAUNCHER_LEADER_ENV_NCCL_SOCKET_IFNAME": "eth0",
+        "LAUNCHER_LEADER_ENV_NCCL_IB_TC": "128",
+        "LAUNCHER_WORKER_ENV_NCCL_IB_TC": "160",
+        "LAUNCHER_WORKER_ENV_ONLY_WORKER": "1",
+    }
+    _, _, warnings = pods.settings(1)
+    assert not warnings
+
+
+def test_resources_fit_both(sample: Any) -> None:
+    worker = split(sample)
+    worker["resources"] = {"requests": {"cpu": "500m", "memory": "70Gi"}, "limits": {"memory": "120Gi"}}
+    container(sample)["resources"]["requests"].pop("nvidia.com/gpu")
+    pods = next(iter(groups(rendered(sample))))
+    assert pods.engine["resources"] == {
+        "requests": {"cpu": "16", "memory": "70Gi"},
+        "limits": {"memory": "128Gi", "nvidia.com/gpu": 8},
+    }
+
+
+def test_said_on_one_side_only_holds_for_both_and_is_noted(sample: Any) -> None:
+    worker = split(sample)
+    worker["imagePullPolicy"] = "Always"
+    del worker["args"]
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    files = objects.render(one, Options())
+    assert any("imagePullPolicy holds for all pods" in note for note in one.notes)
+    assert "imagePullPolicy: Always" in text.write(files["group-0.yaml"][-1])
+
+
+def change(place: str, value: Any) -> Callable[[Any], None]:
+    """Sets a field of the sample by its path; DELETE takes it out."""
+
+    def apply(resource: Any) -> None:
+        *way, last = place.split("/")
+        for part in way:
+            resource = resource[int(part) if part.isdigit() else part]
+        if value is DELETE:
+            del resource[last]
+        else:
+            resource[last] = value
+
+    return apply
+
+
+DELETE = object()
+LEADER = "spec/servers/leader/template/spec/containers/0"
+AT = "is.yaml.spec.servers.leader.template.spec.containers[0]"
+BASE_ARGS = ["--engine", "vllm", "--model", "/m", "--tp", "8", "--pp", "2"]
+WRONG: list[tuple[Callable[[Any], None], str]] = [
+    (change("apiVersion", "v1"), "is.yaml.apiVersion: v1 is not system.hero.ai/v1alpha1"),
+    (change("kind", DELETE), "is.yaml.kind: is missing"),
+    (change("metadata/name", "Upper"), "is.yaml.metadata.name: Upper cannot name"),
+    (change("metadata/name", "a" * 43), "is.yaml.metadata.name: aaa"),
+    (change("metadata/name", 7), "is.yaml.metadata.name: 7 is no text"),
+    (change("spec/deploymentMode", "Simple"), "is.yaml.spec.deploymentMode: Simple is not"),
+    (change("spec/replica", 3), "is.yaml.spec.replica: there is no such field"),
+    (change("spec/replicas", 0), "is.yaml.spec.replicas: 0 is no whole number from 1"),
+    (change("spec/replicas", "2"), "is.yaml.spec.replicas: '2' is no whole number"),
+    (change("spec/replicas", True), "is.yaml.spec.replicas: True is no whole number"),
+    (change("spec/scheduler", "team-a"), "is.yaml.spec.scheduler: 'team-a' is no mapping"),
+    (change("spec/scheduler/pool", "x"), "is.yaml.spec.scheduler.pool: there is no such field"),
+    (change("spec/servers/leader", DELETE), "is.yaml.spec.servers.leader: is missing"),
+    (change("spec/servers/leader/replicas", 2), "is.yaml.spec.servers.leader.replicas: 2 leaders"),
+    (change("spec/servers/worker/replicas", -1), "is.yaml.spec.servers.worker.replicas: -1 is no whole number from 0"),
+    (change("spec/servers/leader/template/spec/containers", []), "spec.containers: 0 containers"),
+    (change("spec/servers/leader/template/spec/hostname", "x"), "spec.hostname: pods are named by"),
+    (change(f"{LEADER}/livenessProbe", {}), f"{AT}.livenessProbe: the launcher answers the probes"),
+    (change(f"{LEADER}/comand", []), f"{AT}.comand: there is no such field"),
+    (change(f"{LEADER}/image", DELETE), f"{AT}.image: is missing"),
+    (change(f"{LEADER}/command", ["/bin/sh", "-c", "vllm serve"]), f"{AT}.command: /bin/sh -c vllm serve takes the"),
+    (change(f"{LEADER}/env/0/value", 5), f"{AT}.env[0].value: 5 is no text"),
+    (change(f"{LEADER}/env/1/name", "NCCL_IB_TC"), f"{AT}.env[2]: NCCL_IB_TC is set twice"),
+    (change(f"{LEADER}/args", [*BASE_ARGS[:-2], "--pp", "3"]), f"{AT}.args: --tp 8 x --pp 3 = 24 ranks over 2 pods"),
+    (change(f"{LEADER}/args", [*BASE_ARGS[:-2], "--pp", "1"]), ""),
+    (
+        change(f"{LEADER}/args", [*BASE_ARGS, "--size", "4"]),
+        f"{AT}.args: --size 4 contradicts 1 leader + 1 workers = 2",
+    ),
+    (change(f"{LEADER}/args", [*BASE_ARGS, "--rank", "0"]), f"{AT}.args: --rank 0 would be said to every pod"),
+    (change(f"{LEADER}/args", [*BASE_ARGS, "--port", "9000"]), f"{AT}.args: --port 9000 is none of the container's"),
+    (change(f"{LEADER}/args", [*BASE_ARGS, "--tpp", "8"]), f"{AT}.args: No such option"),
+    (change(f"{LEADER}/args", [*BASE_ARGS, "--", "--nnodes", "2"]), f"{AT}.args: '-- --nnodes 2': the number of nodes"),
+    (change(f"{LEADER}/args", ["--engine", "vllm", "--tp", "16"]), f"{AT}.args: --model is not given"),
+    (change(f"{LEADER}/args", "--engine vllm"), f"{AT}.args: '--engine vllm' is no list"),
+    (change(f"{LEADER}/resources/limits", {"memory": "lots"}), ""),
+    (change(f"{LEADER}/resources/limits/memory", "128 GB"), "128 GB"),
+    (change(f"{LEADER}/ports", [{"containerPort": 9471}, {"containerPort": 80, "name": "http"}]), "9471"),
+    (change(f"{LEADER}/ports", [{"containerPort": 1}, {"containerPort": 2}]), f"{AT}.ports: 2 ports, and which"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "said"), [w for w in WRONG if w[1]], ids=[w[1][:70] for w in WRONG if w[1]])
+def test_mistake_is_named_with_its_path(sample: Any, mistake: Callable[[Any], None], said: str) -> None:
+    mistake(sample)
+    with pytest.raises(LauncherError) as raised:
+        rendered(sample)
+    assert said in raised.value.message
+    assert raised.value.fix
+
+
+def test_fewer_ranks_than_gpus_is_a_warning(sample: Any) -> None:
+    container(sample)["args"] = [*BASE_ARGS[:-2], "--pp", "1"]
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    objects.render(one, Options())
+    assert any("stay idle" in w for w in one.warnings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image", "other:tag"),
+        ("args", ["--engine", "sglang"]),
+        ("securityContext", {"runAsUser": 1}),
+        ("resources", {"limits": {"nvidia.com/gpu": 4}}),
+        ("env", [{"name": "LAUNCHER_TP", "value": "4"}]),
+    ],
+)
+def test_roles_that_cannot_be_one_template_are_refused(sample: Any, field: str, value: Any) -> None:
+    container(sample)["securityContext"] = {"runAsUser": 2}
+    split(sample)[field] = value
+    with pytest.raises(ConfigError) as raised:
+        rendered(sample)
+    assert "spec.servers.worker.template.spec.containers[0]" in raised.value.message
+    assert field in raised.value.message
+
+
+def test_secret_in_plain_text_is_warned_of_and_not_shown(sample: Any) -> None:
+    container(sample)["env"] += [
+        {"name": "REGISTRY_PASSWORD", "value": "hunter2"},
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}},
+    ]
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    objects.render(one, Options())
+    (warning,) = one.warnings
+    assert "REGISTRY_PASSWORD" in warning
+    assert "hunter2" not in warning
+
+
+def test_key_that_stands_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'replicas' stands twice"):
+        service.read(SAMPLE.replace("  replicas: 2\n", "  replicas: 2\n  replicas: 3\n"), "is.yaml")
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+def run(*arguments: str, stdin: str = SAMPLE) -> Result:
+    return CliRunner().invoke(cli.cli, ["render", *arguments], input=stdin, standalone_mode=False)
+
+
+def test_command_prints_everything_that_it_would_write(tmp_path: Path) -> None:
+    printed = run("-f", "-")
+    assert printed.exception is None
+    written = run("-f", "-", "-o", str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["group-0.yaml", "group-1.yaml", "shared.yaml"]
+    files = [o for p in sorted(tmp_path.iterdir()) for o in read(p.read_text())]
+    assert {str(o) for o in files} == {str(o) for o in read(printed.stdout)}
+    assert str(tmp_path / "shared.yaml") in written.stdout
+
+
+def test_command_takes_away_groups_that_are_no_more(tmp_path: Path) -> None:
+    run("-f", "-", "-o", str(tmp_path))
+    (tmp_path / "group-9.yaml").write_text("# somebody else's\n")
+    run("-f", "-", "-o", str(tmp_path), stdin=SAMPLE.replace("replicas: 2\n", "replicas: 1\n", 1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["group-0.yaml", "group-9.yaml", "shared.yaml"]
+
+
+def test_command_writes_nothing_where_something_is_wrong(tmp_path: Path) -> None:
+    result = run("-f", "-", "-o", str(tmp_path / "out"), stdin=SAMPLE + "---\n" + SAMPLE.replace("image:", "picture:"))
+    assert isinstance(result.exception, ConfigError)
+    assert "document 2" in result.exception.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_without_pyyaml_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    result = run("-f", "-")
+    assert isinstance(result.exception, ConfigError)
+    assert "launcher[render]" in result.exception.fix
+
+
+# ------------------------------------------------------------------------------------------------- text and layers
+
+
+def test_what_is_written_reads_back(sample: Any) -> None:
+    strange = [
+        "yes",
+        "1",
+        "1.5",
+        "~",
+        "null",
+        "a: b",
+        "- x",
+        "#",
+        "",
+        " ",
+        "0x1f",
+        "1e3",
+        "é",
+        "a\nb",
+        "*",
+        "&a",
+        "2001-01-01",
+    ]
+    strange += ["12:30:45", "=", "<<", "@x", "%x", "'", '"', "\t", "a #b", "true", "off", "-", "--engine", "a:b", "{}"]
+    data = {"apiVersion": "v1", "kind": "List", "list": strange, **{word: word for word in strange}}
+    assert read(text.write(text.Document(data))) == [data]
+
+
+def test_comments_stay_with_what_they_are_about() -> None:
+    source = "# the whole\na: 1\nc:\n  # first\n  d: 4\n"
+    source += "# the list\nlist:\n# one\n- name: x\n  # inside\n  b: 2\n# two\n- 3\n"
+    (document,) = text.read(source)
+    assert text.write(document) == source
+
+
+def test_base_is_read_as_kustomize_reads_it() -> None:
+    assert layers.load(["base"])
+    ours = {(d.data["kind"], d.data["metadata"]["name"]): normal(d.data) for d in layers.load(["base"])}
+    theirs = {(o["kind"], o["metadata"]["name"]): normal(o) for o in build(K8S / "base")}
+    assert ours == theirs
+    (shm,) = [v for v in ours["StatefulSet", "engine"]["spec"]["template"]["spec"]["volumes"] if v["name"] == "shm"]
+    assert shm["emptyDir"]["sizeLimit"] == objects.SHM
+
+
+def test_page_says_where_it_comes_from(tmp_path: Path) -> None:
+    path = tmp_path / "is.yaml"
+    path.write_text(SAMPLE)
+    printed, warnings = command.run(str(path), None, Options())
+    assert printed.startswith(command.HEAD)
+    assert "--tp 8 x --pp 2 = 16 ranks over 2 pods" in printed
+    assert not warnings
