@@ -630,7 +630,7 @@ class Member:
         self._out.append(leaving)
 
     def _news(self, news: m.News, now: float) -> None:
-        if news.first_failure is None and self.state is State.STOPPING:
+        if news.first_failure is None and news.phase == "stopping":
             news = replace(news, first_failure=self.news.first_failure)  # the leader records it when all have stopped
         self.news = news
 
