@@ -41,23 +41,24 @@ def outcomes(first: int, schedules: int, jobs: int) -> Iterable[Outcome]:
 
 def soak(first: int, schedules: int, jobs: int) -> int:
     began = time.monotonic()
-    done, events, simulated, epochs, ran, drains, exempt, gave_up = 0, 0, 0.0, 0, 0, 0, 0, 0
+    done, events, simulated, epochs, ran, drains, thawed, strangers, gave_up = 0, 0, 0.0, 0, 0, 0, 0, 0, 0
     faults: Counter[str] = Counter()
     broken: list[Outcome] = []
     longest = Outcome(-1)
     for o in outcomes(first, schedules, jobs):
         done += 1
         events, simulated, epochs, ran = events + o.events, simulated + o.seconds, epochs + o.epochs, ran + o.ran
-        drains, exempt, gave_up = drains + o.drains, exempt + o.exempt, gave_up + o.gave_up
+        drains, gave_up = drains + o.drains, gave_up + o.gave_up
+        thawed, strangers = thawed + o.thawed, strangers + o.strangers
         faults += o.faults
         longest = max(longest, o, key=lambda o: o.recovery)
         if o.broken:
             broken.append(o)
             print(f"seed {o.seed}: {o.broken}", flush=True)
     print(
-        f"{done} schedules, {simulated / 3600:.1f} simulated hours, {events} events, {epochs} epochs, "
-        f"{ran} of them ran, {drains} drains, {gave_up} groups gave up, {exempt} starts under an exception, "
-        f"longest recovery {longest.recovery:.1f} s (seed {longest.seed}); {time.monotonic() - began:.0f} s"
+        f"{done} schedules, {simulated / 3600:.1f} simulated hours, {events} events, {epochs} epochs, {ran} of them ran, "
+        f"{drains} drains, {gave_up} groups gave up, longest recovery {longest.recovery:.1f} s (seed {longest.seed}), "
+        f"{thawed} starts beside a thawed node, {strangers} beside strangers; {time.monotonic() - began:.0f} s"
     )
     print("faults: " + ", ".join(f"{name} {n}" for name, n in faults.most_common()))
     by_promise = Counter(o.promise for o in broken)

@@ -17,7 +17,7 @@ from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.lease import Terms
 from launcher.words import CauseKind
-from tests.simulation.network import Network
+from tests.simulation.network import End, Network
 from tests.simulation.pod import Agent, Clock, Guard, Pod, Proc
 from tests.simulation.promises import Truth
 from tests.simulation.world import World
@@ -78,7 +78,7 @@ def draw_plan(rng: random.Random) -> Plan:
         prepare_time=(0.0, rng.choice((0.0, 0.05, 0.5, 0.5 * lease))),
         stubborn=rng.choice((0.0, 0.0, 0.3)),
         unclean=rng.choice((0.0, 0.0, 0.2)),
-        stop_grace=rng.choice((0.5, 1.0, 3.0)),
+        stop_grace=1.5 * lease if rng.random() < 0.1 else rng.choice((0.5, 1.0, 3.0)),
         grace=rng.choice((5.0, 15.0, 30.0)),
         longest_request=rng.choice((0.5, 4.0, 20.0)),
         fragile=rng.random() < 0.5,
@@ -116,6 +116,7 @@ class Cluster:
         self.wanted = set(range(self.plan.size))
         self.calm_at: float | None = None  #: when faults stop
         self.ever_unable = False
+        self.held_hellos = 0  #: so many new connections are held up, their hello in them
         self.ambushes: list[tuple[c.Phase, float, Callable[[], None]]] = []  #: faults that wait for a phase
         self.leader_n = 0
         self.drift = world.rng.choice((0.0, 0.001, 0.009))
@@ -238,12 +239,26 @@ class Cluster:
                 if not server.stalled or (self.plan.kernel_accepts and not server.guard.frozen):
                     end = self.net.connect(agent, server)
                     server.accept(end.peer)
+                    if self.held_hellos:
+                        self.held_hellos -= 1
+                        self._hold(end)
                     self.world.at(self.net.delay(), agent.post, "dial", agent.connected, attempt, end)
                     return
         if self.world.now >= until:
             agent.post("dial", agent.dial_failed, attempt)
         else:
             self.world.at(0.5, self._syn, agent, attempt, address, until)
+
+    def _hold(self, end: End) -> None:
+        """A connection whose first words arrive late, perhaps when the member has long given it up."""
+        lasts = self.world.between(0.2, 2.5) * self.plan.lease
+        self.truth.touch(f"hello held for {lasts:.1f} s", end.agent.pod.rank, lasts=lasts + 4 * self.plan.lease)
+        end.dark = True
+
+        def released() -> None:
+            end.dark = False
+
+        self.world.at(lasts, released)
 
     def wire(self, message: Any, says: dict[str, type[Any]]) -> Any:
         """What the other side reads: the message itself, or what its JSON says."""

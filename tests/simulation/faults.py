@@ -290,6 +290,67 @@ def second_leader(cluster: Cluster) -> None:
     world.at(lasts, ends)
 
 
+def takeover(cluster: Cluster) -> None:
+    """The leader's node is cut off and a new leader pod made; of the workers, some survive, some lose their memory."""
+    world, old = cluster.world, cluster.pod(0)
+    if old is None:
+        return
+    lasts = duration(cluster) + 0.5 * cluster.plan.lease
+    for pod in cluster.pods:
+        rank, after = pod.rank, world.rng.choice((0.0, 0.0, 0.3)) * cluster.plan.lease * world.rng.random()
+        if pod is old:
+            continue
+        cluster.truth.touch("cut from the old leader", rank, lasts=after + lasts + aftermath(cluster))
+        world.at(after, _cut_for_good, cluster, old, pod)
+        fate = world.rng.choice(("stays", "stays", "agent", "pod", "second"))
+        later = after + world.rng.choice((0.1, 0.5)) * cluster.plan.lease * world.rng.random()
+        if fate == "agent":
+            world.at(later, _agent_of, cluster, pod)
+        elif fate == "pod":
+            world.at(later, _kill, cluster, pod)
+        elif fate == "second":
+            world.at(later, _second, cluster, pod)
+    cluster.truth.touch("cut off, and a new leader made", 0, lasts=lasts + aftermath(cluster))
+    new = cluster.make_pod(0, after=world.between(0, 0.5) * cluster.plan.lease)
+    world.at(world.between(0.0, 1.0), cluster.point_dns, new)
+    world.at(lasts, _kill, cluster, old)
+
+
+def _cut_for_good(cluster: Cluster, old: Pod, pod: Pod) -> None:
+    if cluster.calm_at is None:
+        cluster.net.cut(old.node, pod.node)
+        cluster.net.cut(pod.node, old.node)
+        cluster.truth.silent("the cut from the old leader", pod, 1e9, old)
+
+
+def _agent_of(cluster: Cluster, pod: Pod) -> None:
+    if pod.agent is not None and pod.guard is not None and not pod.guard.frozen and cluster.calm_at is None:
+        cluster.truth.touch("agent killed", pod.rank, kinds=KILLED, sharp=True)
+        cluster.truth.launcher_killed(pod)
+        pod.guard.kill_agent()
+
+
+def _kill(cluster: Cluster, pod: Pod) -> None:
+    if pod.alive and cluster.calm_at is None:
+        cluster.truth.launcher_killed(pod)
+        cluster.kill_pod(pod, silent=cluster.world.chance(0.5))
+
+
+def _second(cluster: Cluster, pod: Pod) -> None:
+    """A second pod of a rank; the first has nobody to talk to."""
+    if pod.alive and cluster.calm_at is None:
+        cluster.truth.touch("a second pod", pod.rank, lasts=1e9)
+        cluster.make_pod(pod.rank)
+        cluster.net.cut(pod.node, EVERYBODY)
+        cluster.net.cut(EVERYBODY, pod.node)
+
+
+def hello_held(cluster: Cluster) -> None:
+    """The next connections come through late, hello and all."""
+    cluster.held_hellos = cluster.world.rng.choice((1, 1, 3))
+    reset(cluster)
+
+
 def dns_lies(cluster: Cluster) -> None:
     """DNS means an address that is nobody's, a worker's, or another group's leader's."""
     world, leader = cluster.world, cluster.pod(0)
@@ -377,6 +438,8 @@ FAULTS: dict[Callable[[Cluster], None], float] = {
     not_coming_back: 2,
     duplicate: 5,
     second_leader: 5,
+    takeover: 5,
+    hello_held: 5,
     dns_lies: 4,
     rollout: 3,
     crash_loop: 4,

@@ -113,6 +113,11 @@ class End:
         self._pending.clear()
         self._lost("reset")
 
+    @property
+    def waits(self) -> bool:
+        """Something that was sent has not come through."""
+        return bool(self._pending)
+
     def vanish(self) -> None:
         """The node is gone without a word."""
         self.open = self.there = False

@@ -17,7 +17,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
-from launcher.words import Cause, CauseKind, Epoch, Shared
+from launcher.words import Cause, CauseKind, Epoch
 from tests.simulation.network import End
 from tests.simulation.world import Timer
 
@@ -60,7 +60,7 @@ class Proc:
 class Memory:
     """What a former agent left for the next one of the same guard."""
 
-    last: Shared | None = None
+    last: tuple[Epoch, tuple[str, ...]] | None = None
 
 
 class Guard:
@@ -350,12 +350,10 @@ class Agent:
         self.dead_at: float | None = None
         self.stalled = False
         self.terminated = False
+        self.knows_failure = False  #: it has taken part in an epoch that failed
         self.left: dict[Epoch, float] = {}  #: when this member last took part in an epoch, in true time
         self._queues: dict[Any, deque[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
         now = self.local
-        more: dict[str, Any] = {}
-        if guard.memory.last is not None and "last" in mb.Config.__dataclass_fields__:
-            more["last"] = guard.memory.last
         config = mb.Config(
             group=pod.group,
             rank=pod.rank,
@@ -366,7 +364,7 @@ class Agent:
             stop_grace=cluster.plan.stop_grace,
             replaces=replaces,
             died=died,
-            **more,
+            last=guard.memory.last,
         )
         self.member: mb.Member = cluster.rules.member(config, now)
         self.member.address = pod.address
@@ -503,6 +501,8 @@ class Agent:
             self.world.note(self.pod.name, self.member.state.value, type(event).__name__)
             if before in _IN_EPOCH and self.member.state not in _IN_EPOCH and epoch is not None:
                 self.left[epoch] = self.world.now
+            if self.member.state is mb.State.STOPPING and self.member.cause is not None:
+                self.knows_failure |= self.member.cause.kind is not CauseKind.DRAIN
         for action in actions:
             self._do(action)
         if self.member.incarnation not in self.guard.replaces and self.guard.agent is self:
@@ -592,7 +592,7 @@ class Agent:
 
     def _prepare(self, action: mb.DoPrepare) -> None:
         epoch = action.shared.epoch
-        self.guard.memory = Memory(action.shared)
+        self.guard.memory = Memory((epoch, tuple(person.incarnation for person in action.shared.members)))
         answer: Any = mb.Able(epoch)
         unable = self.cluster.unable_of(self.pod)
         if unable is not None:
@@ -634,6 +634,7 @@ class Agent:
         if self._stop_since is None:
             self._stop_since = self.world.now
         self.truth.stop_ordered(self, action)
+        self._served, self.in_flight = None, 0
         self.guard.stop(self, action.grace)
 
     def tree_is_dead(self) -> None:

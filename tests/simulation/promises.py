@@ -76,12 +76,13 @@ class Truth:
         self.terms_told: dict[int, float] = {}  #: rank -> when one of its pods was last told to go
         self.charges: list[float] = []
         self.aborted: set[str] = set()
-        self.exempt = 0
+        self.thawed, self.strangers = 0, 0  #: starts under the two exceptions
         self.ran = 0
         self.drains = 0
         self._first: dict[str, Cause] = {}
         self._phase: dict[str, c.Phase] = {}
         self._total: dict[str, int] = {}
+        self._over: dict[str, Epoch] = {}
 
     # ------------------------------------------------------------------------------------------------ what happens
 
@@ -135,8 +136,8 @@ class Truth:
                 self.world.at(after, self._check_silence, truth, what, pod.rank, self.world.now)
 
     def _check_fate(self, truth: EpochTruth, since: float, noticed: bool) -> None:
-        if noticed and not self._calm(since):
-            return
+        if (noticed and not self._calm(since)) or truth.drain_by is not None:
+            return  # in a drain rank 0 has the time of the grace, whoever else has ended
         self._all_dead(truth, f"{self.world.now - since:.1f} s after a failure")
 
     def _check_silence(self, truth: EpochTruth, what: str, rank: int, since: float) -> None:
@@ -193,11 +194,11 @@ class Truth:
 
     def _excepted(self, other: Proc, proc: Proc) -> bool:
         if self._frozen(other):
-            self.exempt += 1
+            self.thawed += 1
             return True
         if self.epochs[other.epoch].guards & self.epochs[proc.epoch].guards:
             return False
-        self.exempt += 1
+        self.strangers += 1
         return True
 
     def process_ended(self, proc: Proc) -> None:
@@ -282,13 +283,14 @@ class Truth:
             if type(action) is SayAll and type(action.message) is m.Prepare:
                 self._epoch_made(agent, leader, action.message)
         name = leader.config.incarnation
+        if leader.history.ended and leader.history.ended[-1].epoch != self._over.get(name):
+            self._over[name] = leader.history.ended[-1].epoch
+            self._epoch_over(agent, leader)
         before = self._phase.get(name, c.Phase.WAITING)
         if leader.phase is not before:
             self._phase[name] = leader.phase
             self.world.note(f"leader {agent.pod.name}", f"is {leader.phase.value}", str(leader.epoch))
             self.cluster.on_phase(leader.phase)
-            if before is c.Phase.STOPPING:
-                self._epoch_over(agent, leader)
             if leader.phase is c.Phase.ABORTED:
                 self._gave_up(leader)
             if leader.phase is c.Phase.RUNNING:
@@ -305,6 +307,9 @@ class Truth:
         told = [s.hello.first_failure for s in leader.seats.values() if s.hello.first_failure is not None]
         if told and leader.history.first is None:
             self.world.broken("explains", f"the first failure ({told[0]}) was forgotten")
+        knows = [a for a in self.cluster.agents() if a.knows_failure and a.member.incarnation in dict(prepare.members)]
+        if knows and leader.history.first is None:
+            self.world.broken("explains", f"{knows[0].pod.name} has seen an epoch fail; its leader shows no failure")
         members = tuple(incarnation for incarnation, _ in prepare.members)
         self.epochs[prepare.epoch] = EpochTruth(prepare.epoch, agent, members, self.world.now)
         self.cluster.leader_n = max(self.cluster.leader_n, prepare.epoch.n)
@@ -316,8 +321,9 @@ class Truth:
         charged, self._total[name] = total - self._total.get(name, 0), total
         if charged:
             self.charges.append(self.world.now)
-        window = self.cluster.plan.restart_window * 1.02 + 1
-        known = sum(1 for at in self.charges if self.world.now - at <= window)
+        window = self.cluster.plan.restart_window * 1.02 + 1  # (what is inherited begins its window anew)
+        inherited = len({e.leader for e in self.epochs.values()}) > 1
+        known = sum(1 for at in self.charges if inherited or self.world.now - at <= window)
         if leader.budget.charged(agent.local) > known:
             self.world.broken("drain", f"{leader.budget.charged(agent.local)} restarts are charged; there were {known}")
         if charged and not truth.started and not leader._started:
@@ -364,7 +370,7 @@ class Truth:
         before = self._first.get(name)
         if first is before:
             return
-        if before is not None and (first is None or first.rank != before.rank):
+        if before is not None and leader._members and (first is None or first.rank != before.rank):
             self.world.broken("explains", f"the first failure ({before}) was covered by {first}")
         if first is not None:
             self._first[name] = first
