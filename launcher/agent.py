@@ -35,6 +35,7 @@ from launcher.process import tree, watch
 from launcher.settings import Settings
 from launcher.stages import StageRunner, signal_name
 from launcher.status import Timeline, failure_block, metrics_page, status_object, termination_message
+from launcher.vital import Vital
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Shared
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 GUARD_SILENT = 5  #: the guard answers pings at once; so many in a row without an answer and it is frozen
+OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")  #: from it to us, no further
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
 
@@ -61,7 +63,9 @@ class Agent:
     ) -> None:
         self.settings = settings
         self.identity: Identity = planning.identity_of(settings, environ)[0]
-        self.environ = roles.environment(environ, self.identity.rank)
+        self.environ = {
+            k: v for k, v in roles.environment(environ, self.identity.rank).items() if k not in OF_THE_GUARD
+        }
         self.terms = Terms(settings.lease)
         self.incarnation = secrets.token_hex(6)
         self.log = Log(self._write, self.identity.rank, settings.log_format, settings.log_level)
@@ -97,12 +101,14 @@ class Agent:
         self._health: HealthWatch | None = None
         self._before: planning.Before | None = None
         self._not_back = ""  # GPU memory that an ended epoch still holds, in words
+        self._remembered: Epoch | None = None
         self._phase = ""
         self._told_failure: Cause | None = None
         self.coordinator: co.Coordinator | None = None
         self._ray_token = bool(settings.engine_file is None and settings.engine == "vllm")
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
         former = self._keeper.before
+        last = _last_epoch(environ) or former.last
         now = time.monotonic()
         join = join_timeout(settings, self.identity)
         if self.identity.is_leader:
@@ -120,7 +126,7 @@ class Agent:
                     startup_timeout=settings.startup_timeout,
                     startup_stall_timeout=settings.startup_stall_timeout or None,
                     mint=self._mint,
-                    highest_n=former.epoch,
+                    highest_n=last[0].n if last else 0,
                 ),
                 now,
                 random.Random(),
@@ -138,6 +144,7 @@ class Agent:
                 may_restart=settings.max_restarts > 0,
                 replaces=tuple(r for r in environ.get("LAUNCHER_REPLACES", "").split(",") if r)[-64:],
                 died=_former_death(environ, self.identity.rank) or former.killed(self.identity.rank),
+                last=last,
             ),
             now,
         )
@@ -145,6 +152,7 @@ class Agent:
         self.member.news = m.News(
             "gathering", charged=former.charged + (killed is not None), first_failure=former.first_failure or killed
         )
+        self._vital = Vital(self._vital_ended)
         self.stages = StageRunner(
             self.identity.rank, self._channel_send, self._stage_done, self._engine_broke, self._oom_killed
         )
@@ -516,6 +524,8 @@ class Agent:
             planning.api_traffic(self.plan),
         )
         self._health.start()
+        if self._guard is not None:  # who runs now is known from now on, also should the guard be killed
+            self._look_at_tree(self._guard.pid)
 
     def _drain(self) -> None:
         self.draining = True
@@ -528,6 +538,7 @@ class Agent:
             self._health.stop()
             self._health = None
         self.stages.cancel()
+        self._vital.forget()
         self._stops += 1
         if cause.kind is not CauseKind.DRAIN:
             self.log("stopping the engine", {"why": str(cause), "grace": grace}, "warning")
@@ -670,8 +681,21 @@ class Agent:
             text = f"process {key[0]} ({comm}) has been stopped (state T) for {now - self._frozen_since[key]:.0f} s"
             if self.member.state in (me.State.STARTING, me.State.RUNNING):
                 self._engine_broke(self.epoch, Cause(CauseKind.STOPPED, self.identity.rank, text, comm))
+        self._vital.see(procs, self._vital_names())
         self._activity = planning.activity(procs) + self.stages.bytes
         self._report()
+
+    def _vital_names(self) -> tuple[str, ...]:
+        """Which processes of the tree must live on, while the group serves."""
+        if self.plan is None or self.draining or self.member.state is not me.State.RUNNING:
+            return ()
+        return tuple(name for stage in self.plan.stages for p in stage.processes for name in p.vital)
+
+    def _vital_ended(self, pid: int, name: str) -> None:
+        if self.epoch is not None and self._vital_names():
+            text = f"process {pid} ({name}) of the engine ended although nobody asked it to"
+            cause = Cause(CauseKind.EXITED, self.identity.rank, text, name, None, self.stages.output.last)
+            self._engine_broke(self.epoch, cause)
 
     def _report(self) -> None:
         """Tell the leader what changed; while starting, every sign of life counts."""
@@ -708,11 +732,20 @@ class Agent:
         news = self.member.news
         if news.phase in ("gathering", "mismatched", "fenced", "stopping") and news.text:
             self.log.waiting(news.text)
-        if news.first_failure is not None and news.first_failure != self._told_failure:
+        settled = phase != "stopping" and not self._finished_future.done()  # until then a better word may come
+        if settled and news.first_failure is not None and news.first_failure != self._told_failure:
             self._tell_failure(news.first_failure, "")
         if self.member.address:
-            n = self.member.epoch.n if self.member.epoch else self._keeper.before.epoch
-            self._remember(epoch=n, charged=news.charged, first_failure=news.first_failure)
+            self._remember(charged=news.charged, first_failure=news.first_failure)
+            self._remember_epoch()
+
+    def _remember_epoch(self) -> None:
+        """The next agent of this guard, and the next container of this pod, must know of this epoch."""
+        epoch = self.member.epoch
+        if epoch is not None and epoch != self._remembered:
+            self._remembered = epoch
+            self._channel_send(guard.Remember(memory.epoch_text(epoch, self.member.epoch_members)))
+            self._remember(last=(epoch, self.member.epoch_members))
 
     @property
     def shown_phase(self) -> str:
@@ -790,6 +823,11 @@ def join_timeout(settings: Settings, identity: Identity) -> float | None:
     return None if identity.waits_forever else JOIN_TIMEOUT
 
 
+def _last_epoch(environ: Mapping[str, str]) -> tuple[Epoch, tuple[str, ...]] | None:
+    text = environ.get("LAUNCHER_LAST_EPOCH")
+    return memory.epoch_from(text) if text else None
+
+
 def _former_death(environ: Mapping[str, str], rank: int) -> Cause | None:
     how = environ.get("LAUNCHER_PREVIOUS_AGENT")
-    return Cause(CauseKind.AGENT, rank, f"the launcher's agent process {how}", "launcher") if how else None
+    return Cause(CauseKind.AGENT, rank, f"the launcher's agent process was {how}", "launcher") if how else None

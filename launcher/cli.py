@@ -25,7 +25,10 @@ PREFIX = "LAUNCHER"
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 # Variables of this prefix that are no options.
-OWN_VARIABLES = {"LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_SYSFS", "LAUNCHER_DEV"}
+OWN_VARIABLES = {
+    *("LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH"),
+    *("LAUNCHER_SYSFS", "LAUNCHER_DEV", "LAUNCHER_NETWORK_STATUS"),
+}
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.2

@@ -7,16 +7,19 @@ that failed, in the order of ranks.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import selectors
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 from launcher.errors import ConfigError
 from launcher.settings import Settings
 
+PR_SET_PDEATHSIG = 1  #: prctl(2)
 COLOURS = (36, 33, 35, 32, 34, 31)
 
 
@@ -26,8 +29,9 @@ def run(size: int, args: list[str], settings: Settings) -> int:
         raise ConfigError(f"--size {size} is more than this machine's loopback ranks", "give 250 or less")
     wrap = _own_shm(settings, size)
     ranks = [_start(rank, size, args, wrap) for rank in range(size)]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda n, _: [_pass_on(r, n) for r in ranks])  # type: ignore[func-returns-value]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal that closes is an end too
+        as_what = signal.SIGTERM if number == signal.SIGHUP else number
+        signal.signal(number, lambda *_, n=as_what: _pass_on(ranks, n))
     _prefix_all(ranks)
     codes = [r.wait() for r in ranks]
     codes = [c if c >= 0 else 128 - c for c in codes]
@@ -55,12 +59,26 @@ def _start(rank: int, size: int, args: list[str], wrap: list[str]) -> subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509  # there is one thread
     )
 
 
-def _pass_on(rank: subprocess.Popen[bytes], number: int) -> None:
-    if rank.poll() is None:
-        rank.send_signal(number)
+def _end_with(parent: int) -> Callable[[], None]:
+    """What a rank calls to be told to go (SIGTERM) should we be killed: nobody would ever stop it."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(127)
+
+    return bind
+
+
+def _pass_on(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(number)
 
 
 def _prefix_all(ranks: list[subprocess.Popen[bytes]]) -> None:

@@ -1,8 +1,9 @@
 """What a launcher remembers across a restart of its container: one small JSON file in ``--state-dir``, an emptyDir.
 
-Rank 0 remembers the highest epoch number, so that epochs never repeat one; every rank remembers the first failure, the
-restarts charged, and its own incarnation. A file without the mark of a clean end means that the launcher before was
-killed. Everything here is a help, never a need: an unreadable file is no file, and a full disk is said once.
+Every rank remembers the newest epoch and who was in it (a new leader must hear of epochs that it did not make
+itself), the first failure, the restarts charged, and its own incarnation. A file without the mark of a clean end means
+that the launcher before was killed. Everything here is a help, never a need: an unreadable file is no file, and a full
+disk is said once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.group.messages import cause_from, cause_object
-from launcher.words import Cause, CauseKind
+from launcher.words import Cause, CauseKind, Epoch
 
 KILLED = "the launcher was killed, possibly out of memory (it left no mark of a clean end)"
 MOST_BYTES = 64 * 1024
@@ -27,7 +28,7 @@ class Memory:
     incarnation: str = ""
     place: str = ""
     clean: bool = True
-    epoch: int = 0
+    last: tuple[Epoch, tuple[str, ...]] | None = None  #: the newest epoch, and its members' incarnations by rank
     charged: int = 0
     first_failure: Cause | None = None
 
@@ -51,7 +52,10 @@ class Keeper:
         if self._path is None or now == self._now:
             return True
         self._now = now
-        body = asdict(now) | {"first_failure": cause_object(now.first_failure) if now.first_failure else None}
+        body = asdict(now) | {
+            "last": epoch_text(*now.last) if now.last else None,
+            "first_failure": cause_object(now.first_failure) if now.first_failure else None,
+        }
         fresh = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,12 +77,23 @@ class Keeper:
                 incarnation=str(body["incarnation"])[:32],
                 place=str(body["place"]),
                 clean=body["clean"] is True,
-                epoch=max(0, int(body["epoch"])),
+                last=epoch_from(body["last"]) if body["last"] else None,
                 charged=max(0, int(body["charged"])),
                 first_failure=cause_from(cause) if cause else None,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return Memory()
+
+
+def epoch_text(epoch: Epoch, members: tuple[str, ...]) -> str:
+    """An epoch and its members, for the next launcher in this pod."""
+    return json.dumps([epoch.n, epoch.leader, list(members)])
+
+
+def epoch_from(text: str) -> tuple[Epoch, tuple[str, ...]]:
+    """Raises ValueError, TypeError."""
+    n, leader, members = json.loads(text)
+    return Epoch(int(n), str(leader)[:32]), tuple(str(m)[:32] for m in members)
 
 
 def place(hostname: str, address: str) -> str:

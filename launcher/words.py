@@ -94,6 +94,8 @@ class Process:
     cwd: str | None = None
     #: laid *under* the launcher's own environment: they hold only where the user has not set the name himself
     defaults: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    #: how the names (comm) of processes begin that this one makes and that must live as long as the engine serves
+    vital: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

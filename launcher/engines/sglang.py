@@ -96,7 +96,7 @@ class SGLangEngine:
         engine, _ = _installed(settings, context.facts)
         health = _health(context) if rank == 0 else Health()
         argv = (*_command(settings), *_arguments(context, engine, rank))
-        process = Process(name="sglang", argv=argv, gate=endpoint.gate(health))
+        process = Process(name="sglang", argv=argv, gate=endpoint.gate(health), vital=("sglang::",))
         return Plan(
             rank=rank,
             stages=(Stage("engine", (process,)),),

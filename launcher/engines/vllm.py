@@ -69,6 +69,7 @@ class VLLMEngine:
             name="vllm",
             argv=(*_command(context, backend.release), *_arguments(context, backend, rank)),
             gate=endpoint.gate(health),
+            vital=("VLLM::",),  # EngineCore, Worker, APIServer: vLLM itself may take long to miss one
             # A Service named "vllm" puts VLLM_PORT=tcp://... into every pod, and the engine dies of it (vllm#34199).
             # As a number it breaks several nodes, so it is taken out in any case.
             unset=("VLLM_PORT",),

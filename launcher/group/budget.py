@@ -61,6 +61,7 @@ class Budget:
         """A member remembers ``count`` charges of a leader before us."""
         while self.charged(now) < min(count, self._max):
             self._charges.append(now)
+        self.total = max(self.total, count)
 
     def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
         """An epoch ended by ``cause`` in ``stage``; ``served``: seconds in which it was ready, None if never."""

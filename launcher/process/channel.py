@@ -96,6 +96,12 @@ class Incarnation(NamedTuple):
     value: str
 
 
+class Remember(NamedTuple):
+    """The newest text that a later agent of the same guard gets in LAUNCHER_LAST_EPOCH; at most 100 KiB."""
+
+    text: str
+
+
 class Say(NamedTuple):
     """Write text to the launcher's own stdout (1) or stderr (2) through the guard's queue: never blocks the agent."""
 
@@ -103,7 +109,7 @@ class Say(NamedTuple):
     text: str
 
 
-Order = Spawn | Stop | Kill | Deadline | Deliver | Ping | Handoff | Policy | Incarnation | Say
+Order = Spawn | Stop | Kill | Deadline | Deliver | Ping | Handoff | Policy | Incarnation | Remember | Say
 
 
 # ----------------------------------------------------------------------------------------- reports: guard to agent
@@ -206,7 +212,7 @@ Report = (
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        *(Spawn, Stop, Kill, Deadline, Deliver, Ping, Handoff, Policy, Incarnation, Say),
+        *(Spawn, Stop, Kill, Deadline, Deliver, Ping, Handoff, Policy, Incarnation, Remember, Say),
         *(Guarding, Started, NotStarted, Output, Exited, Stopped, LeaseExpired, SignalReceived, Dropped, Pong),
     )
 }

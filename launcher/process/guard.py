@@ -42,6 +42,7 @@ from launcher.process.channel import (
     Ping,
     Policy,
     Pong,
+    Remember,
     Report,
     Say,
     SignalReceived,
@@ -363,6 +364,8 @@ class Guard:
             self._agent.policy = order.restart_agent
         elif isinstance(order, Incarnation):
             self._agent.replaces.append(order.value)
+        elif isinstance(order, Remember):
+            self._agent.last_epoch = order.text[:100_000]
         elif isinstance(order, Say):
             self._writers[order.stream != 1].put(order.text.encode("utf-8", "surrogateescape"))
 
@@ -554,6 +557,7 @@ class Agent:
         self.code = 0  #: how the last one ended: its exit code, or 128 + the signal
         self.policy = False
         self.replaces: list[str] = []
+        self.last_epoch = ""
         self.handoff: Handoff | None = None
         self.restart_at: float | None = None
         self.quick_deaths = 0
@@ -599,6 +603,8 @@ class Agent:
                 os.environ["LAUNCHER_PREVIOUS_AGENT"] = self.last_death
             if self.replaces:
                 os.environ["LAUNCHER_REPLACES"] = ",".join(self.replaces)
+            if self.last_epoch:
+                os.environ["LAUNCHER_LAST_EPOCH"] = self.last_epoch
             code = self._main(fd)
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
