@@ -37,7 +37,7 @@ from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.budget import STEADY, Budget
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
-from launcher.group.history import WINDOW, History, explains_better
+from launcher.group.history import WINDOW, History, explains_better, with_neighbour
 from launcher.group.lease import Contact, Terms
 from launcher.words import Cause, CauseKind, Epoch
 
@@ -617,13 +617,13 @@ class Coordinator:
     def _also(self, cause: Cause, now: float) -> None:
         """A failure after the first: it is the cause only if it explains the first and came right after it."""
         assert self.cause is not None
-        if (
-            self.cause.kind is not CauseKind.DRAIN
-            and now - self._cause_at <= WINDOW
-            and explains_better(cause, self.cause)
-        ):
+        if self.cause.kind is CauseKind.DRAIN or now - self._cause_at > WINDOW:
+            return
+        if explains_better(cause, self.cause):
             self._note("failure explained", level="warning", cause=str(cause))
             self.cause = cause
+        else:
+            self.cause = with_neighbour(self.cause, cause)
 
     def _stopped_unasked(self, conn: int, message: m.Stopped, now: float) -> None:
         seat = self._current(conn, message.epoch)

@@ -26,11 +26,25 @@ _WEIGHT = {
 }
 _LEAST = 5
 WINDOW = 1.0
+BESIDE = "at the same time"
+BOTH_LINES = 12
 
 
 def explains_better(new: Cause, old: Cause) -> bool:
     """True if ``new``, heard shortly after ``old``, is the more likely origin of both."""
     return _WEIGHT.get(new.kind, _LEAST) < _WEIGHT.get(old.kind, _LEAST)
+
+
+def with_neighbour(first: Cause, other: Cause) -> Cause:
+    """Two engines ended with a code of their own at about the same time. One of them over the other's end, but which?
+
+    Not the order of arrival tells: rank 0's own word has the shorter way. So the last lines of both are kept.
+    """
+    both = first.kind is CauseKind.EXITED and other.kind is CauseKind.EXITED and other.rank != first.rank
+    if not both or not other.tail or any(line.startswith(BESIDE) for line in first.tail):
+        return first
+    header = f"{BESIDE} {other}; its last lines:"
+    return replace(first, tail=(*first.tail[-BOTH_LINES:], header, *other.tail[-BOTH_LINES:]))
 
 
 @dataclass(frozen=True)

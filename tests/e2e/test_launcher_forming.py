@@ -29,7 +29,7 @@ def test_leader_first(tmp_path: Path) -> None:
         assert group.status(0)["waiting_for"] == "waiting for ranks 1, 2"
         group.start(2)
         group.until("rank 1 is missing", lambda: group.status(0)["waiting_for"] == "waiting for rank 1")
-        assert group.status(2)["waiting_for"] == "waiting for rank 1"
+        group.until("rank 2 knows", lambda: group.status(2)["waiting_for"] == "waiting for rank 1")
         assert not group.engines()
         group.start(1)
         assert group.until_serving() == 1
@@ -38,9 +38,11 @@ def test_leader_first(tmp_path: Path) -> None:
         assert all(m["state"] == "running" and m["incarnation"] for m in members)
         for rank in range(3):
             pids = {p.pid for p in group.engine(rank)}
-            group.until(
-                f"pids of rank {rank}", lambda r=rank, p=pids: set(group.status(0)["members"][r]["engine_pids"]) == p
-            )  # type: ignore[misc]
+
+            def told(rank: int = rank, pids: set[int] = pids) -> bool:
+                return set(group.status(0)["members"][rank]["engine_pids"]) == pids
+
+            group.until(f"pids of rank {rank}", told)
 
 
 def test_alone_opens_no_group_port(tmp_path: Path) -> None:
