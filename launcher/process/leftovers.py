@@ -7,6 +7,7 @@ asks again until it is satisfied or its bound is over.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -122,8 +123,9 @@ def _free(port: int, host: str) -> bool:
         try:
             probe.bind((host, port))
             probe.listen(1)  # two may bind with SO_REUSEADDR, only one may listen
-        except OSError:
-            return False
+        except OSError as error:
+            # Anything else (an address that is not ours, a port that only root may take) is not the port's being busy.
+            return error.errno != errno.EADDRINUSE
     return True
 
 

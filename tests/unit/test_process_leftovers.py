@@ -85,3 +85,7 @@ def test_oom_kills_v2_v1_and_none(tmp_path: Path) -> None:
 def test_the_real_machine() -> None:
     assert isinstance(leftovers.snapshot(), frozenset)
     assert leftovers.oom_kills() is None or os.path.exists("/sys/fs/cgroup")
+
+
+def test_port_is_not_busy_because_the_address_is_not_ours() -> None:
+    assert leftovers.busy_ports([8000], "192.0.2.1") == ()
