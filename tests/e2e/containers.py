@@ -1,0 +1,288 @@
+"""Real containers for tests: podman without any registry. The base is a debootstrap of this machine's Debian.
+
+What is made is called ``launcher-test-...``; images stay for the next run, containers, networks and volumes go.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.manifests import ROOT, Pods
+
+PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "catatonit", "debootstrap")
+BASE = "launcher-test-debian:1"
+LAUNCHER = "launcher:dev"
+NAME = "launcher-test"
+
+# runc, for crun does not work where cgroups are of the first version; the limits are those of small machines.
+CONF = """
+[containers]
+default_ulimits = ["nofile=10000:10000", "nproc=5000:5000"]
+[engine]
+runtime = "runc"
+[network]
+network_backend = "netavark"
+"""
+_numbers = itertools.count(1)
+
+
+def why_not() -> str | None:
+    """Why containers can't be run here, for a test's skip reason."""
+    if os.geteuid() != 0:
+        return "containers need root"
+    missing = [name for name in ("podman", "runc", "catatonit", "debootstrap") if shutil.which(name) is None]
+    if missing:
+        return f"containers need {', '.join(missing)}: apt-get install {' '.join(PACKAGES)}"
+    if not Path("/usr/lib/podman/netavark").exists() or not Path("/usr/lib/podman/aardvark-dns").exists():
+        return "containers need netavark and aardvark-dns, for names"
+    return None
+
+
+@functools.cache
+def _conf() -> str:
+    folder = Path(tempfile.mkdtemp(prefix=f"{NAME}-"))
+    (folder / "containers.conf").write_text(CONF)
+    return str(folder / "containers.conf")
+
+
+def podman(*arguments: str, check: bool = True, stdin: bytes | None = None, timeout: float = 300) -> str:
+    """Its standard output. Raises AssertionError with its words."""
+    environ = {**os.environ, "CONTAINERS_CONF": _conf()}
+    command = ["podman", *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, env=environ, check=False, timeout=timeout)
+    assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr.decode()}"
+    return done.stdout.decode().strip()
+
+
+# ------------------------------------------------------------------------------------------------------- images
+
+
+def has_image(name: str) -> bool:
+    return subprocess.run(["podman", "image", "exists", name], check=False).returncode == 0
+
+
+def base_image() -> str:
+    """Debian with Python and nothing else."""
+    if not has_image(BASE):
+        release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
+        assert release
+        with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
+            root = Path(folder) / "root"
+            command = ["debootstrap", "--variant=minbase", "--include=python3", release[1], str(root)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout[-2000:]
+            for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
+                shutil.rmtree(root / waste, ignore_errors=True)
+            import_folder(root, BASE)
+    return BASE
+
+
+def import_folder(root: Path, name: str) -> None:
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    tar = subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE)
+    environ = {**os.environ, "CONTAINERS_CONF": _conf()}
+    command = ["podman", "import", "-q", "--change", f"ENV {path}", "-", name]
+    subprocess.run(command, stdin=tar.stdout, env=environ, check=True, capture_output=True)
+    assert tar.wait() == 0
+
+
+def launcher_image() -> str:
+    """The image of this checkout, built by images/build.sh as anybody would."""
+    environ = {**os.environ, "CONTAINERS_CONF": _conf(), "BUILDER": "podman", "BASE_IMAGE": base_image()}
+    environ |= {"BUILD_ARGS": "--isolation chroot --layers=false -q", "TAG": LAUNCHER.partition(":")[2]}
+    environ |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if len(list((ROOT / "images/wheels").glob("*.whl"))) == 10:
+        environ["OFFLINE"] = "1"
+    command = [str(ROOT / "images/build.sh"), "launcher"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return LAUNCHER
+
+
+def python_home(version: str) -> Path | None:
+    """Where a whole CPython of this version lies that can be copied (pyenv's, uv's)."""
+    roots = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"]
+    roots.append(Path.home() / ".local/share/uv/python")
+    for root in roots:
+        for found in sorted([*root.glob(f"{version}*"), *root.glob(f"cpython-{version}*")], reverse=True):
+            if (found / "bin" / f"python{version}").exists():
+                return found
+    return None
+
+
+def engine_image(version: str) -> str:
+    """An image with this Python and no trace of the launcher: what an engine's own image is to us."""
+    name = f"{NAME}-python:{version}"
+    home = python_home(version)
+    assert home
+    if not has_image(name):
+        with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
+            waste = shutil.ignore_patterns("test", "__pycache__", "site-packages", "*.a", "idlelib", "tkinter", "share")
+            shutil.copytree(home, Path(folder) / "python", symlinks=True, ignore=waste)
+            (Path(folder) / "Dockerfile").write_text(
+                f"FROM {base_image()}\n"
+                "COPY python /usr/local\n"
+                f"RUN rm -f /usr/bin/python3* && ln -sf python{version} /usr/local/bin/python3 && ldconfig\n"
+            )
+            podman("build", "-q", "--isolation", "chroot", "--layers=false", "-t", name, folder)
+    return name
+
+
+# --------------------------------------------------------------------------------------------------- containers
+
+
+@dataclass
+class Network:
+    """A podman network with DNS, its volumes and containers; a context manager."""
+
+    name: str = field(default_factory=lambda: f"{NAME}-{os.getpid()}-{next(_numbers)}")
+    containers: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Network:
+        podman("network", "create", self.name)
+        found = json.loads(podman("network", "inspect", self.name))[0]
+        self.prefix = found["subnets"][0]["subnet"].rpartition(".")[0]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name in self.containers:
+            podman("rm", "-f", "-t", "0", name, check=False)
+        for name in self.volumes:
+            podman("volume", "rm", "-f", name, check=False)
+        podman("network", "rm", "-f", self.name, check=False)
+
+    def volume(self) -> str:
+        """Like an emptyDir: anybody may write."""
+        name = f"{self.name}-v{next(_numbers)}"
+        podman("volume", "create", name)
+        self.volumes.append(name)
+        Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", name)).chmod(0o777)
+        return name
+
+
+class Container:
+    """Pod `rank` of a manifest as one container, the way a kubelet would start it."""
+
+    def __init__(self, network: Network, pods: Pods, rank: int, image: str, host: int) -> None:
+        self.network, self.pods, self.rank, self.image = network, pods, rank, image
+        self.pod = f"{pods.name}-{rank}"
+        self.name = f"{network.name}-{self.pod}"
+        self.volumes = {v["name"]: network.volume() for v in pods.spec["volumes"] if v["name"] in ("launcher", "state")}
+        self.host = host
+        for init in pods.spec.get("initContainers", []):
+            mounts = [f"-v={self.volumes[m['name']]}:{m['mountPath']}" for m in init["volumeMounts"]]
+            command = ["run", "--rm", "--network=none", *self._security(init), *mounts]
+            podman(*command, "--entrypoint", init["command"][0], LAUNCHER, *init["command"][1:])
+        self.start()
+
+    @property
+    def ip(self) -> str:
+        return f"{self.network.prefix}.{self.host}"
+
+    def _security(self, container: Mapping[str, Any]) -> list[str]:
+        security, pod = container["securityContext"], self.pods.spec["securityContext"]
+        assert security["readOnlyRootFilesystem"] and security["capabilities"]["drop"] == ["ALL"]
+        assert not security["allowPrivilegeEscalation"]
+        return [
+            *("--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+            f"--user={pod['runAsUser']}:{pod['runAsGroup']}",
+        ]
+
+    def start(self) -> None:
+        """A new container with the manifest's args, variables, volumes and security context."""
+        engine = self.pods.engine
+        environ = {**self.pods.environment(self.rank), "POD_IP": self.ip}
+        del environ["PATH"]
+        mounts = []
+        for mount in engine["volumeMounts"]:
+            if mount["name"] in self.volumes:
+                end = ":ro" if mount.get("readOnly") else ""
+                mounts.append(f"-v={self.volumes[mount['name']]}:{mount['mountPath']}{end}")
+            else:
+                mounts.append(f"--tmpfs={mount['mountPath']}:mode=1777,size=64m")
+        names = [self.pod, f"{self.pod}.{self.pods.env['LAUNCHER_SERVICE']}.default.svc.cluster.local"]
+        podman(
+            *("run", "-d", f"--name={self.name}", f"--hostname={self.pod}", f"--network={self.network.name}"),
+            *(f"--ip={self.ip}", *(f"--network-alias={n}" for n in names), *self._security(engine), *mounts),
+            *("--memory", engine["resources"]["limits"]["memory"].replace("Mi", "m").replace("Gi", "g")),
+            *(f"--env={k}={v}" for k, v in environ.items()),
+            *("--entrypoint", engine["command"][0], self.image, *engine["args"]),
+        )
+        self.network.containers.append(self.name)
+
+    def again(self, host: int) -> None:
+        """The pod made anew: another address, an empty state folder."""
+        podman("rm", "-f", "-t", "0", self.name)
+        self.host = host
+        self.volumes["state"] = self.network.volume()
+        self.start()
+
+    def probe(self, name: str) -> bool:
+        """What the kubelet's probe of the manifest would find."""
+        asked = self.pods.engine[name]["httpGet"]
+        try:
+            return self.get(asked["path"], self.pods.port(asked["port"])).status == 200
+        except OSError:
+            return False
+
+    def get(self, path: str, port: int) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection(self.ip, port, timeout=5)
+        connection.request("GET", path)
+        return connection.getresponse()
+
+    def complete(self, prompt: str) -> str:
+        connection = http.client.HTTPConnection(self.ip, self.pods.port("api"), timeout=10)
+        body = json.dumps({"model": "reference", "prompt": prompt, "max_tokens": 5})
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        assert answer.status == 200, text
+        return str(json.loads(text)["choices"][0]["text"])
+
+    @property
+    def exit_code(self) -> int | None:
+        state = json.loads(podman("inspect", "--format", "{{json .State}}", self.name))
+        return None if state["Running"] else int(state["ExitCode"])
+
+    @property
+    def logs(self) -> str:
+        done = subprocess.run(["podman", "logs", self.name], capture_output=True, check=False)
+        return (done.stdout + done.stderr).decode(errors="replace")
+
+    def launcher_memory(self) -> int:
+        """Bytes of memory that the launcher's own two processes have for themselves (PSS), seen from the machine."""
+        pid = int(podman("inspect", "--format", "{{.State.Pid}}", self.name))
+        mine = [
+            pid,
+            *(c for c in children(pid) if b"-m\0launcher.reference" not in _cmdline(c) and b"run.py" in _cmdline(c)),
+        ]
+        assert len(mine) == 2, [_cmdline(p) for p in mine]
+        return sum(pss(p) for p in mine)
+
+
+def children(pid: int) -> Sequence[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def pss(pid: int) -> int:
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    assert found
+    return int(found[1]) * 1024
