@@ -81,7 +81,7 @@ class Keeper:
                 charged=max(0, int(body["charged"])),
                 first_failure=cause_from(cause) if cause else None,
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return Memory()
 
 

@@ -63,7 +63,7 @@ def plan(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]
                 for q in p.ports
             ),
         ],
-        "settings": {name: settings.said(name) for name in sorted(settings.origins)},
+        "settings": {name: _said(settings, name) for name in sorted(settings.origins)},
         "warnings": list(dict.fromkeys(warned)),
     }
 
@@ -122,6 +122,13 @@ def _per_node(identity: Identity, rank: int) -> dict[str, str]:
         "VLLM_HOST_IP": own,
         "SGLANG_HOST_IP": own,
     }
+
+
+def _said(settings: Settings, name: str) -> str:
+    """How a setting was said; what goes to the engine may hold secrets."""
+    if name in ("engine_args", "ray_args"):
+        return f"{settings.origins[name]} {shlex.join(arguments.mask(getattr(settings, name)))}"
+    return settings.said(name)
 
 
 def _own_ports(settings: Settings, identity: Identity) -> list[dict[str, Any]]:

@@ -73,7 +73,8 @@ def test_two_pods_serve_what_one_process_would(cluster: Cluster, kind: str) -> N
 def _kill_and_come_back(group: LaunchedGroup, kind: str, expected: str) -> None:
     """kill -9 of an engine process of rank 1: everything of the epoch is dead before the next one starts."""
     old = {(p.pid, p.started) for rank in (0, 1) for p in group.engine_processes(rank)}
-    victim = max(group.engine_processes(1), key=lambda p: p.started)
+    workers = [p for p in group.engine_processes(1) if "VLLM::Worker" in p.command or "sglang::scheduler" in p.command]
+    victim = max(workers or group.engine_processes(1), key=lambda p: p.started)
     killed = time.monotonic()
     os.kill(victim.pid, signal.SIGKILL)
 

@@ -1,0 +1,95 @@
+"""What people read: log lines that nobody can forge, the failure block, the termination message, the status table."""
+
+from __future__ import annotations
+
+import json
+
+from launcher.log import Log
+from launcher.show_status import table
+from launcher.status import TERMINATION_BYTES, failure_block, termination_message
+from launcher.words import Cause, CauseKind
+
+CAUSE = Cause(CauseKind.SIGNALLED, 3, "vllm was ended by SIGKILL", "vllm", 137, tuple(f"line {i}" for i in range(20)))
+
+
+def test_a_line_carries_rank_and_epoch_and_quotes_what_needs_it() -> None:
+    lines: list[str] = []
+    log = Log(lines.append, 2)
+    log.epoch = "7"
+    log("member joined", {"address": "10.0.0.1", "why": 'a "word" more', "empty": "", "none": None})
+    assert lines[0].endswith('launcher rank=2 epoch=7 member joined address=10.0.0.1 why="a \\"word\\" more"\n')
+
+
+def test_text_of_a_peer_can_neither_forge_a_line_nor_move_the_cursor() -> None:
+    lines: list[str] = []
+    Log(lines.append, 0)("said\nnext launcher rank=9 exits", {"text": "a\x1b[2Jb\nc"})
+    assert lines[0].count("\n") == 1
+    assert "\x1b" not in lines[0]
+
+
+def test_json_lines_are_json() -> None:
+    lines: list[str] = []
+    log = Log(lines.append, 1, "json")
+    log("group runs", {"size": 2}, "warning")
+    log.block(["launcher: first failure: x", "  | last line"])
+    first, second = (json.loads(line) for line in lines)
+    assert (first["event"], first["rank"], first["size"], first["level"]) == ("group runs", 1, 2, "warning")
+    assert second["detail"] == ["  | last line"]
+
+
+def test_what_is_missing_is_said_when_it_changes() -> None:
+    lines: list[str] = []
+    log = Log(lines.append, 0)
+    for text in ("waiting for rank 1", "waiting for rank 1", "waiting for rank 2", "", "waiting for rank 2"):
+        log.waiting(text)
+    assert [line.partition("rank=0 ")[2].strip() for line in lines] == [
+        "waiting for rank 1",
+        "waiting for rank 2",
+        "waiting for rank 2",
+    ]
+
+
+def test_levels_below_the_chosen_one_are_left_out() -> None:
+    lines: list[str] = []
+    log = Log(lines.append, 0, "text", "warning")
+    log("quiet")
+    log("loud", level="error")
+    assert len(lines) == 1
+
+
+def test_the_failure_block_says_rank_process_code_and_last_lines() -> None:
+    block = "\n".join(failure_block(CAUSE, "10 restarts are spent", 10))
+    for words in ("rank 3: vllm was ended by SIGKILL", "exit code 137", "10 restarts are spent", "| line 19"):
+        assert words in block
+
+
+def test_the_termination_message_fits_and_keeps_the_newest_lines() -> None:
+    long = Cause(CauseKind.EXITED, 0, "it ended", "vllm", 1, tuple(f"{i} " + "é" * 300 for i in range(20)))
+    text = termination_message(long, 1, "no restart is allowed")
+    assert len(text.encode()) <= TERMINATION_BYTES
+    assert text.startswith("exit code 1: no restart is allowed\nfirst failure: rank 0: it ended\n")
+    assert "19 é" in text and "\n  | 0 é" not in text
+    assert termination_message(None, 0, "") == ""
+    assert termination_message(None, 78, "bad model") == "exit code 78: bad model\n"
+
+
+def test_the_table_says_the_verdict_first_and_survives_strange_answers() -> None:
+    status = {
+        "phase": "gathering",
+        "ready": False,
+        "why": "not serving: gathering",
+        "group": "ns/a",
+        "rank": 0,
+        "size": 2,
+        "epoch": 4,
+        "restarts": 3,
+        "waiting_for": "waiting for rank 1",
+        "first_failure": {"rank": 1, "text": "evil\x1b[2J", "tail": ["last words"]},
+        "members": [{"rank": 0, "state": "waiting", "address": "a", "last_seen_s": 0.1, "engine_pids": [1, 2]}],
+        "timeline": [{"phase": "gathering", "seconds": 1.0}],
+    }
+    text = table(status)
+    assert text.splitlines()[0] == "ns/a: GATHERING  epoch 4, 3 restarts  (asked rank 0 of 2)"
+    assert "waiting for rank 1" in text and "| last words" in text and "\x1b" not in text
+    for strange in ({}, {"members": [1, None]}, {"first_failure": 3, "timeline": ["x"]}):
+        assert isinstance(table(strange), str)

@@ -1,0 +1,58 @@
+"""--state-dir: what is read back, and that nothing in it can break a start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.memory import KILLED, Keeper, epoch_from, epoch_text, place
+from launcher.words import Cause, CauseKind, Epoch
+
+FAILURE = Cause(CauseKind.EXITED, 1, "vllm ended with exit code 1", "vllm", 1, ("last line",))
+LAST = (Epoch(7, "abc"), ("abc", "def"))
+
+
+def test_what_was_remembered_is_read_by_the_next_start(tmp_path: Path) -> None:
+    keeper = Keeper(str(tmp_path), 2)
+    assert keeper.before.killed(2) is None, "a first start was not killed before"
+    assert keeper.remember(incarnation="abc", place="here", clean=False, last=LAST, charged=2, first_failure=FAILURE)
+    after = Keeper(str(tmp_path), 2).before
+    assert (after.incarnation, after.place, after.last, after.charged) == ("abc", "here", LAST, 2)
+    assert after.first_failure == FAILURE
+    killed = after.killed(2)
+    assert killed is not None and killed.text == KILLED and killed.rank == 2
+    assert Keeper(str(tmp_path), 1).before.incarnation == "", "each rank has its own file"
+
+
+def test_a_clean_end_is_no_kill(tmp_path: Path) -> None:
+    Keeper(str(tmp_path), 0).remember(incarnation="abc", clean=True)
+    assert Keeper(str(tmp_path), 0).before.killed(0) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"incarnation": 1}', b"\xff\xfe", b"[" * 50000])
+def test_an_unreadable_file_is_no_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "launcher-rank-0.json").write_bytes(content)
+    assert Keeper(str(tmp_path), 0).before.incarnation == ""
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    keeper = Keeper(str(tmp_path / "file"), 0)
+    assert not keeper.remember(charged=1)
+    assert "file" in keeper.trouble
+    assert keeper.remember(charged=2), "said once"
+
+
+def test_without_a_folder_nothing_is_written() -> None:
+    keeper = Keeper(None, 0)
+    assert keeper.remember(charged=1) and keeper.before.charged == 0
+
+
+def test_epochs_survive_the_way_through_an_environment_variable() -> None:
+    assert epoch_from(epoch_text(*LAST)) == LAST
+
+
+def test_the_place_tells_pods_apart() -> None:
+    assert place("a-0", "10.0.0.1") != place("a-0", "10.0.0.2")
+    assert place("a-0", "10.0.0.1") == place("a-0", "10.0.0.1") != ""
