@@ -1,11 +1,12 @@
 """Ray for vLLM: the stages that make one Ray cluster of the group's pods, before the engine may start.
 
-    ray-head    the leader starts the head; workers start their node at the same time, and wait for the head inside
-    ray-ready   one process on the leader asks the GCS until every node is alive and the GPUs are there
+    ray         all at once: the leader starts the head, which counts nodes and GPUs until they are there; a worker
+                starts its node, and waits for the head inside
     engine      vLLM, on the leader
 
-The workers' interpreter starts up (2 s) beside the head's instead of after it; nothing of the engine is started before
-Ray itself has counted. GPUs are counted too, because vLLM's placement group waits 30 minutes for a missing one.
+Each of Ray's processes takes a second of CPU time to start, so they start side by side, and as few as can be. Nothing
+of the engine is started before Ray itself has counted. GPUs are counted too, because vLLM's placement group waits 30
+minutes for a missing one.
 
 A Ray cluster that is started by hand is open: whoever reaches its port runs code in it. From 2.52 on Ray knows a token;
 each epoch has its own (``RAY_AUTH_MODE=token``), which also keeps a thawed node of an earlier epoch out.
@@ -29,6 +30,11 @@ READY = "ray-ready:"  # what the program prints when Ray has counted
 TOKEN = "2.52.0"  #: first with RAY_AUTH_MODE=token
 #: the releases that a lean head was tried with, by hand: 2.43.0, 2.52.1, 2.60.0
 LEAN_FROM, LEAN_BEFORE = "2.43.0", "2.61.0"
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # From 2.5x on a node that is told to go waits 30 s for Ray Serve to move away. vLLM is gone by then.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
 _OURS = "from the pod's rank and the leader's address"
 
 OWNED = (
@@ -72,25 +78,14 @@ def stages(context: PlanContext, rank: int, engine: Process, *, gpus: int) -> tu
     settings, size = context.settings, context.identity.size
     limit = settings.ray_timeout
     counted = f"{size} nodes and {gpus} GPUs" if gpus else f"{size} nodes"
-    started = _head(context, engine) if rank == 0 else _worker(context, engine, rank)
-    ready: tuple[Process, ...] = ()
-    serve: tuple[Process, ...] = ()
-    if rank == 0:
-        ready = (
-            _in_cluster(context, engine, "ray-ready", _counting(context, gpus), Gate("line", READY), completes=True),
-        )
-        serve = (replace(engine, env={**engine.env, **environment(context)}, secret_env=_SECRET),)
-    return (
-        Stage("ray-head", (started,), limit, f"Ray's head did not start within {limit:g} s (--ray-timeout)"),
-        Stage(
-            "ray-ready",
-            ready,
-            limit,
-            f"Ray did not count {counted} within {limit:g} s (--ray-timeout): the leader's last lines say what is"
-            " missing; see that the pods reach each other on all ports",
-        ),
-        Stage("engine", serve),
+    late = (
+        f"Ray did not count {counted} within {limit:g} s (--ray-timeout): the leader's last lines say what is missing;"
+        " see that the pods reach each other on all ports"
     )
+    if rank:
+        return Stage("ray", (_worker(context, engine, rank),), limit, late), Stage("engine")
+    serve = replace(engine, env={**engine.env, **environment(context)}, secret_env=_SECRET)
+    return Stage("ray", (_head(context, engine, gpus),), limit, late), Stage("engine", (serve,))
 
 
 def environment(context: PlanContext) -> Mapping[str, str]:
@@ -117,22 +112,17 @@ def temp_dir(context: PlanContext) -> str:
 _SECRET = frozenset({"RAY_AUTH_TOKEN"})
 
 
-def _head(context: PlanContext, engine: Process) -> Process:
+def _head(context: PlanContext, engine: Process, gpus: int) -> Process:
     settings, lean = context.settings, _lean(context.settings, context.facts.versions.get("ray"))
-    arguments = [
-        "--head",
-        "--block",
-        "--node-ip-address",
-        context.shared.addresses[0],
-        "--port",
-        str(settings.ray_port),
-    ]
+    addresses, address = context.shared.addresses, _address(context)
+    arguments = ["--head", "--block", "--node-ip-address", addresses[0], "--port", str(settings.ray_port)]
     if lean:
         arguments += ["--include-dashboard=false", "--no-monitor"]
     if not has(settings.ray_args, "--temp-dir"):
         arguments += ["--temp-dir", temp_dir(context)]
-    start = (*_start(lean), "--", "start", *arguments, *_gpus(settings), *settings.ray_args)
-    return _in_cluster(context, engine, "ray-head", start, Gate("tcp", _address(context)))
+    count = ("--count", address, str(len(addresses)), str(gpus), ",".join(addresses))
+    start = (*_start(lean), *count, "--", "start", *arguments, *_gpus(settings), *settings.ray_args)
+    return _in_cluster(context, engine, "ray-head", start, Gate("line", READY))
 
 
 def _worker(context: PlanContext, engine: Process, rank: int) -> Process:
@@ -148,14 +138,7 @@ def _start(lean: bool) -> tuple[str, ...]:
     return ("start", "--lean") if lean else ("start",)
 
 
-def _counting(context: PlanContext, gpus: int) -> tuple[str, ...]:
-    addresses = context.shared.addresses
-    return ("wait", _address(context), str(len(addresses)), str(gpus), ",".join(addresses))
-
-
-def _in_cluster(
-    context: PlanContext, engine: Process, name: str, arguments: tuple[str, ...], gate: Gate, *, completes: bool = False
-) -> Process:
+def _in_cluster(context: PlanContext, engine: Process, name: str, arguments: tuple[str, ...], gate: Gate) -> Process:
     """A Ray process. Ray's workers inherit its environment, so the engine's own is in it."""
     return Process(
         name=name,
@@ -163,9 +146,8 @@ def _in_cluster(
         env={**engine.env, **environment(context)},
         secret_env=_SECRET,
         unset=engine.unset,
-        defaults={**engine.defaults, "RAY_USAGE_STATS_ENABLED": "0"},
+        defaults={**engine.defaults, **DEFAULTS},
         gate=gate,
-        completes=completes,
     )
 
 

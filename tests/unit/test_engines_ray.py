@@ -24,37 +24,36 @@ def said(**values: object) -> Settings:
 
 def test_two_pods() -> None:
     leader, worker = (plan(ENGINE, said(), 2, rank, NEW) for rank in (0, 1))
-    assert [s.name for s in leader.stages] == [s.name for s in worker.stages] == ["ray-head", "ray-ready", "engine"]
+    assert [s.name for s in leader.stages] == [s.name for s in worker.stages] == ["ray", "engine"]
     temp = ray.temp_dir(context(said(), 2))
     assert len(temp) == len("/tmp/ray-123456")
-    assert command(leader, "ray-head") == (
-        SCRIPT + "start --lean -- start --head --block --node-ip-address 10.0.0.1 --port 6379"
-        f" --include-dashboard=false --no-monitor --temp-dir {temp}"
+    assert command(leader, "ray") == (
+        SCRIPT + "start --lean --count 10.0.0.1:6379 2 4 10.0.0.1,10.0.0.2 -- start --head --block"
+        f" --node-ip-address 10.0.0.1 --port 6379 --include-dashboard=false --no-monitor --temp-dir {temp}"
     )
-    assert command(worker, "ray-head") == (
+    assert command(worker, "ray") == (
         SCRIPT + "start --lean --after 10.0.0.1:6379 -- start --address 10.0.0.1:6379 --block"
         " --node-ip-address 10.0.0.2"
     )
-    assert command(leader, "ray-ready") == SCRIPT + "wait 10.0.0.1:6379 2 4 10.0.0.1,10.0.0.2"
     assert command(leader) == (
         "python3 -P -m vllm.entrypoints.cli.main serve m --tensor-parallel-size 4 --shutdown-timeout 23"
         " --distributed-executor-backend ray"
     )
-    assert worker.stages[1].processes == worker.stages[2].processes == ()
+    assert worker.stages[1].processes == ()
     assert leader.ports == (Port(8000, "api", external=True), Port(6379, "ray-gcs"))
     assert worker.ports == ()
 
 
 def test_each_gate_and_its_time() -> None:
     leader, worker = (plan(ENGINE, said(ray_timeout=90), 2, rank, NEW) for rank in (0, 1))
-    assert process(leader, "ray-head").gate == Gate("tcp", "10.0.0.1:6379")
-    assert process(worker, "ray-head").gate == Gate()
-    ready = process(leader, "ray-ready")
-    assert ready.gate == Gate("line", "ray-ready:") and ready.completes
-    assert process(leader).gate.kind == "http" and not process(leader).completes
-    assert [s.timeout for s in leader.stages] == [90, 90, None]
-    assert leader.stages[0].on_timeout == "Ray's head did not start within 90 s (--ray-timeout)"
-    assert leader.stages[1].on_timeout.startswith("Ray did not count 2 nodes and 4 GPUs within 90 s")
+    assert process(leader, "ray").gate == Gate("line", "ray-ready:")
+    assert process(worker, "ray").gate == Gate()
+    assert process(leader).gate == Gate("http", "http://127.0.0.1:8000/health")
+    assert [s.timeout for s in leader.stages] == [s.timeout for s in worker.stages] == [90, None]
+    assert leader.stages[0].on_timeout == (
+        "Ray did not count 2 nodes and 4 GPUs within 90 s (--ray-timeout): the leader's last lines say what is missing;"
+        " see that the pods reach each other on all ports"
+    )
 
 
 def test_every_process_has_the_token_and_the_address_and_the_engines_environment() -> None:
@@ -69,6 +68,8 @@ def test_every_process_has_the_token_and_the_address_and_the_engines_environment
                 assert "RAY_AUTH_TOKEN" in one.secret_env
                 assert one.unset == ("VLLM_PORT",)
                 assert one.defaults["VLLM_ENGINE_READY_TIMEOUT_S"] == "86400"
+                if stage.name == "ray":
+                    assert one.defaults["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "0"
                 assert TOKEN not in " ".join(one.argv)
 
 
@@ -78,7 +79,7 @@ def test_every_process_has_the_token_and_the_address_and_the_engines_environment
 def test_which_ray_has_a_token(version: str | None, token: bool) -> None:
     assert ray.has_token(version) is token
     known = facts(vllm="0.33.0", ray=version) if version else NodeFacts()
-    env = process(plan(ENGINE, said(), 2, 0, known), "ray-head").env
+    env = process(plan(ENGINE, said(), 2, 0, known), "ray").env
     assert ("RAY_AUTH_TOKEN" in env) is token
 
 
@@ -97,9 +98,9 @@ def test_which_ray_has_a_token(version: str | None, token: bool) -> None:
 def test_only_a_ray_that_was_tried_is_made_lean(version: str, args: tuple[str, ...], lean: bool) -> None:
     known = facts(vllm="0.33.0", ray=version)
     leader, worker = (plan(ENGINE, said(ray_args=args), 2, rank, known) for rank in (0, 1))
-    assert ("--lean" in command(leader, "ray-head")) is lean
-    assert ("--lean" in command(worker, "ray-head")) is lean
-    assert ("--no-monitor" in command(leader, "ray-head")) is lean
+    assert ("--lean" in command(leader, "ray")) is lean
+    assert ("--lean" in command(worker, "ray")) is lean
+    assert ("--no-monitor" in command(leader, "ray")) is lean
     (why,) = [w for w in check(ENGINE, said(ray_args=args), 2, known).why if w.startswith("Ray ")]
     assert ("no dashboard, client server or monitor" in why) is lean
 
@@ -107,12 +108,10 @@ def test_only_a_ray_that_was_tried_is_made_lean(version: str, args: tuple[str, .
 def test_what_the_user_adds() -> None:
     settings = said(ray_args=("--num-cpus=4", "--temp-dir", "/big", "--dashboard-port", "9"), gpus_per_pod=2)
     leader, worker = (plan(ENGINE, settings, 2, rank, NEW) for rank in (0, 1))
-    assert command(leader, "ray-head").endswith(
-        " --port 6379 --num-gpus 2 --num-cpus=4 --temp-dir /big --dashboard-port 9"
-    )
-    assert command(worker, "ray-head").endswith(" --node-ip-address 10.0.0.2 --num-gpus 2 --num-cpus=4")
+    assert command(leader, "ray").endswith(" --port 6379 --num-gpus 2 --num-cpus=4 --temp-dir /big --dashboard-port 9")
+    assert command(worker, "ray").endswith(" --node-ip-address 10.0.0.2 --num-gpus 2 --num-cpus=4")
     said_there = said(ray_args=("--num-gpus", "1"), gpus_per_pod=2)
-    assert command(plan(ENGINE, said_there, 2, 0, NEW), "ray-head").count("--num-gpus") == 1
+    assert command(plan(ENGINE, said_there, 2, 0, NEW), "ray").count("--num-gpus") == 1
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,7 @@ def test_what_the_user_may_not_say(args: tuple[str, ...], message: str, fix: str
     ],
 )
 def test_gpus_are_counted_where_they_are_asked_for(settings: Settings, known: NodeFacts, count: str) -> None:
-    assert f" wait 10.0.0.1:6379 {count} " in command(plan(ENGINE, settings, 2, 0, known), "ray-ready")
+    assert f" --count 10.0.0.1:6379 {count} " in command(plan(ENGINE, settings, 2, 0, known), "ray")
 
 
 @pytest.mark.parametrize(
@@ -186,5 +185,5 @@ def test_the_folder_is_another_each_epoch_and_group_and_the_same_on_all_ranks() 
 
 def test_addresses_of_the_sixth_kind() -> None:
     leader = ENGINE.plan(context(said(), 2, NEW, ip="fd00::{}"), 0)
-    assert process(leader, "ray-head").gate.target == "[fd00::1]:6379"
+    assert "--count [fd00::1]:6379 2 4 fd00::1,fd00::2 " in command(leader, "ray")
     assert process(leader).env["RAY_ADDRESS"] == "[fd00::1]:6379"

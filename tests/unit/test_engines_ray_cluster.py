@@ -32,7 +32,12 @@ class GlobalState:
         return found
 """
 RAYLET = """
-import os
+import json, os
+class GcsClient:
+    def __init__(self, address):
+        with open(os.environ["CLUSTER"]) as file:
+            if json.load(file) == "InvalidAuthToken":
+                raise RuntimeError("RPC error: Unauthenticated: InvalidAuthToken")
 class GcsClientOptions:
     @classmethod
     def create(cls, address, cluster, *, allow_cluster_id_nil, fetch_cluster_id_if_nil):
@@ -104,9 +109,9 @@ def gcs() -> Iterator[str]:
 class Cluster:
     """A running program and the file that it takes for a cluster."""
 
-    def __init__(self, site: Path, address: str, *arguments: str) -> None:
+    def __init__(self, site: Path, address: str, *arguments: str, error: str = "") -> None:
         self.file = site / "cluster.json"
-        self.nodes()
+        self.nodes(error=error)
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         environ |= {"PYTHONPATH": str(site), "CLUSTER": str(self.file), "CLUSTER_ADDRESS": address}
         self.process = subprocess.Popen(
@@ -167,6 +172,19 @@ def test_a_token_that_is_refused_ends_it_and_an_error_does_not(site: Path, gcs: 
     assert cluster.end() == 77
 
 
+def test_a_token_that_is_refused_at_once(site: Path, gcs: str) -> None:
+    (site / "ray" / "scripts" / "scripts.py").write_text("import time\ndef main(): time.sleep(60)\n")
+    commands = (
+        ("wait", gcs, "1", "0"),
+        ("start", "--after", gcs, "--", "start"),
+        ("start", "--count", gcs, "1", "0", "10.0.0.1", "--", "start", "--head"),
+    )
+    for command in commands:
+        cluster = Cluster(site, gcs, *command, error="InvalidAuthToken")
+        assert cluster.line().startswith("Ray refused this pod's token")
+        assert cluster.end() == 77
+
+
 def test_a_ray_with_other_insides_is_asked_by_its_public_api(site: Path, gcs: str) -> None:
     (site / "ray" / "_raylet.py").write_text("")
     cluster = Cluster(site, gcs, "wait", gcs, "1", "0")
@@ -202,6 +220,44 @@ def test_a_worker_starts_once_the_heads_node_is_alive(site: Path, gcs: str) -> N
     cluster.nodes(("10.0.0.1", True, 0))
     assert cluster.line() == f"args ['ray', 'start', '--address', '{gcs}']"
     assert cluster.end() == 3
+
+
+def test_a_head_counts_meanwhile(site: Path, gcs: str) -> None:
+    scripts = site / "ray" / "scripts" / "scripts.py"
+    scripts.write_text(SCRIPTS.replace("sys.exit(3)", "import time; time.sleep(60)"))
+    cluster = Cluster(site, gcs, "start", "--count", gcs, "1", "0", "10.0.0.1", "--", "start", "--head")
+    lines = {cluster.line() for _ in range(6)}
+    assert {"args ['ray', 'start', '--head']", "waiting for Ray: 0 of 1 nodes (missing 10.0.0.1)"} <= lines
+    cluster.nodes(("10.0.0.1", True, 0))
+    assert cluster.line() == "ray-ready: 1 nodes, 0 GPUs"
+    with pytest.raises(subprocess.TimeoutExpired):
+        cluster.process.wait(timeout=0.3)
+    cluster.process.kill()
+    assert cluster.end() == -9
+
+
+def test_a_head_ends_where_nobody_can_count(site: Path, gcs: str) -> None:
+    scripts = site / "ray" / "scripts" / "scripts.py"
+    scripts.write_text(SCRIPTS.replace("sys.exit(3)", "import time; time.sleep(60)"))
+    refused = Cluster(site, gcs, "start", "--count", gcs, "1", "0", "10.0.0.1", "--", "start", "--head")
+    refused.nodes(error="AuthenticationError")
+    assert refused.end() == 77
+    broken = Cluster(site, gcs, "start", "--count", gcs, "one", "0", "10.0.0.1", "--", "start", "--head")
+    assert broken.end() == 70
+
+
+def test_a_head_of_another_ray_counts_in_a_process_of_its_own(site: Path, gcs: str) -> None:
+    (site / "ray" / "_raylet.py").write_text("")
+    scripts = site / "ray" / "scripts" / "scripts.py"
+    scripts.write_text(SCRIPTS.replace("sys.exit(3)", "import time; time.sleep(60)"))
+    cluster = Cluster(site, gcs, "start", "--count", gcs, "1", "0", "10.0.0.1", "--", "start", "--head")
+    cluster.nodes(("10.0.0.1", True, 0))
+    lines: list[str] = []
+    while not lines or not lines[-1].startswith("ray-ready:"):
+        lines.append(cluster.line())
+    assert f"init {gcs}" in lines
+    cluster.process.kill()
+    assert cluster.end() == -9
 
 
 def test_it_explains_itself(site: Path, gcs: str) -> None:
