@@ -339,6 +339,7 @@ class Witness:
     group: Group
     started: dict[str, float] = field(default_factory=dict)  #: epoch -> when its first process started
     alive: dict[str, float] = field(default_factory=dict)  #: epoch -> when a process of it was last seen alive
+    last: dict[str, Proc] = field(default_factory=dict)  #: epoch -> that process
     seen: dict[Key, str] = field(default_factory=dict)
     _sessions: dict[int, str] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -359,9 +360,8 @@ class Witness:
     def look(self) -> None:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         others = []
-        for proc in scan(tries=1).procs.values():
-            if proc.gone:
-                continue
+        living = [proc for proc in scan().procs.values() if not proc.gone]
+        for proc in living:
             if proc.key not in self.seen:
                 words = _cmdline(proc.pid).split(b"\0")
                 mine = any(w.startswith(self.group.prefix.encode() + b".") for w in words)
@@ -369,12 +369,15 @@ class Witness:
                     others.append(proc)
                     continue
                 token = words[words.index(b"--epoch-token") + 1].decode()
-                self._take(proc, token)
-            self.alive[self.seen[proc.key]] = now
+                self._take(read(proc.pid) or proc, token)  # anew: it may have been scanned before its setsid
+            self.alive[self.seen[proc.key]], self.last[self.seen[proc.key]] = now, proc
         for proc in others:  # workers have renamed themselves; their session tells
             if proc.session in self._sessions:
                 self._take(proc, self._sessions[proc.session])
-                self.alive[self.seen[proc.key]] = now
+                self.alive[self.seen[proc.key]], self.last[self.seen[proc.key]] = now, proc
+        # A session whose last member has ended can't come back, but its number can: pids are used again.
+        alive = {proc.session for proc in living}
+        self._sessions = {number: token for number, token in self._sessions.items() if number in alive}
 
     def _take(self, proc: Proc, token: str) -> None:
         self.seen[proc.key] = token
@@ -389,7 +392,8 @@ class Witness:
         for i, later in enumerate(order):
             for earlier in order[:i]:
                 overlap = self.alive[earlier] - (self.started[later] + TICK)
-                assert overlap < 0, f"epoch {earlier} was alive {overlap:.3f} s after the start of epoch {later}"
+                words = f"epoch {earlier} was alive {overlap:.3f} s after the start of epoch {later}"
+                assert overlap < 0, f"{words}, last seen: {self.last[earlier]}"
 
 
 def _cmdline(pid: int) -> bytes:
