@@ -33,7 +33,7 @@ from launcher.memory import Keeper
 from launcher.process import channel as guard
 from launcher.process import tree, watch
 from launcher.settings import Settings
-from launcher.stages import StageRunner, signal_name
+from launcher.stages import StageRunner, how_it_ended, signal_name
 from launcher.status import Timeline, failure_block, metrics_page, status_object, termination_message
 from launcher.vital import Vital
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Shared
@@ -537,8 +537,8 @@ class Agent:
         if self._health is not None:
             self._health.stop()
             self._health = None
-        self.stages.cancel()
         self._vital.forget()
+        self.stages.cancel()
         self._stops += 1
         if cause.kind is not CauseKind.DRAIN:
             self.log("stopping the engine", {"why": str(cause), "grace": grace}, "warning")
@@ -691,11 +691,18 @@ class Agent:
             return ()
         return tuple(name for stage in self.plan.stages for p in stage.processes for name in p.vital)
 
-    def _vital_ended(self, pid: int, name: str) -> None:
-        if self.epoch is not None and self._vital_names():
-            text = f"process {pid} ({name}) of the engine ended although nobody asked it to"
-            cause = Cause(CauseKind.EXITED, self.identity.rank, text, name, None, self.stages.output.last)
-            self._engine_broke(self.epoch, cause)
+    def _vital_ended(self, pid: int, name: str, status: int | None) -> None:
+        if self.epoch is None or self.draining:
+            return
+        who, rank = f"process {pid} ({name}) of the engine", self.identity.rank
+        if status is None:
+            text = f"{who} ended although nobody asked it to"
+            cause = Cause(CauseKind.DIED, rank, text, name, None, self.stages.output.last)
+        else:
+            code = os.waitstatus_to_exitcode(status)
+            report = guard.Exited("", None if code < 0 else code, -code if code < 0 else None, "")
+            cause = how_it_ended(rank, who, report, self.stages.output.last, self._oom_killed)
+        self._engine_broke(self.epoch, cause)
 
     def _report(self) -> None:
         """Tell the leader what changed; while starting, every sign of life counts."""

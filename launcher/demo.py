@@ -39,7 +39,7 @@ def _demo(kill: bool, log: Any) -> int:
     api, agent, group, peers = _free_ports(4)
     print("Two ranks on this machine: rank 0 on 127.0.0.1, rank 1 on 127.0.0.2, the embedded reference engine.\n")
     began = time.monotonic()
-    command = [sys.executable, "-m", "launcher", "local", "--size", "2", "--engine", "reference"]
+    command = [again.python(), "-m", "launcher", "local", "--size", "2", "--engine", "reference"]
     command += ["--port", str(api), "--agent-port", str(agent), "--group-port", str(group)]
     command += ["--master-port", str(peers), "--drain-settle", "0.5s"]
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

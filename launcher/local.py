@@ -50,7 +50,7 @@ def _start(rank: int, size: int, args: list[str], wrap: list[str]) -> subprocess
         "LAUNCHER_GROUP_ID": os.environ.get("LAUNCHER_GROUP_ID", f"local/{os.getpid()}"),
         "LAUNCHER_TERMINATION_LOG": os.devnull,
     }
-    command = [*wrap, sys.executable, "-m", "launcher", "run", *args]
+    command = [*wrap, again.python(), "-m", "launcher", "run", *args]
     # Its own process group: Ctrl-C must reach the ranks once, through us.
     return subprocess.Popen(
         command,
@@ -117,7 +117,7 @@ def _own_shm(settings: Settings, size: int) -> list[str]:
     """SGLang takes ranks that share /dev/shm for ranks of one host, and hangs: each gets a mount namespace."""
     if size == 1 or settings.engine != "sglang" or settings.engine_file:
         return []
-    wrap = [sys.executable, "-m", "launcher.own_shm", "--"]
+    wrap = [again.python(), "-m", "launcher.own_shm", "--"]
     probe: Any = subprocess.run([*wrap, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         raise ConfigError(

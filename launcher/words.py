@@ -165,6 +165,7 @@ class CauseKind(str, Enum):
 
     EXITED = "exited"  #: a process ended with a code, 0 too
     SIGNALLED = "signalled"  #: a process was ended by a signal
+    DIED = "process_died"  #: a process deep in the engine's tree ended, nobody knows how
     OOM = "out_of_memory"  #: the kernel's OOM killer ended a process
     SPAWN = "not_started"  #: a process could not be executed
     STOPPED = "frozen"  #: a process sat stopped (T) for 5 s

@@ -93,7 +93,7 @@ class ReferenceEngine:
         else:
             gate = Gate("tcp", f"[{own}]:{peer_port}" if ":" in own else f"{own}:{peer_port}")
         # What the user says comes last: of an option given twice the engine takes the last one.
-        process = Process(name="reference", argv=(*argv, *args), gate=gate)
+        process = Process(name="reference", argv=(*argv, *args), gate=gate, vital=("reference: work",))
         return Plan(
             rank=rank,
             stages=(Stage(name="engine", processes=(process,)),),

@@ -19,12 +19,13 @@ _WEIGHT = {
     CauseKind.SIGNALLED: 1,
     CauseKind.SPAWN: 1,
     CauseKind.AGENT: 1,
+    CauseKind.DIED: 2,
     CauseKind.STOPPED: 2,
     CauseKind.LOST: 2,
     CauseKind.UNCLEAN: 3,
     CauseKind.EXITED: 4,
 }
-_LEAST = 5
+_LEAST = 6
 WINDOW = 1.0
 BESIDE = "at the same time"
 BOTH_LINES = 12
@@ -32,7 +33,13 @@ BOTH_LINES = 12
 
 def explains_better(new: Cause, old: Cause) -> bool:
     """True if ``new``, heard shortly after ``old``, is the more likely origin of both."""
-    return _WEIGHT.get(new.kind, _LEAST) < _WEIGHT.get(old.kind, _LEAST)
+    return _weight(new) < _weight(old)
+
+
+def _weight(cause: Cause) -> int:
+    if cause.kind is CauseKind.EXITED and cause.code == 0:
+        return _LEAST - 1  # a process that ended in good order followed another more often than it led
+    return _WEIGHT.get(cause.kind, _LEAST)
 
 
 def with_neighbour(first: Cause, other: Cause) -> Cause:

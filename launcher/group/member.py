@@ -221,7 +221,7 @@ _GRID: Mapping[type[Any], tuple[str, ...]] = {
     Able:        ("idle",    "idle",     "idle",     "able",        "idle",        "idle",        "idle",          "idle",     "idle"),
     NotAble:     ("idle",    "idle",     "idle",     "not_able",    "idle",        "idle",        "idle",          "idle",     "idle"),
     Done:        ("idle",    "idle",     "idle",     "idle",        "done",        "idle",        "idle",          "idle",     "idle"),
-    Broke:       ("idle",    "idle",     "idle",     "broke",       "broke",       "broke",       "idle",          "idle",     "idle"),
+    Broke:       ("idle",    "idle",     "idle",     "broke",       "broke",       "broke",       "broke",         "idle",     "idle"),
     Expired:     ("idle",    "idle",     "idle",     "expired",     "expired",     "expired",     "idle",          "idle",     "idle"),
     Gone:        ("cleaned", "idle",     "idle",     "idle",        "idle",        "idle",        "gone",          "idle",     "idle"),
     Idle:        ("idle",    "idle",     "idle",     "idle",        "idle",        "drained",     "idle",          "idle",     "idle"),
@@ -496,7 +496,8 @@ class Member:
             self._say(event.report, now)
 
     def _broke(self, event: Broke, now: float) -> None:
-        """The leader stops everybody, us too. If it can't hear us, its silence does."""
+        """The leader stops everybody, us too. If it can't hear us, its silence does. One that came before the stop and
+        is noticed only now may explain it better."""
         if event.epoch == self.epoch:
             self._say(m.Failed(event.epoch, event.cause), now)
 

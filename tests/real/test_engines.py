@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.pods import Cluster, until, why_not
+from tests.pods import Cluster, until
 from tests.real import recipes
 from tests.real.install import NotInstallable
 from tests.real.launched import LaunchedGroup, engine_arguments
@@ -20,15 +19,6 @@ from tests.real.launched import LaunchedGroup, engine_arguments
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
 
 LATE = 20.0  #: seconds by which one side is late
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    reason = why_not()
-    if reason:
-        pytest.skip(f"pods cannot be made here: {reason}")
-    with Cluster() as made:
-        yield made
 
 
 def _group(cluster: Cluster, kind: str, *more: str) -> LaunchedGroup:

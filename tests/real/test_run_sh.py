@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pods import ROOT, Cluster, Pod, until, why_not
+from tests.pods import ROOT, Cluster, Pod, until
 from tests.real.install import NotInstallable, engine
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
@@ -18,15 +17,6 @@ SMALL = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-sta
 COUNT = (
     "import ray; ray.init(address='auto', log_to_driver=False); print('alive', sum(n['Alive'] for n in ray.nodes()))"
 )
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    reason = why_not()
-    if reason:
-        pytest.skip(f"pods cannot be made here: {reason}")
-    with Cluster() as made:
-        yield made
 
 
 def _env(pod: Pod) -> dict[str, str]:
