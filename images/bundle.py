@@ -99,7 +99,11 @@ def build(wheels: Path, out: Path) -> None:
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
     if not compileall.compile_dir(library, quiet=2, invalidation_mode=unchecked, stripdir=str(out)):
         raise SystemExit("bundle.py: not everything could be compiled")
-    for path in out.rglob("*"):
+    # For run.sh, and for whatever starts a module of the launcher: bin/python -m launcher.x
+    (out / "bin").mkdir()
+    for name in ("launcher", "python"):
+        (out / "bin" / name).symlink_to("../launcher")
+    for path in (p for p in out.rglob("*") if not p.is_symlink()):
         path.chmod(0o755 if path.is_dir() or path == out / "launcher" else 0o644)
 
 

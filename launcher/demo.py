@@ -17,6 +17,8 @@ import tempfile
 import time
 from typing import Any
 
+from launcher import again
+
 DEADLINE = 60.0  #: seconds for each step; a noisy machine is no failure
 PROMPT = "a group of two ranks"
 

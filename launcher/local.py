@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any
 
+from launcher import again
 from launcher.errors import ConfigError
 from launcher.settings import Settings
 

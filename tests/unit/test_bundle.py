@@ -55,6 +55,7 @@ def test_bundle_is_whole_and_has_no_tests(bundle: ModuleType, tmp_path: Path) ->
     out = tmp_path / "out"
     bundle.build(wheels(tmp_path / "w", psutil="cp36-abi3-manylinux2014_x86_64"), out)
     assert os.access(out / "launcher", os.X_OK)
+    assert (out / "bin/python").resolve() == out / "launcher"
     assert (out / "lib/launcher/process/guard.py").exists()
     assert (out / "lib/psutil/__init__.py").exists()
     assert not (out / "lib/psutil/tests").exists()
