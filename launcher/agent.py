@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,6 @@ from launcher.process import tree, watch
 from launcher.settings import Settings
 from launcher.stages import StageRunner, how_it_ended, signal_name
 from launcher.status import Timeline, failure_block, metrics_page, status_object, termination_message
-from launcher.vital import Vital
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Shared
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Agent:
         self._member_link: MemberLink | None = None
         self._health: HealthWatch | None = None
         self._before: planning.Before | None = None
+        self._scratch: list[str] = []
         self._not_back = ""  # GPU memory that an ended epoch still holds, in words
         self._remembered: Epoch | None = None
         self._phase = ""
@@ -152,7 +153,7 @@ class Agent:
         self.member.news = m.News(
             "gathering", charged=former.charged + (killed is not None), first_failure=former.first_failure or killed
         )
-        self._vital = Vital(self._vital_ended)
+        self._vital = vital.Vital(self._vital_ended)
         self.stages = StageRunner(
             self.identity.rank, self._channel_send, self._stage_done, self._engine_broke, self._oom_killed
         )
@@ -463,6 +464,9 @@ class Agent:
             self._to_member(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self.identity.rank, text)))
             return
         self._before = await planning.before_epoch(self._ask)
+        self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
+        await planning.sweep(self._scratch)
+        self._scratch = self._scratch[-2:]
         self.epoch = shared.epoch
         self.log.epoch = str(shared.epoch.n)
         self._recorded.clear()
@@ -540,6 +544,8 @@ class Agent:
         self._vital.forget()
         self.stages.cancel()
         self._stops += 1
+        if grace == self.settings.stop_grace and self.plan is not None and self.plan.stop_grace is not None:
+            grace = self.plan.stop_grace  # the engine file's own; the lease still ends it
         if cause.kind is not CauseKind.DRAIN:
             self.log("stopping the engine", {"why": str(cause), "grace": grace}, "warning")
         else:
@@ -694,6 +700,8 @@ class Agent:
     def _vital_ended(self, pid: int, name: str, status: int | None) -> None:
         if self.epoch is None or self.draining:
             return
+        if any(vital.ending(root) for root in self.stages.pids):
+            return  # it went with its root, of which the guard will tell
         who, rank = f"process {pid} ({name}) of the engine", self.identity.rank
         if status is None:
             text = f"{who} ended although nobody asked it to"
@@ -702,6 +710,8 @@ class Agent:
             code = os.waitstatus_to_exitcode(status)
             report = guard.Exited("", None if code < 0 else code, -code if code < 0 else None, "")
             cause = how_it_ended(rank, who, report, self.stages.output.last, self._oom_killed)
+            kind = CauseKind.DIED if cause.kind is CauseKind.EXITED else cause.kind
+            cause = replace(cause, kind=kind, process=name)
         self._engine_broke(self.epoch, cause)
 
     def _report(self) -> None:
@@ -739,9 +749,11 @@ class Agent:
         news = self.member.news
         if news.phase in ("gathering", "mismatched", "fenced", "stopping") and news.text:
             self.log.waiting(news.text)
-        settled = phase != "stopping" and not self._finished_future.done()  # until then a better word may come
-        if settled and news.first_failure is not None and news.first_failure != self._told_failure:
-            self._tell_failure(news.first_failure, "")
+        first = self.coordinator.history.first if self.coordinator is not None else news.first_failure
+        stopping = phase in ("stopping", "aborted") or self.member.state is me.State.STOPPING
+        settled = not stopping and not self._finished_future.done()  # until then a better word may come
+        if settled and first is not None and first != self._told_failure:
+            self._tell_failure(first, "")
         if self.member.address:
             self._remember(charged=news.charged, first_failure=news.first_failure)
             self._remember_epoch()

@@ -150,7 +150,8 @@ class HealthWatch:
         while True:
             await asyncio.sleep(interval)
             assert self._health.url is not None
-            reply = await probe.ask(self._health.url, max(5.0, 2 * interval), insecure=self._health.insecure)
+            limit = max(self._health.timeout, 2 * interval)
+            reply = await probe.ask(self._health.url, limit, insecure=self._health.insecure)
             self.words = "" if reply.ok else reply.words
             failures = 0 if reply.ok else failures + 1
             self.ok = reply.ok

@@ -1,8 +1,8 @@
 """`launcher local --size N`: a whole group on this machine, for trying things out and for demos.
 
-Rank r is a launcher of its own on 127.0.0.(1+r), so all ranks use the same ports, as pods do. What they print becomes
-one stream with a prefix for each rank. Ctrl-C (or SIGTERM) is passed on to all; the exit code is that of the first rank
-that failed, in the order of ranks.
+Rank r is a launcher of its own on 127.0.0.(1+r), so all ranks use the same ports, as pods do (with vLLM over Ray on
+127.0.0.(2+r): Ray takes 127.0.0.1 for something else). What they print becomes one stream with a prefix for each rank.
+Ctrl-C (or SIGTERM) is passed on to all; the exit code is that of the first rank that failed, in the order of ranks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def run(size: int, args: list[str], settings: Settings) -> int:
     if size > 250:
         raise ConfigError(f"--size {size} is more than this machine's loopback ranks", "give 250 or less")
     wrap = _own_shm(settings, size)
-    ranks = [_start(rank, size, args, wrap) for rank in range(size)]
+    # Ray takes 127.0.0.1 for "find my address out", and would then be another one than VLLM_HOST_IP.
+    first = 2 if settings.engine == "vllm" and settings.backend != "mp" and size > 1 else 1
+    ranks = [_start(rank, size, args, wrap, first) for rank in range(size)]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal that closes is an end too
         as_what = signal.SIGTERM if number == signal.SIGHUP else number
         signal.signal(number, lambda *_, n=as_what: _pass_on(ranks, n))
@@ -39,15 +41,15 @@ def run(size: int, args: list[str], settings: Settings) -> int:
     return next((c for c in codes if c), 0)
 
 
-def _start(rank: int, size: int, args: list[str], wrap: list[str]) -> subprocess.Popen[bytes]:
+def _start(rank: int, size: int, args: list[str], wrap: list[str], first: int) -> subprocess.Popen[bytes]:
     environ = dict(os.environ)
     for name in ("LAUNCHER_PEERS", "LAUNCHER_LEADER"):
         environ.pop(name, None)
     environ |= {
         "LAUNCHER_RANK": str(rank),
         "LAUNCHER_SIZE": str(size),
-        "LAUNCHER_LEADER": "127.0.0.1",
-        "LAUNCHER_ADDRESS": f"127.0.0.{rank + 1}",
+        "LAUNCHER_LEADER": f"127.0.0.{first}",
+        "LAUNCHER_ADDRESS": f"127.0.0.{first + rank}",
         "LAUNCHER_GROUP_ID": os.environ.get("LAUNCHER_GROUP_ID", f"local/{os.getpid()}"),
         "LAUNCHER_TERMINATION_LOG": os.devnull,
     }

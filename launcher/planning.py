@@ -7,6 +7,7 @@ with names in the place of addresses. Each step is small and calls one room.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -284,6 +285,12 @@ async def after_epoch(before: Before, ask: Ask) -> tuple[tuple[str, ...], str]:
             break
         await asyncio.sleep(0.5)
     return removed, kept
+
+
+async def sweep(folders: Sequence[str], keep: int = 2) -> None:
+    """Remove the scratch folders of epochs before the newest ``keep``; ``folders`` is oldest first."""
+    for folder in folders[:-keep]:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def _gpu_memory(ask: Ask) -> Mapping[str, int]:

@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from launcher.process.tree import Key, Proc
 
 
+PF_EXITING = 0x4  #: of the flags in /proc/PID/stat (include/linux/sched.h)
+
+
 class Vital:
     """Watches processes by pidfd. ``ended(pid, name, status)`` is called once for each that ends while it is watched.
 
@@ -58,6 +61,16 @@ class Vital:
         fd, _ = self._fds.pop(key)
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
+
+
+def ending(pid: int) -> bool:
+    """Whether a process has ended, or has begun to: its descriptors are closed before it becomes a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & PF_EXITING)
 
 
 def _status(pid: int) -> int | None:

@@ -142,6 +142,7 @@ class Plan:
     health: Health = field(default_factory=Health)  #: empty on ranks whose health says nothing
     ports: tuple[Port, ...] = ()
     why: tuple[str, ...] = ()  #: choices and their reasons, in words, for ``launcher plan``
+    scratch: tuple[str, ...] = ()  #: folders that this epoch makes; the newest two epochs' are kept
     stop_grace: float | None = None  #: seconds that this engine wants between TERM and KILL at a failure stop
     shutdown_env: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
@@ -165,7 +166,7 @@ class CauseKind(str, Enum):
 
     EXITED = "exited"  #: a process ended with a code, 0 too
     SIGNALLED = "signalled"  #: a process was ended by a signal
-    DIED = "process_died"  #: a process deep in the engine's tree ended, nobody knows how
+    DIED = "process_died"  #: a process deep in the engine's tree ended; without ``code`` nobody knows how
     OOM = "out_of_memory"  #: the kernel's OOM killer ended a process
     SPAWN = "not_started"  #: a process could not be executed
     STOPPED = "frozen"  #: a process sat stopped (T) for 5 s

@@ -85,6 +85,7 @@ class VLLMEngine:
             health=health,
             ports=_ports(context, backend, rank),
             why=backend.why,
+            scratch=(ray.temp_dir(context),) if backend.form is Form.RAY else (),
         )
 
     def fingerprint(self, settings: Settings, facts: NodeFacts) -> Fingerprint:

@@ -908,7 +908,7 @@ class Coordinator:
 
 def exit_code(cause: Cause) -> int:
     """The launcher's exit code when a group gives up because of ``cause``."""
-    if cause.kind in (CauseKind.EXITED, CauseKind.SIGNALLED, CauseKind.OOM) and cause.code:
+    if cause.kind in (CauseKind.EXITED, CauseKind.DIED, CauseKind.SIGNALLED, CauseKind.OOM) and cause.code:
         return cause.code
     if cause.kind is CauseKind.EXITED:
         return int(ExitCode.ENGINE_ENDED)

@@ -33,11 +33,13 @@ BOTH_LINES = 12
 
 def explains_better(new: Cause, old: Cause) -> bool:
     """True if ``new``, heard shortly after ``old``, is the more likely origin of both."""
+    if new.kind is CauseKind.DIED and old.kind is CauseKind.EXITED and new.rank == old.rank:
+        return False  # on one rank the order is known: the root ended, then what it had made
     return _weight(new) < _weight(old)
 
 
 def _weight(cause: Cause) -> int:
-    if cause.kind is CauseKind.EXITED and cause.code == 0:
+    if cause.kind in (CauseKind.EXITED, CauseKind.DIED) and cause.code == 0:
         return _LEAST - 1  # a process that ended in good order followed another more often than it led
     return _WEIGHT.get(cause.kind, _LEAST)
 
