@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import memory, planning, roles
+from launcher import memory, planning, roles, vital
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co

@@ -7,8 +7,8 @@ with names in the place of addresses. Each step is small and calls one room.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import os
+import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

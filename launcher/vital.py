@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from launcher.process.tree import Key, Proc
 
-
 PF_EXITING = 0x4  #: of the flags in /proc/PID/stat (include/linux/sched.h)
 
 
