@@ -541,11 +541,11 @@ class Agent:
         if self._health is not None:
             self._health.stop()
             self._health = None
-        self._vital.forget()
-        self.stages.cancel()
-        self._stops += 1
         if grace == self.settings.stop_grace and self.plan is not None and self.plan.stop_grace is not None:
             grace = self.plan.stop_grace  # the engine file's own; the lease still ends it
+        self._vital.forget()
+        self.stages.cancel(grace)
+        self._stops += 1
         if cause.kind is not CauseKind.DRAIN:
             self.log("stopping the engine", {"why": str(cause), "grace": grace}, "warning")
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class StageRunner:
         self._epoch: Epoch | None = None
         self._environ: Mapping[str, str] = {}
         self._live = False
+        self._kill_at = 0.0
         self._stage = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
@@ -105,9 +107,14 @@ class StageRunner:
         if not processes:
             self._check_done()
 
-    def cancel(self) -> None:
-        """The engine is being stopped: from now on ends are no failures."""
+    def cancel(self, grace: float = 0.0) -> None:
+        """The engine is being stopped, with KILL after ``grace`` seconds: from now on ends are no failures.
+
+        But one by a signal that is not the stop's own TERM came before it, or by somebody else's hand: it is told, for
+        it may be why the neighbour failed that the stop is about, whose word was faster.
+        """
         self._live = False
+        self._kill_at = time.monotonic() + grace
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
@@ -153,7 +160,8 @@ class StageRunner:
         self._fail(one, how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom))
 
     def _fail(self, one: Running, cause: Cause) -> None:
-        if self._live and self._epoch is not None:
+        killed = cause.kind in (CauseKind.SIGNALLED, CauseKind.OOM) and cause.code != 128 + signal.SIGTERM
+        if self._epoch is not None and (self._live or (killed and time.monotonic() < self._kill_at)):
             self._broke(self._epoch, cause)
 
     # ------------------------------------------------------------------------------------------------------ gates

@@ -53,8 +53,10 @@ def test_kill_9_of_a_child_of_the_engine(tmp_path: Path, rank: int) -> None:
     with running(tmp_path, 2, *NO_RESTART) as group:
         group.until_serving()
         os.kill(group.worker(rank), signal.SIGKILL)
-        # Either rank of this engine may be the first to end with 1 over the broken chain; all say the same.
-        check_end(group, 1, r"rank [01]: reference ended with exit code 1")
+        # How it ended is known if its parent was slow to reap it; which rank comes first is not ours to say.
+        codes = group.codes()
+        assert codes[0] == codes[1] and codes[0] in (137, 75, 1), group.words()
+        check_end(group, codes[0], r"rank [01]: (process \d+ \(reference: work\) of the engine|reference) .*ended.*")
         assert "was ended by signal 9" in group.output(rank)
 
 
@@ -85,8 +87,8 @@ def test_the_engine_ends_while_it_serves(tmp_path: Path, rank: int, code: int) -
         # The neighbour ends with 1 over the broken chain, at about the same time: the order is not ours to say.
         cause = rf"rank {rank}: reference ended with exit code {code}.*"
         codes = group.codes()
-        assert codes in ([76, 76], [code, code], [1, 1]), group.words()
-        if codes[0] != 1:
+        assert codes[0] == codes[1] and codes[0] in (code or 76, 1, 75), group.words()
+        if codes[0] == code or codes[0] == 76:
             check_end(group, code or 76, cause, tail="injected")
             assert words in group.output(1 - rank)
 
