@@ -56,8 +56,9 @@ def soak(first: int, schedules: int, jobs: int) -> int:
             broken.append(o)
             print(f"seed {o.seed}: {o.broken}", flush=True)
     print(
-        f"{done} schedules, {simulated / 3600:.1f} simulated hours, {events} events, {epochs} epochs, {ran} of them ran, "
-        f"{drains} drains, {gave_up} groups gave up, longest recovery {longest.recovery:.1f} s (seed {longest.seed}), "
+        f"{done} schedules, {simulated / 3600:.1f} simulated hours, {events} events, {epochs} epochs, "
+        f"{ran} of them ran, {drains} drains, {gave_up} groups gave up, "
+        f"longest recovery {longest.recovery:.1f} s (seed {longest.seed}), "
         f"{thawed} starts beside a thawed node, {strangers} beside strangers; {time.monotonic() - began:.0f} s"
     )
     print("faults: " + ", ".join(f"{name} {n}" for name, n in faults.most_common()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.group import coordinator as c
@@ -83,7 +83,7 @@ def draw_plan(rng: random.Random) -> Plan:
         longest_request=rng.choice((0.5, 4.0, 20.0)),
         fragile=rng.random() < 0.5,
         max_restarts=rng.choice((0, 2, 3)) if rng.random() < 0.08 else 1000,
-        restart_window=rng.choice((20.0, 3600.0)),
+        restart_window=rng.choice((5.0, 3600.0)),
         kernel_accepts=rng.random() < 0.5,
         state_file=rng.random() < 0.5,
     )
@@ -100,10 +100,10 @@ class Trouble:
 
 
 class Cluster:
-    def __init__(self, world: World, rules: Rules) -> None:
+    def __init__(self, world: World, rules: Rules, **plan: Any) -> None:
         self.world = world
         self.rules = rules
-        self.plan = draw_plan(world.rng)
+        self.plan = replace(draw_plan(world.rng), **plan)
         self.terms = Terms(self.plan.lease)
         self.net = Network(world)
         self.truth = Truth(self)
@@ -116,6 +116,7 @@ class Cluster:
         self.wanted = set(range(self.plan.size))
         self.calm_at: float | None = None  #: when faults stop
         self.ever_unable = False
+        self.hold_for = 0.0
         self.held_hellos = 0  #: so many new connections are held up, their hello in them
         self.ambushes: list[tuple[c.Phase, float, Callable[[], None]]] = []  #: faults that wait for a phase
         self.leader_n = 0
@@ -251,8 +252,8 @@ class Cluster:
 
     def _hold(self, end: End) -> None:
         """A connection whose first words arrive late, perhaps when the member has long given it up."""
-        lasts = self.world.between(0.2, 2.5) * self.plan.lease
-        self.truth.touch(f"hello held for {lasts:.1f} s", end.agent.pod.rank, lasts=lasts + 4 * self.plan.lease)
+        lasts = self.hold_for or self.world.between(0.2, 2.5) * self.plan.lease
+        self.world.note("FAULT", f"hello held for {lasts:.1f} s", f"rank {end.agent.pod.rank}")  # which ends nothing
         end.dark = True
 
         def released() -> None:

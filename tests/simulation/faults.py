@@ -135,6 +135,42 @@ def cut(cluster: Cluster) -> None:
     cluster.truth.silent("the cut", pod, lasts, leader)
 
 
+def flapping(cluster: Cluster) -> None:
+    """The way from the leader to a pod comes and goes, then it is gone; perhaps somebody makes another pod."""
+    leader, pod, world = cluster.pod(0), some_pod(cluster), cluster.world
+    if leader is None or pod is None or pod is leader:
+        return
+    lease, at = cluster.plan.lease, 0.0
+    for _ in range(world.rng.randint(1, 4)):
+        lasts = world.between(0.1, 0.6) * lease
+        world.at(at, _cut_way, cluster, leader, pod, lasts)
+        at += lasts + world.between(0.0, 0.1) * lease
+    cluster.truth.touch("flapping", pod.rank, lasts=at + 3 * lease + aftermath(cluster))
+    for a, b in ((leader, pod), (pod, leader)):
+        world.at(at, _cut_way, cluster, a, b, 2 * lease)
+    if world.chance(0.7):
+        world.at(world.between(0.0, at + 0.5 * lease), _second, cluster, pod, False)
+
+
+def _cut_way(cluster: Cluster, a: Pod, b: Pod, lasts: float) -> None:
+    if cluster.calm_at is None:
+        cluster.net.cut(a.node, b.node)
+        cluster.world.at(lasts, cluster.net.heal, a.node, b.node)
+
+
+def replaced_while_cut(cluster: Cluster) -> None:
+    """A worker's node is cut off; somebody is quick to delete the pod by force, and a second one takes its rank."""
+    world = cluster.world
+    workers = [p for p in cluster.pods if p.rank]
+    if workers:
+        pod = world.rng.choice(workers)
+        cluster.truth.touch("cut off and replaced", pod.rank, lasts=1e9)
+        cluster.truth.silent("the cut", pod, 1e9)
+        world.at(world.between(0.0, 0.3) * cluster.plan.lease, _second, cluster, pod)
+        cluster.net.cut(pod.node, EVERYBODY)
+        cluster.net.cut(EVERYBODY, pod.node)
+
+
 def isolated(cluster: Cluster) -> None:
     """A node is cut from everybody."""
     pod, world = some_pod(cluster), cluster.world
@@ -254,13 +290,18 @@ def duplicate(cluster: Cluster) -> None:
         return
     old, lasts = cluster.of_rank(rank)[-1], duration(cluster)
     new = cluster.make_pod(rank)
-    cluster.truth.touch(f"a second pod for {lasts:.1f} s", rank, lasts=lasts + aftermath(cluster))
+    world.note("FAULT", f"a second pod for {lasts:.1f} s", f"rank {rank}")  # which ends nothing by itself
     goes = world.rng.choice((old, new))
 
     def ends() -> None:
         if len(cluster.of_rank(rank)) > 1 and goes.alive:
+            silent = world.chance(0.3)
+            if silent:
+                cluster.truth.touch("node lost", rank, lasts=aftermath(cluster))
+            else:
+                cluster.truth.touch("pod killed", rank, kinds=KILLED, sharp=True)
             cluster.truth.launcher_killed(goes)
-            cluster.kill_pod(goes, silent=world.chance(0.3))
+            cluster.kill_pod(goes, silent=silent)
 
     world.at(lasts, ends)
 
@@ -302,17 +343,19 @@ def takeover(cluster: Cluster) -> None:
             continue
         cluster.truth.touch("cut from the old leader", rank, lasts=after + lasts + aftermath(cluster))
         world.at(after, _cut_for_good, cluster, old, pod)
-        fate = world.rng.choice(("stays", "stays", "agent", "pod", "second"))
+        fate = world.rng.choice(("stays", "reset", "reset", "agent", "agent", "pod", "second"))
         later = after + world.rng.choice((0.1, 0.5)) * cluster.plan.lease * world.rng.random()
         if fate == "agent":
             world.at(later, _agent_of, cluster, pod)
+        elif fate == "reset":
+            world.at(later, _reset_side, cluster, pod)
         elif fate == "pod":
             world.at(later, _kill, cluster, pod)
         elif fate == "second":
             world.at(later, _second, cluster, pod)
     cluster.truth.touch("cut off, and a new leader made", 0, lasts=lasts + aftermath(cluster))
-    new = cluster.make_pod(0, after=world.between(0, 0.5) * cluster.plan.lease)
-    world.at(world.between(0.0, 1.0), cluster.point_dns, new)
+    new = cluster.make_pod(0, after=world.rng.choice((0.1, 0.5)) * world.rng.random() * cluster.plan.lease)
+    world.at(world.between(0.0, 0.1) * cluster.plan.lease, cluster.point_dns, new)
     world.at(lasts, _kill, cluster, old)
 
 
@@ -321,6 +364,12 @@ def _cut_for_good(cluster: Cluster, old: Pod, pod: Pod) -> None:
         cluster.net.cut(old.node, pod.node)
         cluster.net.cut(pod.node, old.node)
         cluster.truth.silent("the cut from the old leader", pod, 1e9, old)
+
+
+def _reset_side(cluster: Cluster, pod: Pod) -> None:
+    """A packet filter answers this member's words to the old leader with a reset; the leader hears nothing."""
+    if pod.agent is not None and pod.agent.link is not None and cluster.calm_at is None:
+        pod.agent.link.breaks()
 
 
 def _agent_of(cluster: Cluster, pod: Pod) -> None:
@@ -336,13 +385,14 @@ def _kill(cluster: Cluster, pod: Pod) -> None:
         cluster.kill_pod(pod, silent=cluster.world.chance(0.5))
 
 
-def _second(cluster: Cluster, pod: Pod) -> None:
+def _second(cluster: Cluster, pod: Pod, cut_off: bool = True) -> None:
     """A second pod of a rank; the first has nobody to talk to."""
     if pod.alive and cluster.calm_at is None:
         cluster.truth.touch("a second pod", pod.rank, lasts=1e9)
         cluster.make_pod(pod.rank)
-        cluster.net.cut(pod.node, EVERYBODY)
-        cluster.net.cut(EVERYBODY, pod.node)
+        if cut_off:
+            cluster.net.cut(pod.node, EVERYBODY)
+            cluster.net.cut(EVERYBODY, pod.node)
 
 
 def hello_held(cluster: Cluster) -> None:
@@ -438,7 +488,9 @@ FAULTS: dict[Callable[[Cluster], None], float] = {
     not_coming_back: 2,
     duplicate: 5,
     second_leader: 5,
-    takeover: 5,
+    takeover: 8,
+    replaced_while_cut: 5,
+    flapping: 6,
     hello_held: 5,
     dns_lies: 4,
     rollout: 3,

@@ -28,8 +28,10 @@ class Network:
         self.jitter = world.rng.choice((0.0001, 0.001, 0.01, 0.1))
         self.longest_pause = world.rng.choice((2.0, 8.0, 30.0))  # TCP_RTO_MAX, so to say
         self.gives_up = world.rng.choice((12.0, 25.0, 60.0, 1e9))  # TCP_USER_TIMEOUT
+        self.prompt = world.chance(0.4)  # what was held up by a cut comes through as soon as it is healed
         self.on_the_wire = world.chance(0.06)  # every message goes through encode and decode: slower
         self._cuts: dict[tuple[int, int], int] = {}
+        self._held: list[End] = []
 
     def cut(self, a: int, b: int) -> None:
         """Nothing that node ``a`` sends reaches node ``b`` (or EVERYBODY) until healed."""
@@ -41,6 +43,15 @@ class Network:
             self._cuts[a, b] = left
         else:
             self._cuts.pop((a, b), None)
+            if self.prompt:
+                held, self._held = self._held, []
+                for end in held:
+                    end.flush()
+
+    def holds(self, end: End) -> None:
+        """Something waits at this end for a cut to heal."""
+        if self.prompt:
+            self._held.append(end)
 
     def heal_all(self) -> None:
         self._cuts.clear()
@@ -66,7 +77,7 @@ class End:
 
     __slots__ = (
         *("agent", "conn", "dark", "deaf", "net", "node", "open", "peer", "there"),
-        *("_last", "_pause", "_pending", "_waited"),
+        *("_last", "_pause", "_pending", "_waited", "_life"),
     )
 
     def __init__(self, net: Network, agent: Agent) -> None:
@@ -83,6 +94,7 @@ class End:
         self._pending: deque[Any] = deque()
         self._pause = 0.0
         self._waited = 0.0
+        self._life = 0
 
     def send(self, item: Any) -> None:
         """Put a message, or FIN, on the way."""
@@ -128,25 +140,35 @@ class End:
         elif self.dark or self.net.blocked(self.node, self.peer.node):
             self._pending.append(item)
             self._pause, self._waited = 0.2, 0.0
-            self.net.world.at(self._pause, self._repeat)
+            self.net.holds(self)
+            self.net.world.at(self._pause, self._repeat, self._life)
         else:
             self._hand_over(item)
 
-    def _repeat(self) -> None:
+    def flush(self) -> None:
+        """What waits is sent again now."""
         if not self.there:
             self._pending.clear()
-            return
-        self._waited += self._pause
-        if not self.dark and not self.net.blocked(self.node, self.peer.node):
+        elif self.dark or self.net.blocked(self.node, self.peer.node):
+            self.net.holds(self)
+        else:
+            self._life += 1
             while self._pending:
                 self._hand_over(self._pending.popleft())
+
+    def _repeat(self, life: int) -> None:
+        if life != self._life:
+            return
+        self._waited += self._pause
+        if not self.there or (not self.dark and not self.net.blocked(self.node, self.peer.node)):
+            self.flush()
             return
         if self._waited > self.net.gives_up:
             self._pending.clear()
             self._lost("timed out")
             return
         self._pause = min(self._pause * 2, self.net.longest_pause)
-        self.net.world.at(self._pause, self._repeat)
+        self.net.world.at(self._pause, self._repeat, life)
 
     def _hand_over(self, item: Any) -> None:
         peer = self.peer

@@ -393,6 +393,7 @@ class Agent:
         self._stop_since: float | None = None
         self._served: Epoch | None = None
         self.in_flight = 0
+        self.able_for: Epoch | None = None
         self._arrivals = False
         self._drain_quiet: Epoch | None = None
         self._member_ticks_first = self.world.chance(0.5)
@@ -496,6 +497,8 @@ class Agent:
 
     def follow(self, event: Any) -> None:
         before, epoch = self.member.state, self.member.epoch
+        if type(event) is m.News and event.first_failure is None and event.phase != "stopping":
+            self.knows_failure = False  # the leader knows: it was no failure, or it is long over
         actions = self.member.handle(event, self.local)
         if self.member.state is not before:
             self.world.note(self.pod.name, self.member.state.value, type(event).__name__)
@@ -599,7 +602,12 @@ class Agent:
             cause = Cause(CauseKind.UNABLE, self.pod.rank, f"rank {self.pod.rank} cannot prepare")
             self.truth.failed(epoch, self.pod.rank, CauseKind.UNABLE, self.pod)
             answer = mb.NotAble(epoch, cause, unable)
-        self.world.at(self.cluster.prepare_time(), self.post, "work", self.follow, answer)
+        self.world.at(self.cluster.prepare_time(), self.post, "work", self._looked, answer)
+
+    def _looked(self, answer: mb.Able | mb.NotAble) -> None:
+        """Whether this node can run the epoch is known; perhaps the epoch is long over."""
+        self.able_for = answer.epoch
+        self.follow(answer)
 
     def _start_stage(self, action: mb.DoStage) -> None:
         self._stage = (action.epoch, action.stage)
@@ -683,6 +691,7 @@ class Agent:
 
     def _serve(self, action: mb.DoServe) -> None:
         if self.pod.rank == 0:
+            self.truth.serves(self, action.epoch)
             self._served = action.epoch
             self.in_flight = 0
             self._arrivals = True

@@ -63,6 +63,7 @@ class EpochTruth:
         self.failed_at: float | None = None
         self.drain_by: float | None = None
         self.hurried = False
+        self.calm = True  #: nothing was done to any of its pods
         self.guards: set[Guard] = set()
 
 
@@ -81,7 +82,6 @@ class Truth:
         self.drains = 0
         self._first: dict[str, Cause] = {}
         self._phase: dict[str, c.Phase] = {}
-        self._total: dict[str, int] = {}
         self._over: dict[str, Epoch] = {}
 
     # ------------------------------------------------------------------------------------------------ what happens
@@ -96,8 +96,11 @@ class Truth:
         sharp: bool = False,
     ) -> Touch:
         """A fault is made. ``lasts``: with its aftermath."""
+        lasts = max(lasts, 0.5)  # news of it may be on the way when the next epoch is made
         touch = Touch(what, rank, self.world.now, self.world.now + lasts, kinds, sharp)
         self.touches.append(touch)
+        for truth in self.epochs.values():
+            truth.calm = False
         self.world.note("FAULT", what, f"rank {rank}")
         return touch
 
@@ -166,6 +169,7 @@ class Truth:
             self.world.broken("whole", f"a process of {proc.epoch}, which no leader has made")
             return
         self._is_whole(truth, proc)
+        self._in_order(truth, proc)
         for other in self.live:
             if other.epoch != proc.epoch and not self._excepted(other, proc):
                 self.world.broken(
@@ -192,6 +196,21 @@ class Truth:
             if gone is not None and self.world.now - gone > lease:
                 self.world.broken("whole", f"a process starts {self.world.now - gone:.1f} s after rank {rank} was gone")
 
+    def _in_order(self, truth: EpochTruth, proc: Proc) -> None:
+        """Every process of the stages before is ready, on every rank."""
+        before = [p for p in self.live if p.epoch == proc.epoch and p.stage < proc.stage]
+        expected = sum(sum(stage) for stage in self.cluster.plan.stages[: proc.stage])
+        if truth.failed_at is None and truth.calm and (len(before) < expected or not all(p.ready for p in before)):
+            self.world.broken("whole", f"{proc.name} of rank {proc.rank} starts before the stages before it are done")
+
+    def serves(self, agent: Agent, epoch: Epoch) -> None:
+        """Rank 0 is told that the group serves."""
+        truth = self.epochs[epoch]
+        ready = sum(1 for p in self.live if p.epoch == epoch and p.ready)
+        expected = sum(sum(stage) for stage in self.cluster.plan.stages)
+        if ready < expected and truth.failed_at is None and truth.calm:
+            self.world.broken("whole", f"{epoch} serves with {ready} of {expected} processes")
+
     def _excepted(self, other: Proc, proc: Proc) -> bool:
         if self._frozen(other):
             self.thawed += 1
@@ -212,11 +231,12 @@ class Truth:
         return first
 
     def process_told(self, proc: Proc) -> None:
-        """TERM or KILL goes to a process. In a drain rank 0 goes first."""
+        """TERM or KILL goes to a process. In a drain rank 0 goes first, and the others when it is gone."""
         truth = self.epochs[proc.epoch]
         if proc.rank == 0 or truth.drain_by is None or truth.hurried or truth.failed_at is not None:
             return
-        if self._calm(truth.made_at) and any(p.rank == 0 and not p.asked and p.epoch == proc.epoch for p in self.live):
+        early = self.world.now < truth.drain_by and self._calm(truth.made_at)
+        if early and any(p.rank == 0 and p.epoch == proc.epoch for p in self.live):
             self.world.broken("drain", f"rank {proc.rank} is stopped before rank 0 in the drain of {proc.epoch}")
 
     # ------------------------------------------------------------------------------------------------------- drains
@@ -271,6 +291,8 @@ class Truth:
         truth = self.epochs.get(epoch)
         if truth is None:
             return
+        if agent.able_for != epoch:
+            self.world.broken("whole", f"{agent.pod.name} says that it has prepared {epoch}, and it has not")
         truth.agents[agent.pod.rank] = agent
         truth.prints[agent.pod.rank] = agent.member.fingerprint
         truth.guards.add(agent.guard)
@@ -305,20 +327,26 @@ class Truth:
         if any(seat.leaving is not None for seat in leader.seats.values()):
             self.world.broken("drain", f"{prepare.epoch} begins while a present member is leaving")
         told = [s.hello.first_failure for s in leader.seats.values() if s.hello.first_failure is not None]
+        if leader.history.ended:
+            told = []  # it knows better than its members: what they saw may have been the end of a drain
         if told and leader.history.first is None:
             self.world.broken("explains", f"the first failure ({told[0]}) was forgotten")
         knows = [a for a in self.cluster.agents() if a.knows_failure and a.member.incarnation in dict(prepare.members)]
-        if knows and leader.history.first is None:
+        if knows and leader.history.first is None and not leader.history.ended:
             self.world.broken("explains", f"{knows[0].pod.name} has seen an epoch fail; its leader shows no failure")
+        known = [s.hello.last_epoch.n for s in leader.seats.values() if s.hello.last_epoch is not None]
+        if prepare.epoch.n <= max(known, default=0):
+            self.world.broken("one epoch", f"{prepare.epoch} is numbered no higher than an epoch that a member knows")
         members = tuple(incarnation for incarnation, _ in prepare.members)
-        self.epochs[prepare.epoch] = EpochTruth(prepare.epoch, agent, members, self.world.now)
+        self.epochs[prepare.epoch] = truth = EpochTruth(prepare.epoch, agent, members, self.world.now)
+        truth.calm = not any(t.until > self.world.now for t in self.touches)
         self.cluster.leader_n = max(self.cluster.leader_n, prepare.epoch.n)
 
     def _epoch_over(self, agent: Agent, leader: c.Coordinator) -> None:
         ended = leader.history.ended[-1]
         truth, cause = self.epochs[ended.epoch], ended.cause
-        name, total = leader.config.incarnation, leader.budget.total
-        charged, self._total[name] = total - self._total.get(name, 0), total
+        charges = leader.budget._charges
+        charged = bool(charges) and charges[-1] == agent.local
         if charged:
             self.charges.append(self.world.now)
         window = self.cluster.plan.restart_window * 1.02 + 1  # (what is inherited begins its window anew)
@@ -340,14 +368,20 @@ class Truth:
 
     def _explained(self, truth: EpochTruth, cause: Cause) -> None:
         """The cause of an epoch's end, against what was truly done."""
-        relevant = [t for t in self.touches if t.until >= truth.made_at - 0.5 * (not t.sharp)]
+        relevant = [t for t in self.touches if t.until >= truth.made_at]
         told_to_go = any(at >= truth.made_at - 0.5 for at in self.terms_told.values())
         if not relevant and not (told_to_go and cause.kind in LOST):
             self.world.broken("explains", f"{truth.epoch} failed ({cause.kind.value}, {cause}) and nothing had")
-        if any(not t.sharp for t in relevant) or told_to_go:
+        silent = [t for t in relevant if not t.sharp]
+        if cause.kind is CauseKind.UNABLE and not silent and not any(t.kinds == {CauseKind.UNABLE} for t in relevant):
+            self.world.broken("explains", f"{truth.epoch} ended by {cause}; and it was able")
+        if told_to_go:
+            return
+        if silent:
+            self._silence_explained(truth, cause, silent, len(relevant))
             return
         first = min(relevant, key=lambda t: t.since)
-        if any(t is not first and t.since - first.since < 2 for t in relevant):
+        if first.since < truth.made_at or any(t is not first and t.since - first.since < 2 for t in relevant):
             return
         if first.rank != cause.rank or cause.kind not in first.kinds:
             if cause.kind is CauseKind.EXITED and CauseKind.EXITED in first.kinds:
@@ -356,6 +390,15 @@ class Truth:
                 "explains",
                 f"{truth.epoch} ended by {first.what} of rank {first.rank}; told is {cause.kind.value}: {cause}",
             )
+
+    def _silence_explained(self, truth: EpochTruth, cause: Cause, silent: list[Touch], touches: int) -> None:
+        """One rank alone went silent: its silence is told, not the guards' that acted on it."""
+        net, beat = self.cluster.net, self.cluster.terms.beat
+        touch = silent[0]
+        if touches > 1 or touch.rank == 0 or touch.since < truth.made_at or net.base + net.jitter > beat / 4:
+            return
+        if cause.rank != touch.rank:
+            self.world.broken("explains", f"{truth.epoch} ended by {touch.what} of rank {touch.rank}; told is: {cause}")
 
     def _gave_up(self, leader: c.Coordinator) -> None:
         self.aborted.add(leader.config.incarnation)

@@ -9,7 +9,8 @@ from launcher.group.coordinator import Phase
 from launcher.group.member import State
 from tests.simulation.cluster import Cluster, Rules
 from tests.simulation.faults import AMBUSHES, FAULTS
-from tests.simulation.pod import Agent, Pod
+from tests.simulation.plots import Plot
+from tests.simulation.pod import Agent
 from tests.simulation.world import PromiseBroken, World
 
 
@@ -34,14 +35,14 @@ class Outcome:
     log: list[tuple[float, str, str, tuple[object, ...]]] = field(default_factory=list)
 
 
-def run(seed: int, rules: Rules | None = None) -> Outcome:
-    """Run one schedule to its end, or to the first broken promise."""
+def run(seed: int, rules: Rules | None = None, plot: Plot | None = None) -> Outcome:
+    """Run one schedule to its end, or to the first broken promise. A plot takes the place of the drawn faults."""
     world = World(seed)
-    cluster = Cluster(world, rules or Rules())
+    cluster = Cluster(world, rules or Rules(), **(plot.plan if plot else {}))
     outcome = Outcome(seed, size=cluster.plan.size)
     world.note("plan", str(cluster.plan))
     try:
-        _play(world, cluster, outcome)
+        _play(world, cluster, outcome, plot)
     except PromiseBroken as error:
         outcome.broken, outcome.promise = str(error), error.promise
     except AssertionError as error:
@@ -55,12 +56,12 @@ def run(seed: int, rules: Rules | None = None) -> Outcome:
     return outcome
 
 
-def _play(world: World, cluster: Cluster, outcome: Outcome) -> None:
+def _play(world: World, cluster: Cluster, outcome: Outcome, plot: Plot | None) -> None:
     for rank in range(cluster.plan.size):
         pod = cluster.make_pod(rank, after=world.between(0, 3))
         if rank == 0:
             world.at(world.between(0, 2), cluster.point_dns, pod)
-    ends = _draw_faults(world, cluster, outcome)
+    ends = plot.begin(cluster) if plot else _draw_faults(world, cluster, outcome)
     world.run(ends)
     _calm(world, cluster)
     _recovers(world, cluster, outcome)
@@ -231,4 +232,4 @@ def story(outcome: Outcome, last: int = 0) -> str:
     return "\n".join(lines[-last:])
 
 
-__all__ = ["Outcome", "Pod", "run", "story"]
+__all__ = ["Outcome", "run", "story"]

@@ -1,0 +1,416 @@
+"""The protocol with one rule broken at a time: what each rule is for, shown by what happens without it.
+
+A mutation is a state machine with one method changed. The simulation must catch every one (`test_mutations.py`): a rule
+whose loss nobody notices is either not needed or not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher.group import coordinator as c
+from launcher.group import member as mb
+from launcher.group import messages as m
+from launcher.group.budget import Budget, Verdict
+from launcher.group.events import Closed
+from launcher.group.history import History
+from launcher.group.lease import Contact
+from launcher.words import Cause, CauseKind, Epoch
+from tests.simulation.cluster import Rules
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One broken rule."""
+
+    rule: str
+    rules: Rules
+    plot: str = ""  #: the plot that shows it; empty: random schedules do
+    covered: str = ""  #: why nothing happens without it
+
+
+ALL: dict[str, Mutation] = {}
+
+
+def leader(rule: str, plot: str = "", covered: str = "") -> Callable[[type[c.Coordinator]], type[c.Coordinator]]:
+    def add(kind: type[c.Coordinator]) -> type[c.Coordinator]:
+        ALL[kind.__name__] = Mutation(rule, Rules(coordinator=kind), plot, covered)
+        return kind
+
+    return add
+
+
+def member(rule: str, plot: str = "", covered: str = "") -> Callable[[type[mb.Member]], type[mb.Member]]:
+    def add(kind: type[mb.Member]) -> type[mb.Member]:
+        ALL[kind.__name__] = Mutation(rule, Rules(member=kind), plot, covered)
+        return kind
+
+    return add
+
+
+# -------------------------------------------------------------------------------------------------- one epoch
+
+
+@leader("the lease of a lost member is waited out", "cut_and_replaced")
+class NoFence(c.Coordinator):
+    def _give_up_seat(self, seat: c.Seat) -> None:
+        super()._give_up_seat(seat)
+        self._fences.clear()
+
+
+@leader("an epoch is over when all have said `stopped`")
+class StoppedNotAwaited(c.Coordinator):
+    def _over_if_all_stopped(self, now: float) -> None:
+        for seat in self.seats.values():
+            seat.joined, seat.clean = False, True
+        super()._over_if_all_stopped(now)
+
+
+@leader("epochs of another leader are waited out", "leader_cut_off")
+class ForeignNotAwaited(c.Coordinator):
+    def _take_in(self, hello: m.Hello, now: float) -> None:
+        super()._take_in(hello, now)
+        self._foreign.clear()
+
+
+@leader(
+    "a fence falls when the member has answered on the connection of its hello, not when the hello comes",
+    "fence_and_late_hello",
+)
+class HelloBelieved(c.Coordinator):
+    def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
+        self._clear(hello)
+        super()._admit(conn, hello, now)
+
+
+@leader("a hello that was said before the one that counts is not heard", "late_hello")
+class OldHelloHeard(c.Coordinator):
+    def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
+        super()._admit(conn, replace(hello, attempt=0), now)
+
+
+@leader("F stands still when a member of the epoch is lost")
+class FrozenNot(c.Coordinator):
+    def _give_up_seat(self, seat: c.Seat) -> None:
+        super()._give_up_seat(seat)
+        self._frozen = None
+
+
+@leader("a ping is good only if it arrived before the oldest contact of all")
+class EveryPingGood(c.Coordinator):
+    def _freshness(self, now: float) -> float:
+        return now
+
+
+@leader("the number of an epoch is higher than any that a member knows")
+class NumbersRepeat(c.Coordinator):
+    def _take_in(self, hello: m.Hello, now: float) -> None:
+        n = self._n
+        super()._take_in(hello, now)
+        self._n = n
+
+
+@member("hello and `stopped` are said when nothing is left")
+class CleanAtOnce(mb.Member):
+    def _begin_stop(self, cause: Cause, grace: float) -> None:
+        super()._begin_stop(cause, grace)
+        self._stop_told = self._connected
+        self._gone(mb.Gone(), self._beat_at)
+
+
+@member("hello tells of the last epoch", "leader_cut_off")
+class ForgetsEpoch(mb.Member):
+    def _say(self, message: Any, now: float) -> None:
+        super()._say(replace(message, last_epoch=None) if isinstance(message, m.Hello) else message, now)
+
+
+@member("a new launcher in a pod knows the last epoch of the one before", "leader_cut_off_and_agents_killed")
+class NoMemory(mb.Member):
+    def __init__(self, config: mb.Config, now: float) -> None:
+        super().__init__(replace(config, last=None), now)
+
+
+@member("how long the former leader has not been spoken to is told as it is", "leader_cut_off")
+class QuietTooLong(mb.Member):
+    def _say(self, message: Any, now: float) -> None:
+        super()._say(replace(message, quiet=1e6) if isinstance(message, m.Hello) else message, now)
+
+
+# ------------------------------------------------------------------------------------------------------ whole
+
+
+@leader("an epoch starts when all are prepared")
+class StartsEarly(c.Coordinator):
+    def _prepared(self, conn: int, message: m.Prepared, now: float) -> None:
+        if self._current(conn, message.epoch) is not None:
+            for seat in self.seats.values():
+                seat.done = -1
+        super()._prepared(conn, message, now)
+
+
+@leader("only members that are alike make an epoch", "one_is_newer")
+class AlwaysAlike(c.Coordinator):
+    def _alike(self) -> bool:
+        return True
+
+
+@leader("a stage begins when the one before is done on all ranks")
+class StagesOverlap(c.Coordinator):
+    def _stage_done(self, conn: int, message: m.StageDone, now: float) -> None:
+        if self._current(conn, message.epoch) is not None:
+            for seat in self.seats.values():
+                seat.done = max(seat.done, message.stage)
+        super()._stage_done(conn, message, now)
+
+
+@leader(
+    "a word of a member counts for its own epoch only",
+    covered="a connection keeps the order, a seat leaves the epoch with `stopped`, and members filter what is older",
+)
+class AnyEpoch(c.Coordinator):
+    def _current(self, conn: int, epoch: Epoch) -> c.Seat | None:
+        seat = self._seat_of(conn)
+        return seat if seat is not None and seat.joined else None
+
+
+@member("the guard holds a deadline before `prepared` is said")
+class NoDeadline(mb.Member):
+    def handle(self, event: Any, now: float) -> list[Any]:
+        return [a for a in super().handle(event, now) if not isinstance(a, mb.SetDeadline)]
+
+
+@member("the lease is looked at before every stage", covered="the guard looks at its deadline before every start")
+class StartsWithoutLease(mb.Member):
+    def _start(self, message: m.Start, now: float) -> None:
+        if message.epoch == self.epoch and message.stage > self.stage:
+            self.stage = message.stage
+            self._out.append(mb.DoStage(message.epoch, message.stage))
+
+
+@member("without a valid lease nobody is able", covered="the lease is looked at again before every stage")
+class AbleWithoutLease(mb.Member):
+    def _able(self, event: mb.Able, now: float) -> None:
+        if event.epoch == self.epoch:
+            self._go(mb.State.STARTING)
+            self._out.append(mb.SetDeadline(now + self.config.terms.kill_after))
+            self._say(m.Prepared(event.epoch), now)
+
+
+@member("what the agent says of an epoch that is over is not taken for the next one", "ended_while_preparing")
+class OldEvents(mb.Member):
+    def handle(self, event: Any, now: float) -> list[Any]:
+        if isinstance(event, (mb.Able, mb.Done, mb.Broke)) and self.epoch is not None:
+            event = replace(event, epoch=self.epoch)
+        return super().handle(event, now)
+
+
+@member(
+    "epochs are compared whole, not by their number",
+    covered="a member hears one leader at a time, and each connection begins with a hello",
+)
+class NumberOnly(mb.Member):
+    def handle(self, event: Any, now: float) -> list[Any]:
+        epoch = getattr(event, "epoch", None)
+        if self.epoch is not None and epoch is not None and epoch.n == self.epoch.n:
+            event = replace(event, epoch=self.epoch)
+        return super().handle(event, now)
+
+
+# --------------------------------------------------------------------------------------------------- one fate
+
+
+@member("the deadline counts from the sending of the ping, not from the coming of the ack", "acks_held")
+class LeaseFromAck(mb.Member):
+    def _acked(self, ack: m.Ack, now: float) -> None:
+        before = self._pings.since
+        super()._acked(ack, now)
+        if self._pings.since != before:
+            self._pings.since = now
+            self._out = [
+                mb.SetDeadline(self._pings.deadline) if isinstance(a, mb.SetDeadline) else a for a in self._out
+            ]
+
+
+@member("a closed connection to the leader ends the engine", "leader_agent_killed")
+class LeaderNotMissed(mb.Member):
+    def _leader_lost(self, closed: Closed, now: float) -> None:
+        self._connected = False
+
+
+@member("what breaks is told")
+class FailureKept(mb.Member):
+    def _broke(self, event: mb.Broke, now: float) -> None:
+        """Say nothing."""
+
+
+@member("an expired lease ends the epoch on this member", "half_open")
+class ExpiredIgnored(mb.Member):
+    def _expired(self, event: mb.Expired, now: float) -> None:
+        """Do nothing."""
+
+
+@leader("a member without a sign of life is lost")
+class SilenceIgnored(c.Coordinator):
+    def _silent(self, now: float) -> None:
+        """Do nothing."""
+
+
+@leader("a failure of one ends all")
+class FailureIgnored(c.Coordinator):
+    def _failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
+        """Do nothing."""
+
+
+# --------------------------------------------------------------------------------------------------- recovers
+
+
+@leader("a rank whose pod is silent is given to the newcomer", "lost_while_gathering")
+class NeverReplaced(c.Coordinator):
+    def _challenges(self, now: float) -> None:
+        """Do nothing."""
+
+    def _silent(self, now: float) -> None:
+        if self._in_epoch():
+            super()._silent(now)
+
+
+@leader("the holder of a rank is asked before a newcomer gets it", "second_pod")
+class ChallengeSkipped(c.Coordinator):
+    def _challenge(self, seat: c.Seat, conn: int, hello: m.Hello, now: float) -> None:
+        super()._challenge(seat, conn, hello, now)
+        if seat.rival is not None:
+            seat.rival.until = now
+
+
+@leader(
+    "a launcher that was superseded is not accepted again under its name",
+    covered="it says hello only when clean, and the holder of its rank is asked",
+)
+class SupersededAccepted(c.Coordinator):
+    def _challenges(self, now: float) -> None:
+        super()._challenges(now)
+        self._superseded.clear()
+
+
+@member("a leader that is silent while we prepare is given up", "half_open")
+class PreparesForEver(mb.Member):
+    def _beat(self, tick: Any, now: float) -> None:
+        if self.state is mb.State.PREPARING:
+            if now - self._beat_at >= self.config.terms.beat:
+                self._ping(now)
+        else:
+            super()._beat(tick, now)
+
+
+@member("a leader that never answers a hello is given up")
+class WaitsForAccepted(mb.Member):
+    def _seek(self, tick: Any, now: float) -> None:
+        """Do nothing."""
+
+
+# ------------------------------------------------------------------------------------------------------ drain
+
+
+@leader("no epoch begins while a present member is leaving", "one_leaves_slowly")
+class DrainingForgotten(c.Coordinator):
+    def _consider(self, conn: int, event: object, now: float) -> None:
+        for seat in self.seats.values():
+            seat.leaving = None
+        super()._consider(conn, event, now)
+
+    def _over_if_all_stopped(self, now: float) -> None:
+        for seat in self.seats.values():
+            seat.leaving = None
+        super()._over_if_all_stopped(now)
+
+
+@leader("in a drain rank 0 is stopped first")
+class AllAtOnce(c.Coordinator):
+    def _stop_leader_first(self, now: float) -> None:
+        assert self.cause is not None
+        self._end(self.cause, now)
+
+
+@leader("a drain waits until no request is in flight")
+class DrainsAtOnce(c.Coordinator):
+    def _drain(self, conn: int, message: m.Leaving, now: float) -> None:
+        super()._drain(conn, message, now)
+        if self.phase is c.Phase.DRAINING:
+            self._stop_leader_first(now)
+
+
+class _ChargesDrains(Budget):
+    def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
+        if cause.kind is CauseKind.DRAIN:
+            self.total += 1
+            self._charges.append(now)
+        return super().judge(cause, stage, served, charge, now)
+
+
+@leader("a drain charges no restart")
+class ChargesDrains(c.Coordinator):
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(config, now, rng)
+        self.budget.__class__ = _ChargesDrains
+
+
+@leader("what members remember is inherited once", "old_charges")
+class InheritsAgain(c.Coordinator):
+    def _take_in(self, hello: m.Hello, now: float) -> None:
+        super()._take_in(hello, now)
+        self.budget.inherit(hello.charged, now)
+
+
+@member("only a pod that was told to go exits with 0")
+class ExitsWithOthers(mb.Member):
+    def _gone(self, gone: mb.Gone, now: float) -> None:
+        if gone.clean and self.cause is not None and self.cause.kind is CauseKind.DRAIN:
+            self.terminating = True
+        super()._gone(gone, now)
+
+
+# ---------------------------------------------------------------------------------------------------- explains
+
+
+class _Overwrites(History):
+    def record(self, epoch: Epoch, cause: Cause, at: float, served: float | None) -> None:
+        super().record(epoch, cause, at, served)
+        if cause.kind is not CauseKind.DRAIN:
+            self.first = cause
+
+
+@leader("the first failure stays")
+class FirstOverwritten(c.Coordinator):
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(config, now, rng)
+        self.history.__class__ = _Overwrites
+
+
+@leader("of several failures the one that explains the others is told", "out_of_memory")
+class LastFailureTold(c.Coordinator):
+    def _also(self, cause: Cause, now: float) -> None:
+        if self.cause is not None and self.cause.kind is not CauseKind.DRAIN:
+            self.cause = cause
+
+
+@leader("pings that came under a frozen F are granted with `prepare`", "back_too_soon")
+class OwedNothing(c.Coordinator):
+    def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
+        super()._seat(conn, hello, now)
+        self.seats[hello.rank].contact.__class__ = _OwesNothing
+
+
+class _OwesNothing(Contact):
+    @property
+    def owed(self) -> bool:
+        return False
+
+
+@member("members remember how the last leader ended")
+class LeaderForgotten(mb.Member):
+    def _begin_stop(self, cause: Cause, grace: float) -> None:
+        news = self.news
+        super()._begin_stop(cause, grace)
+        self.news = news

@@ -1,0 +1,276 @@
+"""Schedules that are written, not drawn: each leads straight to where one rule matters, whatever the seed.
+
+What is rare under random faults is certain here. The real rules must hold in every plot; the mutation that breaks the
+plot's rule must be caught in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.group.coordinator import Phase
+from launcher.words import CauseKind
+from tests.simulation.cluster import Cluster
+from tests.simulation.faults import KILLED
+from tests.simulation.network import EVERYBODY
+from tests.simulation.pod import Pod
+
+LEASE = 10.0
+
+#: A group of three with a quick, well-behaved engine.
+PLAIN: Mapping[str, Any] = {
+    "size": 3,
+    "lease": LEASE,
+    "stages": ((1, 1, 1),),
+    "start_time": (0.05, 0.1),
+    "term_time": (0.0, 0.01),
+    "kill_time": (0.001, 0.01),
+    "prepare_time": (0.0, 0.001),
+    "stubborn": 0.0,
+    "unclean": 0.0,
+    "stop_grace": 1.0,
+    "grace": 15.0,
+    "fragile": False,
+    "max_restarts": 1000,
+    "restart_window": 3600.0,
+    "kernel_accepts": False,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """``act`` happens a moment after the group has first come to ``phase``."""
+
+    act: Callable[[Cluster], None]
+    phase: Phase = Phase.RUNNING
+    more: Mapping[str, Any] = field(default_factory=dict)  #: of the plan, over PLAIN
+    lasts: float = 3 * LEASE
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        return {**PLAIN, **self.more}
+
+    def begin(self, cluster: Cluster) -> float:
+        """Set the scene; when faults end."""
+        net, world = cluster.net, cluster.world
+        net.base, net.jitter, net.prompt, net.gives_up = 0.0005, 0.0005, True, 1e9
+        after = world.between(0.5, 3.0) if self.phase is Phase.RUNNING else 0.01
+        cluster.ambushes.append((self.phase, after, lambda: self.act(cluster)))
+        return 8 + self.lasts
+
+
+def _pod(cluster: Cluster, rank: int) -> Pod:
+    pod = cluster.pod(rank)
+    assert pod is not None
+    return pod
+
+
+def _isolate(cluster: Cluster, pod: Pod) -> None:
+    cluster.truth.touch("isolated", pod.rank, lasts=1e9)
+    cluster.truth.silent("the isolation", pod, 1e9)
+    cluster.net.cut(pod.node, EVERYBODY)
+    cluster.net.cut(EVERYBODY, pod.node)
+
+
+def _new_leader(cluster: Cluster) -> None:
+    cluster.truth.touch("a new leader pod", 0, lasts=1e9)
+    cluster.point_dns(cluster.make_pod(0))
+
+
+def acks_held(cluster: Cluster) -> None:
+    """Acks are held up, come all at once, and then nothing comes any more; a second pod waits for the rank."""
+    world, leader, pod = cluster.world, _pod(cluster, 0), _pod(cluster, 1)
+    held = world.between(0.35, 0.5) * LEASE
+    cluster.truth.touch("acks held", 1, lasts=1e9)
+    cluster.net.cut(leader.node, pod.node)
+    world.at(held, cluster.net.heal, leader.node, pod.node)
+    world.at(held + 0.0001, _isolate, cluster, pod)
+    world.at(held, _second, cluster)
+
+
+def _second(cluster: Cluster) -> None:
+    cluster.make_pod(1)
+
+
+def half_open(cluster: Cluster) -> None:
+    """A member's connection swallows everything, both ways, while it prepares; and again when it is back."""
+    agent = _pod(cluster, 1).agent
+    assert agent is not None and agent.link is not None
+    cluster.truth.touch("connection dark", 1, lasts=1e9)
+    agent.link.dark = agent.link.peer.dark = True
+
+
+def back_too_soon(cluster: Cluster) -> None:
+    """A launcher is killed and is back while the others still stop."""
+    guard = _pod(cluster, 1).guard
+    assert guard is not None
+    cluster.truth.touch("agent killed", 1, kinds=KILLED, sharp=True)
+    cluster.truth.launcher_killed(guard.pod)
+    guard.kill_agent()
+    cluster.world.at(8.0, _again, cluster)
+
+
+def _again(cluster: Cluster) -> None:
+    if cluster.calm_at is None:
+        back_too_soon(cluster)
+
+
+def old_charges(cluster: Cluster) -> None:
+    """A restart is charged and forgotten; then a member comes back that remembers it, again and again."""
+    cluster.world.at(0.0, _one_dies, cluster)
+    for after in (9.0, 18.0):
+        cluster.world.at(after, _reset, cluster)
+
+
+def _one_dies(cluster: Cluster) -> None:
+    proc = cluster.truth.live[-1]
+    proc.guard.breaks(proc, CauseKind.EXITED, 1)
+
+
+def _reset(cluster: Cluster) -> None:
+    agent = _pod(cluster, 1).agent
+    link = agent.link if agent is not None else None
+    if link is not None:
+        cluster.truth.touch("connection reset", 1, lasts=LEASE)
+        link.breaks()
+        link.peer.breaks()
+
+
+def cut_and_replaced(cluster: Cluster) -> None:
+    """A worker's node is cut off while its engine runs; a second pod is made at once."""
+    _isolate(cluster, _pod(cluster, 1))
+    cluster.make_pod(1)
+
+
+def leader_cut_off(cluster: Cluster) -> None:
+    """The leader's node is cut off while its engine runs; its members are reset and find a new leader."""
+    _isolate(cluster, _pod(cluster, 0))
+    for rank in (1, 2):
+        agent = _pod(cluster, rank).agent
+        if agent is not None and agent.link is not None:
+            agent.link.breaks()
+    _new_leader(cluster)
+
+
+def leader_cut_off_and_agents_killed(cluster: Cluster) -> None:
+    """The same, and every member's agent is killed: only its guard lived through it."""
+    leader = _pod(cluster, 0)
+    _isolate(cluster, leader)
+    for rank in (1, 2):
+        guard = _pod(cluster, rank).guard
+        assert guard is not None
+        cluster.truth.touch("agent killed", rank, kinds=KILLED, sharp=True)
+        cluster.truth.launcher_killed(guard.pod)
+        guard.kill_agent()
+    _new_leader(cluster)
+
+
+def late_hello(cluster: Cluster) -> None:
+    """A hello is held up for longer than its member waits; that joins on another connection, and then it comes."""
+    cluster.held_hellos = 1
+    cluster.hold_for = 1.5 * LEASE
+    _reset(cluster)
+
+
+def fence_and_late_hello(cluster: Cluster) -> None:
+    """A hello is held up, and comes after the member has joined anew, started its engine, and been cut off."""
+    cluster.held_hellos = 1
+    cluster.hold_for = 2.0 * LEASE
+    _reset(cluster)
+    cluster.world.at(1.7 * LEASE, _isolate_but_for_hello, cluster)
+
+
+def _isolate_but_for_hello(cluster: Cluster) -> None:
+    """What was said before is repeated by a middlebox; nothing new comes through."""
+    pod = _pod(cluster, 1)
+    agent = pod.agent
+    if agent is not None and agent.link is not None:
+        cluster.truth.touch("connection dark", 1, lasts=1e9)
+        agent.link.dark = agent.link.peer.dark = True
+        cluster.make_pod(1)
+
+
+def lost_while_gathering(cluster: Cluster) -> None:
+    """One pod goes and does not come back for a while; meanwhile the node of another is lost without a word."""
+    cluster.wanted.discard(2)
+    _kill(cluster, _pod(cluster, 2), silent=False)
+    cluster.world.at(0.3 * LEASE, _lose, cluster)
+
+
+def _lose(cluster: Cluster) -> None:
+    _kill(cluster, _pod(cluster, 1), silent=True)
+
+
+def _kill(cluster: Cluster, pod: Pod, *, silent: bool) -> None:
+    if silent:
+        cluster.truth.touch("node lost", pod.rank, lasts=3 * LEASE)
+    else:
+        cluster.truth.touch("pod killed", pod.rank, kinds=KILLED, sharp=True)
+    cluster.truth.launcher_killed(pod)
+    cluster.kill_pod(pod, silent=silent)
+
+
+def ended_while_preparing(cluster: Cluster) -> None:
+    """An epoch ends while members still look whether they can run it; the next one comes before they have done."""
+    _kill(cluster, _pod(cluster, 1), silent=False)
+
+
+def one_is_newer(cluster: Cluster) -> None:
+    """A pod comes back with another version of the engine."""
+    cluster.version[1] = "2"
+    _kill(cluster, _pod(cluster, 1), silent=False)
+
+
+def leader_agent_killed(cluster: Cluster) -> None:
+    """kill -9 of the leader's agent."""
+    guard = _pod(cluster, 0).guard
+    assert guard is not None
+    cluster.truth.touch("agent killed", 0, kinds=KILLED, sharp=True)
+    cluster.truth.launcher_killed(guard.pod)
+    guard.kill_agent()
+
+
+def second_pod(cluster: Cluster) -> None:
+    """A second pod of a rank comes and goes; the first one is well."""
+    _second(cluster)
+    cluster.world.at(LEASE, _second_goes, cluster)
+
+
+def _second_goes(cluster: Cluster) -> None:
+    if len(cluster.of_rank(1)) > 1:
+        cluster.kill_pod(_pod(cluster, 1))
+
+
+def out_of_memory(cluster: Cluster) -> None:
+    """A process is killed for its memory; what it leaves behind on the other ranks ends too, with codes."""
+    proc = next(p for p in cluster.truth.live if p.rank == 1)
+    proc.guard.breaks(proc, CauseKind.OOM, 137)
+
+
+def one_leaves_slowly(cluster: Cluster) -> None:
+    """A worker is told to go, and takes its time with the exit: its goodbye is held up."""
+    pod = _pod(cluster, 1)
+    cluster.truth.told_to_go(pod)
+    cluster.delete_pod(pod, cluster.plan.grace)
+
+
+PLOTS: dict[str, Plot] = {
+    "second_pod": Plot(second_pod),
+    "out_of_memory": Plot(out_of_memory, more={"fragile": True}),
+    "one_leaves_slowly": Plot(one_leaves_slowly, more={"longest_request": 0.5}, lasts=2 * LEASE),
+    "lost_while_gathering": Plot(lost_while_gathering),
+    "ended_while_preparing": Plot(ended_while_preparing, Phase.PREPARING, {"prepare_time": (0.0, 12.0)}),
+    "one_is_newer": Plot(one_is_newer),
+    "leader_agent_killed": Plot(leader_agent_killed),
+    "acks_held": Plot(acks_held),
+    "half_open": Plot(half_open, Phase.PREPARING, {"prepare_time": (9.0, 10.0)}),
+    "back_too_soon": Plot(back_too_soon, more={"term_time": (0.7, 0.9), "lease": 20.0}),
+    "old_charges": Plot(old_charges, more={"restart_window": 5.0}),
+    "cut_and_replaced": Plot(cut_and_replaced),
+    "leader_cut_off": Plot(leader_cut_off),
+    "leader_cut_off_and_agents_killed": Plot(leader_cut_off_and_agents_killed),
+    "late_hello": Plot(late_hello, lasts=4 * LEASE),
+    "fence_and_late_hello": Plot(fence_and_late_hello, lasts=4 * LEASE),
+}
