@@ -244,7 +244,8 @@ def _second_goes(cluster: Cluster) -> None:
 
 
 def out_of_memory(cluster: Cluster) -> None:
-    """A process is killed for its memory; what it leaves behind on the other ranks ends too, with codes."""
+    """A process is killed for its memory; those of the other ranks end too, with codes, before `stop` reaches them."""
+    cluster.net.base = 0.1
     proc = next(p for p in cluster.truth.live if p.rank == 1)
     proc.guard.breaks(proc, CauseKind.OOM, 137)
 
