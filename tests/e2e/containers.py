@@ -23,7 +23,7 @@ from typing import Any
 from tests.manifests import ROOT, Pods
 
 PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "catatonit", "debootstrap")
-BASE = "launcher-test-debian:1"
+BASE = "launcher-test-debian:2"
 LAUNCHER = "launcher:dev"
 NAME = "launcher-test"
 
@@ -75,13 +75,13 @@ def has_image(name: str) -> bool:
 
 
 def base_image() -> str:
-    """Debian with Python and nothing else."""
+    """Debian with Python, and with libnuma1, which vLLM for CPU needs."""
     if not has_image(BASE):
         release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
         assert release
         with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
             root = Path(folder) / "root"
-            command = ["debootstrap", "--variant=minbase", "--include=python3", release[1], str(root)]
+            command = ["debootstrap", "--variant=minbase", "--include=python3,libnuma1", release[1], str(root)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout[-2000:]
             for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
@@ -141,6 +141,16 @@ def engine_image(version: str) -> str:
     return name
 
 
+def bare_image() -> str:
+    """Debian into which the machine's own folders can be mounted where they are, for users other than root too."""
+    name = f"{NAME}-bare:2"
+    if not has_image(name):
+        with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
+            (Path(folder) / "Dockerfile").write_text(f"FROM {base_image()}\nRUN chmod 755 /root\n")
+            podman("build", "-q", "--isolation", "chroot", "--layers=false", "-t", name, folder)
+    return name
+
+
 # --------------------------------------------------------------------------------------------------- containers
 
 
@@ -177,8 +187,10 @@ class Network:
 class Container:
     """Pod `rank` of a manifest as one container, the way a kubelet would start it."""
 
-    def __init__(self, network: Network, pods: Pods, rank: int, image: str, host: int) -> None:
-        self.network, self.pods, self.rank, self.image = network, pods, rank, image
+    def __init__(
+        self, network: Network, pods: Pods, rank: int, image: str, host: int, more: Sequence[str] = ()
+    ) -> None:
+        self.network, self.pods, self.rank, self.image, self.more = network, pods, rank, image, more
         self.pod = f"{pods.name}-{rank}"
         self.name = f"{network.name}-{self.pod}"
         self.volumes = {v["name"]: network.volume() for v in pods.spec["volumes"] if v["name"] in ("launcher", "state")}
@@ -199,6 +211,8 @@ class Container:
         assert not security["allowPrivilegeEscalation"]
         return [
             *("--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+            # podman would add the user to /etc/passwd, which no kubelet does
+            "--passwd=false",
             f"--user={pod['runAsUser']}:{pod['runAsGroup']}",
         ]
 
@@ -206,20 +220,22 @@ class Container:
         """A new container with the manifest's args, variables, volumes and security context."""
         engine = self.pods.engine
         environ = {**self.pods.environment(self.rank), "POD_IP": self.ip}
-        del environ["PATH"]
+        if "PATH" not in self.pods.env:
+            del environ["PATH"]
         mounts = []
         for mount in engine["volumeMounts"]:
             if mount["name"] in self.volumes:
                 end = ":ro" if mount.get("readOnly") else ""
                 mounts.append(f"-v={self.volumes[mount['name']]}:{mount['mountPath']}{end}")
             else:
-                mounts.append(f"--tmpfs={mount['mountPath']}:mode=1777,size=64m")
+                mounts.append(f"--tmpfs={mount['mountPath']}:mode=1777,size=512m")
         names = [self.pod, f"{self.pod}.{self.pods.env['LAUNCHER_SERVICE']}.default.svc.cluster.local"]
         podman(
             *("run", "-d", f"--name={self.name}", f"--hostname={self.pod}", f"--network={self.network.name}"),
             *(f"--ip={self.ip}", *(f"--network-alias={n}" for n in names), *self._security(engine), *mounts),
             *("--memory", engine["resources"]["limits"]["memory"].replace("Mi", "m").replace("Gi", "g")),
             *(f"--env={k}={v}" for k, v in environ.items()),
+            *self.more,
             *("--entrypoint", engine["command"][0], self.image, *engine["args"]),
         )
         self.network.containers.append(self.name)

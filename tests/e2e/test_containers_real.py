@@ -1,0 +1,85 @@
+"""Real vLLM (mp and Ray) and SGLang on CPU as the manifests run them: a user id that no passwd file knows, a read-only
+root, no capabilities, the launcher copied in by the init container. Two containers a group.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e import containers
+from tests.e2e.containers import Container, Network, podman
+from tests.e2e.group import until
+from tests.manifests import groups, overlay
+from tests.real import launched, recipes
+from tests.real.install import NotInstallable, engine
+from tests.real.model import tiny_model
+
+pytestmark = [
+    pytest.mark.containers,
+    pytest.mark.real,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(containers.why_not() is not None, reason=str(containers.why_not())),
+]
+LAYERS = {"vllm-mp": "engines/vllm-mp", "vllm-ray": "engines/vllm-ray", "sglang": "engines/sglang"}
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    with Network() as network:
+        yield network
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_real_engine_as_any_user_on_a_read_only_root(kind: str, network: Network, tmp_path: Path) -> None:
+    name = kind.partition("-")[0]
+    try:
+        installed = engine(name)
+        expected = recipes.expected_completion(name)
+    except NotInstallable as why:
+        pytest.skip(str(why))
+    containers.launcher_image()
+    venv = installed.python.parent.parent
+    environ = {**recipes.environment(name), "PATH": f"{venv}/bin:/usr/local/bin:/usr/bin:/bin"}
+    # SGLang on CPU compiles a sampler, and this image has no compiler; SGLang's own images have one.
+    environ |= {"TORCHDYNAMO_DISABLE": "1"} if name == "sglang" else {}
+    container: dict[str, Any] = {
+        "name": "engine",
+        "args": launched.engine_arguments(kind),
+        "env": [{"name": k, "value": v} for k, v in environ.items()],
+        "resources": {"$patch": "replace", "limits": {"memory": "7Gi"}},
+    }
+    body = {"spec": {"template": {"spec": {"containers": [container]}}}}
+    patch = yaml.safe_dump({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "any"}, **body})
+    change = {"target": {"kind": "StatefulSet"}, "patch": patch}
+    (pods,) = groups(overlay([LAYERS[kind]], [], tmp_path, patches=[change]))
+    folders = {str(venv), str(installed.python.resolve().parent.parent), str(tiny_model())}
+    mounts = [f"-v={folder}:{folder}:ro" for folder in sorted(folders)]
+    group = [Container(network, pods, rank, containers.bare_image(), 10 + rank, mounts) for rank in range(2)]
+
+    def words() -> str:
+        return "\n".join(f"== {c.name}\n{c.logs[-4000:]}" for c in group)
+
+    def ready() -> bool:
+        assert "first failure" not in group[0].logs, words()
+        return all(c.probe("readinessProbe") for c in group)
+
+    until("both are ready", ready, recipes.READY_SECONDS, words)
+    assert podman("exec", group[0].name, "sh", "-c", "id -un 2>/dev/null || echo nobody knows") == "nobody knows"
+    connection = http.client.HTTPConnection(group[0].ip, pods.port("api"), timeout=recipes.ANSWER_SECONDS)
+    connection.request("POST", "/v1/completions", json.dumps(recipes.REQUEST), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    assert answer.status == 200, text + words()
+    assert json.loads(text)["choices"][0]["text"] == expected
+    for c in group:
+        podman("kill", "-s", "TERM", c.name)
+    for c in group:
+        until(f"{c.pod} ends", lambda c=c: c.exit_code is not None, 120, words)  # type: ignore[misc]
+    assert [c.exit_code for c in group] == [0, 0], words()
