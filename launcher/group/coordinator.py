@@ -238,6 +238,7 @@ class Coordinator:
         if refusal is not None:
             self._say(conn, refusal)
             return
+        self._drop_rival(conn)  # what it claimed before
         seat = self.seats.get(hello.rank)
         if seat is not None and seat.hello.incarnation == hello.incarnation and hello.attempt < seat.hello.attempt:
             self._out.append(Hang(conn))  # said on a connection that it has since given up
@@ -263,6 +264,9 @@ class Coordinator:
             return m.Rejected("rank_range", text, 5)
         if hello.rank == 0 and conn != LOCAL:
             return m.Rejected("duplicate", f"rank 0 is this leader; {hello.address} also says it is rank 0", 5)
+        if self._by_conn.get(conn, hello.rank) != hello.rank:
+            text = f"this connection is rank {self._by_conn[conn]}; it cannot be rank {hello.rank} too"
+            return m.Rejected("protocol", text, 5)
         if hello.incarnation in self._superseded:
             return m.Rejected("superseded", f"rank {hello.rank} was taken over by another pod", 1)
         return None
