@@ -1,0 +1,216 @@
+"""The wire: whatever arrives is a message within bounds, or Malformed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.group import messages as m
+from launcher.words import Cause, CauseKind, Epoch
+
+WORDS = {**m.MEMBER_SAYS, **m.LEADER_SAYS}
+
+word = st.text(st.characters(codec="utf-8", categories=("L", "N")), max_size=20)
+text = st.text(st.characters(codec="utf-8"), max_size=80)
+epoch = st.builds(Epoch, st.integers(0, 2**53), word)
+seconds = st.floats(0, 1e9)
+cause = st.builds(
+    Cause,
+    kind=st.sampled_from(CauseKind),
+    rank=st.integers(0, m.MAX_RANKS),
+    text=text,
+    process=text,
+    code=st.none() | st.integers(0, 255),
+    tail=st.lists(text, max_size=5).map(tuple),
+)
+pairs = st.lists(st.tuples(word, word), max_size=9).map(tuple)
+
+EACH: tuple[st.SearchStrategy[Any], ...] = (
+    st.builds(
+        m.Hello,
+        group=text,
+        rank=st.integers(0, m.MAX_RANKS - 1),
+        size=st.integers(1, m.MAX_RANKS),
+        incarnation=word,
+        address=word,
+        name=word,
+        fingerprint=st.dictionaries(word, text, max_size=9),
+        last_epoch=st.none() | epoch,
+        last_members=st.lists(word, max_size=9).map(tuple),
+        quiet=seconds,
+        replaces=st.lists(word, max_size=9).map(tuple),
+        charged=st.integers(0, 10**6),
+        first_failure=st.none() | cause,
+        died=st.none() | cause,
+        attempt=st.integers(0, 2**53),
+    ),
+    st.builds(m.Ping, seq=st.integers(0, 2**53), echo=st.integers(0, 2**53)),
+    st.builds(m.Answer, nonce=word),
+    st.builds(m.Prepared, epoch=epoch),
+    st.builds(m.Unable, epoch=epoch, cause=cause, retry=st.booleans()),
+    st.builds(m.StageDone, epoch=epoch, stage=st.integers(0, 100)),
+    st.builds(m.Failed, epoch=epoch, cause=cause),
+    st.builds(m.Stopped, epoch=epoch, seconds=seconds),
+    st.builds(m.Drained, epoch=epoch),
+    st.builds(m.Leaving, grace=seconds),
+    st.builds(
+        m.Report,
+        epoch=epoch,
+        pids=st.lists(st.integers(1, 2**31), max_size=9).map(tuple),
+        health=word,
+        activity=st.integers(0, 2**63),
+        tail=st.lists(text, max_size=9).map(tuple),
+    ),
+    st.builds(m.Accepted, leader=word),
+    st.builds(m.Rejected, why=word, text=text, retry=seconds),
+    st.builds(m.Ack, good=st.integers(0, 2**53), mark=st.integers(0, 2**53)),
+    st.builds(m.Challenge, nonce=word, rival=text),
+    st.builds(
+        m.Prepare,
+        epoch=epoch,
+        members=pairs,
+        token=word,
+        values=st.dictionaries(word, st.none() | st.booleans() | st.integers() | text, max_size=9),
+    ),
+    st.builds(m.Start, epoch=epoch, stage=st.integers(0, 100)),
+    st.builds(m.Running, epoch=epoch),
+    st.builds(m.Drain, epoch=epoch, cause=cause, seconds=seconds),
+    st.builds(m.Stop, epoch=epoch, cause=cause, grace=seconds),
+    st.builds(m.Abort, cause=cause, code=st.integers(0, 255), text=text),
+    st.just(m.Goodbye()),
+    st.builds(m.News, phase=word, text=text, present=st.integers(0, m.MAX_RANKS), first_failure=st.none() | cause),
+)
+
+
+MESSAGES = st.one_of(*EACH)
+
+
+@settings(max_examples=400)
+@given(MESSAGES)
+def test_what_is_said_is_what_is_heard(message: Any) -> None:
+    assert m.decode(m.encode(message), WORDS) == message
+
+
+@settings(max_examples=1)
+@given(st.tuples(*EACH))
+def test_every_word_is_tried(one_of_each: tuple[Any, ...]) -> None:
+    assert {type(message) for message in one_of_each} == set(WORDS.values())
+    assert len(WORDS) == len(m.MEMBER_SAYS) + len(m.LEADER_SAYS), "no word means two things"
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=10), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(sorted(WORDS)), st.data())
+def test_any_value_in_any_field_is_a_message_or_malformed(name: str, data: st.DataObject) -> None:
+    body = {f.name: data.draw(anything) for f in fields(WORDS[name])}
+    _decoded_or_malformed(json.dumps({"is": name, **body}))
+
+
+@settings(max_examples=300)
+@given(MESSAGES, st.data())
+def test_a_message_with_one_field_spoilt(message: Any, data: st.DataObject) -> None:
+    body = json.loads(m.encode(message))
+    body[data.draw(st.sampled_from(sorted(body)))] = data.draw(anything)
+    _decoded_or_malformed(json.dumps(body))
+
+
+@given(st.binary(max_size=300) | st.text(max_size=300))
+def test_any_bytes(raw: str | bytes) -> None:
+    _decoded_or_malformed(raw)
+
+
+def _decoded_or_malformed(raw: str | bytes) -> None:
+    try:
+        message = m.decode(raw, WORDS)
+    except m.Malformed as error:
+        assert len(str(error)) < 300, "what a stranger sent is never repeated in full"
+        return
+    assert len(m.encode(message)) <= len(raw) * 7 + 2000, "reading it makes it no larger"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "",
+        "null",
+        "[]",
+        "{",
+        '{"is": "hello"}',
+        '{"is": ["hello"]}',
+        '{"is": "shutdown"}',
+        '{"is": "ping", "seq": true}',
+        '{"is": "ping", "seq": -1}',
+        '{"is": "ping", "seq": 1e3}',
+        '{"is": "leaving", "grace": NaN}',
+        '{"is": "leaving", "grace": Infinity}',
+        '{"is": "leaving", "grace": -1}',
+        '{"is": "prepared", "epoch": [1]}',
+        '{"is": "prepared", "epoch": [1, "with space"]}',
+        '{"is": "failed", "epoch": [1, "a"], "cause": {"kind": "bored", "rank": 0, "text": ""}}',
+        "[" * 100_000,
+        '{"is": "ping", "seq": ' + "9" * 10_000 + "}",
+    ],
+)
+def test_what_is_no_message(raw: str) -> None:
+    with pytest.raises(m.Malformed):
+        m.decode(raw, WORDS)
+
+
+def test_a_side_hears_only_what_the_other_may_say() -> None:
+    with pytest.raises(m.Malformed):
+        m.decode(m.encode(m.Goodbye()), m.MEMBER_SAYS)
+    with pytest.raises(m.Malformed):
+        m.decode(m.encode(m.Ping(1)), m.LEADER_SAYS)
+
+
+def test_a_newer_peer_may_say_more() -> None:
+    assert m.decode('{"is": "ping", "seq": 3, "mood": "good"}', m.MEMBER_SAYS) == m.Ping(3)
+
+
+def test_long_words_are_cut_where_they_are_ours_and_refused_where_they_are_not() -> None:
+    long = Cause(CauseKind.EXITED, 1, "x" * 5000, "p" * 500, 1, tuple("t" * 900 for _ in range(90)))
+    heard = m.decode(m.encode(m.Failed(Epoch(1, "a"), long)), m.MEMBER_SAYS)
+    assert (len(heard.cause.text), len(heard.cause.process), len(heard.cause.tail)) == (1000, 100, 40)
+    with pytest.raises(m.Malformed):
+        m.decode(json.dumps({"is": "hello", "group": "g" * 601, "rank": 0, "size": 1}), m.MEMBER_SAYS)
+
+
+def test_the_largest_messages_fit_the_link() -> None:
+    """1,024 members on IPv6 addresses; the longest hello; failures with all their last lines."""
+    members = tuple(("0123456789abcdef", "fd00:1234:5678:9abc:def0:1234:5678:9abc") for _ in range(1024))
+    assert len(m.encode(m.Prepare(Epoch(2**53, "x" * 32), members))) < m.MAX_FROM_LEADER / 2
+    failure = Cause(CauseKind.EXITED, 1023, "t" * 1000, "p" * 100, 255, tuple("l" * 500 for _ in range(40)))
+    hello = m.Hello(
+        "g" * 600,
+        1023,
+        1024,
+        "i" * 32,
+        "a" * 64,
+        "n" * 300,
+        {f"fact{n}": "v" * 100 for n in range(40)},
+        last_epoch=Epoch(2**53, "x" * 32),
+        last_members=tuple("i" * 16 for _ in range(1024)),
+        replaces=tuple("r" * 32 for _ in range(64)),
+        first_failure=failure,
+        died=failure,
+    )
+    assert len(m.encode(hello)) < m.MAX_FROM_MEMBER
+
+
+def test_every_field_has_a_check() -> None:
+    for kind in WORDS.values():
+        for f in fields(kind):
+            assert callable(f.metadata["check"]), f"{kind.__name__}.{f.name}"
+            if f.default is not MISSING:
+                assert f.metadata["check"](f.default) == f.default

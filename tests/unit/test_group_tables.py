@@ -1,0 +1,215 @@
+"""Both tables are complete, and neither machine can be brought to raise by anything that may be said to it."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from typing import Any
+
+import pytest
+
+from launcher.group import coordinator as c
+from launcher.group import member as mb
+from launcher.group import messages as m
+from launcher.group.events import Closed, Tick
+from launcher.words import Cause, CauseKind, Epoch
+
+CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
+
+
+class TestTheTables:
+    def test_the_coordinator_answers_everything_in_every_phase(self) -> None:
+        events = {*m.MEMBER_SAYS.values(), Closed, Tick}
+        for phase in c.Phase:
+            assert set(c.TABLE[phase]) == events
+            for name in c.TABLE[phase].values():
+                assert callable(getattr(c.Coordinator, "_" + name))
+
+    def test_the_member_answers_everything_in_every_state(self) -> None:
+        own = {mb.Connected, mb.Able, mb.NotAble, mb.Done, mb.Broke, mb.Gone, mb.Expired, mb.Idle, mb.Activity}
+        events = {*m.LEADER_SAYS.values(), Closed, Tick, mb.Terminate, *own}
+        for state in mb.State:
+            assert set(mb.TABLE[state]) == events
+            for name in mb.TABLE[state].values():
+                assert callable(getattr(mb.Member, "_" + name))
+
+    @pytest.mark.parametrize("rows", [c._GRID, mb._GRID])
+    def test_no_row_is_short(self, rows: Any) -> None:
+        widths = {len(row) for row in rows.values()}
+        assert widths in ({len(c.Phase)}, {len(mb.State)})
+
+    @pytest.mark.parametrize(
+        ("leads", "first", "last"),
+        [(c.LEADS, c.Phase.WAITING, c.Phase.ABORTED), (mb.LEADS, mb.State.CLEANING, mb.State.GONE)],
+    )
+    def test_every_state_is_reached_and_only_the_last_is_final(self, leads: Any, first: Any, last: Any) -> None:
+        reached, front = {first}, [first]
+        while front:
+            front = [n for state in front for n in leads[state] if n not in reached]
+            reached.update(front)
+        assert reached == set(leads)
+        assert [state for state in leads if not leads[state]] == [last]
+
+    def test_no_answer_is_written_and_never_given(self) -> None:
+        for machine, table in ((c.Coordinator, c.TABLE), (mb.Member, mb.TABLE)):
+            answers = {"_" + name for row in table.values() for name in row.values()}
+            for name, method in inspect.getmembers(machine, inspect.isfunction):
+                asks = inspect.signature(method)
+                like = list(asks.parameters) in (["self", "conn", "message", "now"], ["self", "event", "now"])
+                if like and asks.return_annotation == "None" and name.startswith("_"):
+                    assert name in answers, f"{machine.__name__}.{name}"
+
+
+# ------------------------------------------------------------------------------------------------------- anything
+
+
+def coordinator(size: int = 3) -> c.Coordinator:
+    leader = c.Coordinator(c.Config("g", size, "leader"), 0.0, random.Random(1))
+    leader.stages = (c.Stage("one", timeout=20.0), c.Stage("two"))
+    return leader
+
+
+def hello(rng: random.Random, size: int = 3) -> m.Hello:
+    rank = rng.randrange(size + 1)
+    return m.Hello(
+        rng.choice(("g", "g", "g", "other")),
+        rank,
+        size,
+        f"i{rank}{rng.choice('aab')}",
+        f"10.0.0.{rank}",
+        fingerprint={"engine": rng.choice(("1", "1", "1", "2"))},
+        protocol=rng.choice((1, 1, 1, 1, 2)),
+        last_epoch=rng.choice((None, Epoch(rng.randrange(9), rng.choice(("leader", "before"))))),
+        last_members=("i0a", "i1a", "i2a"),
+        quiet=rng.choice((0.0, 5.0, 1e9)),
+        replaces=rng.choice(((), (f"i{rank}b",))),
+        charged=rng.choice((0, 3, 10**6)),
+        first_failure=rng.choice((None, CAUSE)),
+        died=rng.choice((None, Cause(CauseKind.AGENT, rank, "killed"))),
+        attempt=rng.randrange(4),
+    )
+
+
+def said_by_a_member(rng: random.Random, epoch: Epoch | None) -> Any:
+    of = rng.choice((epoch, epoch, epoch, Epoch(1, "before"), Epoch(99, "leader"))) or Epoch(1, "leader")
+    return rng.choice(
+        (
+            hello(rng),
+            hello(rng),
+            m.Ping(rng.randrange(50), rng.randrange(50)),
+            m.Ping(rng.randrange(50), rng.randrange(50)),
+            m.Answer("x"),
+            m.Prepared(of),
+            m.Prepared(of),
+            m.Unable(of, CAUSE, rng.random() < 0.9),
+            m.StageDone(of, rng.randrange(3)),
+            m.StageDone(of, rng.randrange(3)),
+            m.Failed(of, CAUSE),
+            m.Stopped(of, 0.1),
+            m.Stopped(of, 0.1),
+            m.Drained(of),
+            m.Leaving(rng.choice((0.0, 0.1, 30.0))) if rng.random() < 0.2 else Tick(),
+            m.Report(of, tail=("last words",)),
+            Closed("reset"),
+            Tick(),
+        )
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nothing_that_members_can_say_makes_the_coordinator_raise(seed: int) -> None:
+    """Not even when it is said by the wrong one, of another epoch, twice, or on a connection that is nobody's."""
+    rng = random.Random(seed)
+    leader, now = coordinator(), 0.0
+    for rank in range(3):
+        leader.handle(m.Hello("g", rank, 3, f"i{rank}a", f"10.0.0.{rank}"), rank, now)
+    for _ in range(400):
+        now += rng.choice((0.0, 0.001, 0.25, 3.0, 20.0))
+        if rng.random() < 0.5:  # the good members go on as they should
+            for rank in range(3):
+                leader.handle(m.Ping(int(now * 1000), 10**9), rank, now)
+        conn = rng.randrange(5)
+        leader.handle(said_by_a_member(rng, leader.epoch), conn, now)
+        assert {seat.conn: rank for rank, seat in leader.seats.items()} == leader._by_conn
+
+
+def test_the_coordinator_is_brought_through_all_its_phases() -> None:
+    """The random walk above is no empty exercise."""
+    seen = set()
+    for seed in range(40):
+        rng = random.Random(seed)
+        leader, now = coordinator(1), 0.0
+        leader.handle(m.Hello("g", 0, 1, "i0a", "10.0.0.0"), 0, now)
+        for _ in range(200):
+            now += rng.choice((0.001, 0.25))
+            leader.handle(m.Ping(int(now * 1000), 10**9), 0, now)
+            message = said_by_a_member(rng, leader.epoch)
+            if rng.random() < 0.6 and leader.epoch is not None:  # the word that leads on
+                done = m.StageDone(leader.epoch, leader.stage)
+                message = m.Prepared(leader.epoch) if leader.phase is c.Phase.PREPARING else done
+            if not isinstance(message, (m.Hello, Closed)):
+                leader.handle(message, 0, now)
+            elif leader.missing:
+                leader.handle(m.Hello("g", 0, 1, "i0a", "10.0.0.0"), 0, now)
+            seen.add(leader.phase)
+    assert seen == set(c.Phase)
+
+
+def said_to_a_member(rng: random.Random, epoch: Epoch | None) -> Any:
+    of = rng.choice((epoch, epoch, epoch, Epoch(1, "before"), Epoch(7, "leader"))) or Epoch(1, "leader")
+    return rng.choice(
+        (
+            mb.Connected(),
+            mb.Connected(),
+            Closed(""),
+            m.Accepted("leader"),
+            m.Accepted("leader"),
+            m.Rejected(rng.choice(("duplicate", "superseded")), "no", 1.0),
+            m.Ack(rng.randrange(99), rng.randrange(99)),
+            m.Ack(rng.randrange(99), rng.randrange(99)),
+            m.Challenge("x", "rival"),
+            m.Prepare(Epoch(rng.randrange(9), "leader"), (("a", "1"), ("i", "2"))),
+            m.Start(of, rng.randrange(3)),
+            m.Running(of),
+            m.Drain(of, CAUSE, 3.0),
+            m.Stop(of, CAUSE, 1.0),
+            m.Goodbye() if rng.random() < 0.2 else Tick(),
+            m.Abort(CAUSE, 75, "") if rng.random() < 0.1 else Tick(),
+            m.News("running", first_failure=rng.choice((None, CAUSE))),
+            mb.Able(of),
+            mb.Able(of),
+            mb.NotAble(of, CAUSE),
+            mb.Done(of, rng.randrange(3)),
+            mb.Broke(of, CAUSE),
+            mb.Gone(rng.random() < 0.8, "something"),
+            mb.Gone(),
+            mb.Expired() if rng.random() < 0.3 else Tick(),
+            mb.Idle(of),
+            mb.Activity(m.Report(of)),
+            mb.Terminate(rng.choice((0.0, 30.0))) if rng.random() < 0.2 else Tick(),
+            Tick(),
+        )
+    )
+
+
+def test_nothing_that_can_be_said_to_a_member_makes_it_raise() -> None:
+    """And in every state: with a deadline set whenever something may run, and none when nothing can."""
+    seen = set()
+    for seed in range(600):
+        rng = random.Random(seed)
+        member, now = mb.Member(mb.Config("g", 1, 2, "pod", "i"), 0.0), 0.0
+        deadline: float | None = None
+        for _ in range(80):
+            now += rng.choice((0.0, 0.01, 0.25, 2.0))
+            for action in member.handle(said_to_a_member(rng, member.epoch), now):
+                if isinstance(action, mb.SetDeadline):
+                    deadline = action.at
+                if isinstance(action, mb.DoStage):
+                    assert deadline is not None
+                    assert now < deadline
+            seen.add(member.state)
+            if member.state in (mb.State.STARTING, mb.State.RUNNING):
+                assert deadline is not None
+            if member.state in (mb.State.SEEKING, mb.State.SEATED, mb.State.LEAVING):
+                assert deadline is None
+    assert seen == set(mb.State)
