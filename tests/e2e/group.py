@@ -26,6 +26,7 @@ from launcher.process.tree import Key, Proc, descendants, read, scan
 from launcher.reference.tokens import expected_text
 
 PATIENCE = 45.0  #: the machine is noisy: how long anything may take before a test calls it lost
+POLL = 0.04  #: a look at the process table or at a page costs some milliseconds of the cores that the group needs
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 LAUNCHER = Path(sys.executable).with_name("launcher")
 
@@ -38,7 +39,7 @@ def until(what: str, true: Callable[[], T], patience: float = PATIENCE, words: C
     while not (value := true()):
         if time.monotonic() > end:
             raise AssertionError(f"after {patience:g} s still not: {what}\n{words()}")
-        time.sleep(0.02)
+        time.sleep(POLL)
     return value
 
 
@@ -306,7 +307,7 @@ class Group:
             time.sleep(0.05)  # two SIGTERMs at once are one
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end and any(p.poll() is None for p in self.processes.values()):
-            time.sleep(0.02)
+            time.sleep(POLL)
         late = [rank for rank, p in self.processes.items() if p.poll() is None]
         left = [(p.pid, p.comm, p.state, _cmdline(p.pid)[-300:]) for p in self.left()]
         self._kill_rest()
@@ -319,7 +320,7 @@ class Group:
             for proc in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(proc.pid, signal.SIGKILL)
-            time.sleep(0.02)
+            time.sleep(POLL)
         for process in (*self.processes.values(), *self.ended):
             process.wait(PATIENCE)
         self._reap_orphans()
@@ -354,7 +355,7 @@ class Witness:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(0.02):
+        while not self._over.wait(POLL):
             self.look()
 
     def look(self) -> None:
