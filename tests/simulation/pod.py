@@ -391,6 +391,7 @@ class Agent:
         self._gates: set[Proc] = set()
         self._stage: tuple[Epoch, int] | None = None
         self._stop_since: float | None = None
+        self._stops = 0
         self._served: Epoch | None = None
         self.in_flight = 0
         self.able_for: Epoch | None = None
@@ -638,6 +639,7 @@ class Agent:
         self.follow(mb.Broke(proc.epoch, Cause(kind, proc.rank, text, proc.name, code)))
 
     def _stop(self, action: mb.DoStop) -> None:
+        self._stops += 1
         self._gates, self._stage = set(), None
         if self._stop_since is None:
             self._stop_since = self.world.now
@@ -651,8 +653,13 @@ class Agent:
         self._stop_since = None
         if self.world.chance(self.cluster.plan.unclean):
             self.follow(mb.Gone(False, "something is still there", seconds))
-            self.world.at(self.world.between(0.1, 3.0), self.post, "guard", self.follow, mb.Gone(True, "", seconds))
+            self.world.at(self.world.between(0.1, 3.0), self.post, "guard", self._now_clean, self._stops, seconds)
         else:
+            self.follow(mb.Gone(True, "", seconds))
+
+    def _now_clean(self, stop: int, seconds: float) -> None:
+        """Of an earlier stop this says nothing any more: another engine may run."""
+        if stop == self._stops:
             self.follow(mb.Gone(True, "", seconds))
 
     def lease_expired(self) -> None:
