@@ -12,9 +12,6 @@ from launcher.words import CauseKind
 from tests.simulation.cluster import OTHER, Cluster, Trouble
 from tests.simulation.network import EVERYBODY
 from tests.simulation.pod import Guard, Pod
-from tests.simulation.promises import LOST
-
-KILLED = frozenset({CauseKind.LOST, CauseKind.AGENT, CauseKind.LEADER})
 
 
 def aftermath(cluster: Cluster) -> float:
@@ -64,8 +61,7 @@ def agent_killed(cluster: Cluster) -> None:
     """kill -9 of a launcher's agent; its guard lives."""
     guard = some_guard(cluster)
     if guard is not None and guard.agent is not None and not guard.frozen:
-        cluster.truth.touch("agent killed", guard.pod.rank, kinds=KILLED, sharp=True)
-        cluster.truth.launcher_killed(guard.pod)
+        cluster.truth.killed("agent killed", guard.pod)
         guard.kill_agent()
 
 
@@ -73,8 +69,7 @@ def pod_killed(cluster: Cluster) -> None:
     """A whole pod vanishes; the node's kernel closes its connections."""
     pod = some_pod(cluster)
     if pod is not None:
-        cluster.truth.touch("pod killed", pod.rank, kinds=KILLED, sharp=True)
-        cluster.truth.launcher_killed(pod)
+        cluster.truth.killed("pod killed", pod)
         cluster.kill_pod(pod)
 
 
@@ -298,9 +293,9 @@ def duplicate(cluster: Cluster) -> None:
             silent = world.chance(0.3)
             if silent:
                 cluster.truth.touch("node lost", rank, lasts=aftermath(cluster))
+                cluster.truth.launcher_killed(goes)
             else:
-                cluster.truth.touch("pod killed", rank, kinds=KILLED, sharp=True)
-            cluster.truth.launcher_killed(goes)
+                cluster.truth.killed("pod killed", goes)
             cluster.kill_pod(goes, silent=silent)
 
     world.at(lasts, ends)
@@ -374,8 +369,7 @@ def _reset_side(cluster: Cluster, pod: Pod) -> None:
 
 def _agent_of(cluster: Cluster, pod: Pod) -> None:
     if pod.agent is not None and pod.guard is not None and not pod.guard.frozen and cluster.calm_at is None:
-        cluster.truth.touch("agent killed", pod.rank, kinds=KILLED, sharp=True)
-        cluster.truth.launcher_killed(pod)
+        cluster.truth.killed("agent killed", pod)
         pod.guard.kill_agent()
 
 
@@ -421,8 +415,7 @@ def dns_lies(cluster: Cluster) -> None:
 
     world.at(duration(cluster), mended)
     if leader is not None and world.chance(0.7):
-        cluster.truth.touch("pod killed", 0, kinds=KILLED, sharp=True)
-        cluster.truth.launcher_killed(leader)
+        cluster.truth.killed("pod killed", leader)
         address = cluster.dns
         cluster.kill_pod(leader)
         cluster.dns = address
@@ -500,4 +493,4 @@ FAULTS: dict[Callable[[Cluster], None], float] = {
 
 AMBUSHES = (Phase.PREPARING, Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.STOPPING, Phase.WAITING)
 
-__all__ = ["AMBUSHES", "FAULTS", "LOST", "aftermath"]
+__all__ = ["AMBUSHES", "FAULTS", "aftermath"]

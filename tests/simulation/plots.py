@@ -13,7 +13,6 @@ from typing import Any
 from launcher.group.coordinator import Phase
 from launcher.words import CauseKind
 from tests.simulation.cluster import Cluster
-from tests.simulation.faults import KILLED
 from tests.simulation.network import EVERYBODY
 from tests.simulation.pod import Pod
 
@@ -106,8 +105,7 @@ def back_too_soon(cluster: Cluster) -> None:
     """A launcher is killed and is back while the others still stop."""
     guard = _pod(cluster, 1).guard
     assert guard is not None
-    cluster.truth.touch("agent killed", 1, kinds=KILLED, sharp=True)
-    cluster.truth.launcher_killed(guard.pod)
+    cluster.truth.killed("agent killed", guard.pod)
     guard.kill_agent()
     cluster.world.at(8.0, _again, cluster)
 
@@ -161,8 +159,7 @@ def leader_cut_off_and_agents_killed(cluster: Cluster) -> None:
     for rank in (1, 2):
         guard = _pod(cluster, rank).guard
         assert guard is not None
-        cluster.truth.touch("agent killed", rank, kinds=KILLED, sharp=True)
-        cluster.truth.launcher_killed(guard.pod)
+        cluster.truth.killed("agent killed", guard.pod)
         guard.kill_agent()
     _new_leader(cluster)
 
@@ -206,9 +203,9 @@ def _lose(cluster: Cluster) -> None:
 def _kill(cluster: Cluster, pod: Pod, *, silent: bool) -> None:
     if silent:
         cluster.truth.touch("node lost", pod.rank, lasts=3 * LEASE)
+        cluster.truth.launcher_killed(pod)
     else:
-        cluster.truth.touch("pod killed", pod.rank, kinds=KILLED, sharp=True)
-    cluster.truth.launcher_killed(pod)
+        cluster.truth.killed("pod killed", pod)
     cluster.kill_pod(pod, silent=silent)
 
 
@@ -227,8 +224,7 @@ def leader_agent_killed(cluster: Cluster) -> None:
     """kill -9 of the leader's agent."""
     guard = _pod(cluster, 0).guard
     assert guard is not None
-    cluster.truth.touch("agent killed", 0, kinds=KILLED, sharp=True)
-    cluster.truth.launcher_killed(guard.pod)
+    cluster.truth.killed("agent killed", guard.pod)
     guard.kill_agent()
 
 

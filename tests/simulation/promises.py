@@ -34,7 +34,7 @@ LOST = frozenset({CauseKind.LOST, CauseKind.AGENT, CauseKind.LEADER})
 class Touch:
     """Something that was done to a rank: the possible reason of a failure."""
 
-    __slots__ = ("kinds", "rank", "sharp", "since", "until", "what")
+    __slots__ = ("kinds", "rank", "sharp", "since", "until", "weak", "what")
 
     def __init__(
         self, what: str, rank: int, since: float, until: float, kinds: frozenset[CauseKind], sharp: bool
@@ -45,6 +45,7 @@ class Touch:
         self.until = until
         self.kinds = kinds
         self.sharp = sharp  #: it ends an epoch at once and by itself
+        self.weak = False  #: what was killed was in no epoch yet
 
 
 class EpochTruth:
@@ -113,6 +114,12 @@ class Truth:
         if truth.failed_at is None:
             truth.failed_at = self.world.now
         self._must_die(truth, pod)
+
+    def killed(self, what: str, pod: Pod) -> None:
+        """An agent or a whole pod is killed, and the kernel closes its connections."""
+        touch, agent = self.touch(what, pod.rank, kinds=LOST, sharp=True), pod.agent
+        touch.weak = agent is None or not any(agent.member.incarnation in t.members for t in self.epochs.values())
+        self.launcher_killed(pod)
 
     def launcher_killed(self, pod: Pod) -> None:
         """The epochs of a launcher that is killed must end."""
@@ -379,6 +386,9 @@ class Truth:
             return
         if silent:
             self._silence_explained(truth, cause, silent, len(relevant))
+            return
+        relevant = [t for t in relevant if not t.weak]
+        if not relevant:
             return
         first = min(relevant, key=lambda t: t.since)
         if first.since < truth.made_at or any(t is not first and t.since - first.since < 2 for t in relevant):
