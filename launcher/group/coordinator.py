@@ -16,12 +16,13 @@ back-off is over, and nothing of an earlier epoch can still be running anywhere.
 Why an old epoch's process can't meet a new one's: a member says hello only when nothing of its engine is left, so a
 *seat* is clean when it is taken. A seat becomes unclean with `prepare` and clean with `stopped`. A member that is lost
 while unclean leaves a *fence*: no epoch starts before the lease that it may hold has run out, or before the same
-launcher (or the next one in the very same pod, `replaces`) has said hello and answered on that connection. For epochs of a leader before us, whose
-members we can't see, the fence is counted from when our members last spoke to it (`lease.py` says why that is enough).
+launcher (or the next one in the very same pod, `replaces`) has said hello and answered on that connection. For epochs
+of a leader before us, whose members we can't see, the fence is counted from when our members last spoke to it
+(`lease.py` says why that is enough).
 
 The table below is complete: every event in every phase has an answer; LEADS says where each phase may lead, and every
-single step is held to it (docs/protocol.md draws both). "stale" says that the message belongs to an epoch that is over, or to a
-phase that has passed, and changes nothing. The first failure decides the end of an epoch; failures that arrive within a
+single step is held to it (docs/protocol.md draws both). "stale" says that the message belongs to an epoch that is over,
+or to a phase that has passed, and changes nothing. The first failure decides the end of an epoch; failures that arrive within a
 second of it may explain it better (`history.py`), none is lost.
 """
 
@@ -807,7 +808,7 @@ class Coordinator:
             self._over_if_all_stopped(now)
 
     def _over_if_all_stopped(self, now: float) -> None:
-        """All that can be heard have stopped; the lost are behind fences. Wait out the window for a better cause."""
+        """All that can be heard have stopped, and had said before what they know; the lost are behind fences."""
         if any(s.joined for s in self.seats.values()) or self.phase is not Phase.STOPPING:
             return
         assert self.epoch is not None and self.cause is not None
