@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.group.lease import Contact, Pings, Terms
@@ -14,6 +14,7 @@ def test_the_terms_of_ten_seconds() -> None:
     assert (TEN.beat, TEN.kill_after, TEN.lost_after, TEN.fence) == (0.5, 8.0, 6.75, 10.2)
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1.0, max_value=600.0))
 def test_the_order_of_things(lease: float) -> None:
     """Lost before killed before dead before counted on, for every lease, with 1 % of drift each way."""
@@ -116,6 +117,7 @@ class TestContact:
 steps = st.lists(st.tuples(st.integers(0, 2), st.floats(0.01, 3.0), st.booleans()), min_size=1, max_size=120)
 
 
+@settings(deadline=None)
 @given(steps)
 def test_no_engine_outlives_the_oldest_contact_by_more_than_a_lease(script: list[tuple[int, float, bool]]) -> None:
     """Three members, one clock, words lost at random: every deadline stays within F + kill_after."""

@@ -90,13 +90,13 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
 MESSAGES = st.one_of(*EACH)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200, deadline=None)
 @given(MESSAGES)
 def test_what_is_said_is_what_is_heard(message: Any) -> None:
     assert m.decode(m.encode(message), WORDS) == message
 
 
-@settings(max_examples=1)
+@settings(max_examples=1, deadline=None)
 @given(st.tuples(*EACH))
 def test_every_word_is_tried(one_of_each: tuple[Any, ...]) -> None:
     assert {type(message) for message in one_of_each} == set(WORDS.values())
@@ -110,14 +110,14 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(WORDS)), st.data())
 def test_any_value_in_any_field_is_a_message_or_malformed(name: str, data: st.DataObject) -> None:
     body = {f.name: data.draw(anything) for f in fields(WORDS[name])}
     _decoded_or_malformed(json.dumps({"is": name, **body}))
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(MESSAGES, st.data())
 def test_a_message_with_one_field_spoilt(message: Any, data: st.DataObject) -> None:
     body = json.loads(m.encode(message))
@@ -125,6 +125,7 @@ def test_a_message_with_one_field_spoilt(message: Any, data: st.DataObject) -> N
     _decoded_or_malformed(json.dumps(body))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=300))
 def test_any_bytes(raw: str | bytes) -> None:
     _decoded_or_malformed(raw)
