@@ -195,7 +195,7 @@ def said_to_a_member(rng: random.Random, epoch: Epoch | None) -> Any:
 def leads_on(member: mb.Member) -> list[Any]:
     """What a member in its state waits for."""
     epoch = member.epoch or Epoch(1, "leader")
-    return {
+    waits_for: dict[mb.State, list[Any]] = {
         mb.State.CLEANING: [mb.Gone()],
         mb.State.SEEKING: [mb.Connected(), m.Accepted("leader")],
         mb.State.SEATED: [m.Ack(99, 9), m.Prepare(Epoch(epoch.n + 1, "leader"), (("a", "1"), ("i", "2")))],
@@ -203,7 +203,8 @@ def leads_on(member: mb.Member) -> list[Any]:
         mb.State.STARTING: [m.Start(epoch, member.stage + 1), m.Running(epoch), mb.Terminate(30.0)],
         mb.State.RUNNING: [m.Ack(99, 9), m.Stop(epoch, CAUSE, 1.0), mb.Terminate(30.0)],
         mb.State.STOPPING: [mb.Gone()],
-    }.get(member.state, [Tick()])
+    }
+    return waits_for.get(member.state, [Tick()])
 
 
 def test_nothing_that_can_be_said_to_a_member_makes_it_raise() -> None:
