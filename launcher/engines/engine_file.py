@@ -21,7 +21,7 @@ from launcher.errors import ConfigError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+    import tomli as tomllib
 
 LARGEST = 1 << 20
 LEADER, WORKER, ALL = "leader", "worker", "all"
