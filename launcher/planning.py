@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,7 @@ class Network:
     variables: tuple[Variable, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)  #: short texts that the group may compare; they bind nobody
 
     @property
     def ours(self) -> dict[str, str]:
@@ -154,6 +155,7 @@ def network(
     ``leader``: what the leader's name resolves to; ``nccl``: version of the engine's NCCL. Raises ConfigError.
     """
     from launcher.network import addresses, rdma
+    from launcher.network import facts as network_facts
     from launcher.network.environment import Surroundings, collective_environment
     from launcher.network.rdma_environment import rdma_environment
 
@@ -165,16 +167,11 @@ def network(
     if addresses.is_loopback(address):  # `launcher local`: all ranks are on this machine
         return Network(address, why, variables, warnings)
     sysfs, dev = rdma.roots(environ)
-    found = rdma_environment(
-        around,
-        settings.rdma,
-        rdma.read(sysfs, dev),
-        rdma.allocated(environ, _network_status(environ)),
-        among,
-        chosen or addresses.holder(address, among),
-        nccl,
-    )
-    return Network(address, why, (*variables, *found.variables), (*warnings, *found.warnings), found.why)
+    fabric, interface = rdma.read(sysfs, dev), chosen or addresses.holder(address, among)
+    given = rdma.allocated(environ, _network_status(environ))
+    found = rdma_environment(around, settings.rdma, fabric, given, among, interface, nccl)
+    facts = network_facts.of(interface, found, fabric, among, sysfs)
+    return Network(address, why, (*variables, *found.variables), (*warnings, *found.warnings), found.why, facts)
 
 
 def _network_status(environ: Mapping[str, str]) -> str:

@@ -1,0 +1,118 @@
+"""What checks look at: one pod, as roots of its file systems, its environment and what was learned of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.settings import Settings
+from launcher.words import EMPTY, Identity, NodeFacts, Plan
+
+if TYPE_CHECKING:
+    from launcher.network.addresses import Interface
+    from launcher.planning import Network
+
+
+@dataclass(frozen=True)
+class Node:
+    """One pod. ``raw`` is the environment as the platform made it, ``environ`` what is left of it for us.
+
+    What could not be learned is None, and ``trouble`` says why, by what was to be learned: ``identity``, ``engine``,
+    ``network``, ``plan``.
+    """
+
+    settings: Settings
+    environ: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    raw: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    identity: Identity | None = None
+    facts: NodeFacts = field(default_factory=NodeFacts)
+    plan: Plan | None = None
+    network: Network | None = None
+    among: tuple[Interface, ...] = ()
+    smi: str | None = None  #: output of ``nvidia-smi -L``; None: not there
+    smi_code: int = 0
+    running: bool = False  #: a launcher runs in this pod already: its ports are taken by it
+    agent: bool = False  #: we are the launcher's agent
+    trouble: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+    @property
+    def sys(self) -> Path:
+        return Path(self.environ.get("LAUNCHER_SYSFS") or "/sys")
+
+    @property
+    def dev(self) -> Path:
+        return Path(self.environ.get("LAUNCHER_DEV") or "/dev")
+
+    @property
+    def proc(self) -> Path:
+        return Path(self.environ.get("LAUNCHER_PROC") or "/proc")
+
+    @property
+    def size(self) -> int:
+        return self.identity.size if self.identity else self.settings.size or 1
+
+    @property
+    def engine(self) -> str:
+        return "" if self.settings.engine_file else self.settings.engine
+
+    @property
+    def uses_torch(self) -> bool:
+        """Whether the engine moves tensors between processes: the reference engine does not."""
+        return self.engine != "reference"
+
+    @property
+    def gpus(self) -> int | None:
+        return self.facts.gpus if self.settings.gpus_per_pod is None else self.settings.gpus_per_pod
+
+    @property
+    def ranks_here(self) -> int:
+        """Engine ranks (processes with a part of the model) in this pod."""
+        return max(1, -(-self.settings.world // self.size))
+
+
+def text(path: Path) -> str:
+    """A small file of /proc or /sys without its newline; empty where it is not to be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def cgroup(node: Node, v2: str, v1_controller: str, v1: str) -> int | None:
+    """A limit of our cgroup (bytes, processes); None: unlimited, or nobody tells.
+
+    In a container the path in /proc/self/cgroup may be the host's while our own cgroup is mounted as the root, so both
+    places are tried. v1 writes "unlimited" as a number near 2**63.
+    """
+    root = node.sys / "fs/cgroup"
+    for line in text(node.proc / "self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            places = [root / path.strip("/") / v2, root / v2]
+        elif v1_controller in controllers.split(","):
+            places = [root / v1_controller / path.strip("/") / v1, root / v1_controller / v1]
+        else:
+            continue
+        for place in places:
+            said = text(place)
+            if said.isdigit():
+                return int(said) if int(said) < 1 << 60 else None
+            if said == "max":
+                return None
+    return None
+
+
+def size_text(number: float) -> str:
+    """Bytes as people read them: ``64 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.3g} TiB" if number < 1000 else f"{number:.0f} TiB"
+
+
+def home(environ: Mapping[str, str]) -> str:
+    return environ.get("HOME") or os.path.expanduser("~")
