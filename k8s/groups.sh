@@ -16,6 +16,9 @@ model=$1 count=$2 out=$3 load=${4:-0}
 [ $# -lt 4 ] && shift 3 || shift 4
 case $count in ''|*[!0-9]*|0) echo "groups.sh: COUNT $count is not a number from 1 on" >&2; exit 64;; esac
 case $load in *[!0-9]*) echo "groups.sh: LOAD $load is not a number" >&2; exit 64;; esac
+case " $* " in *" keda-http "*)
+    echo "groups.sh: keda-http is for one group: two of its routes can't share a Host; take keda" >&2; exit 64;;
+esac
 [ -f "$model/kustomization.yaml" ] || { echo "groups.sh: there is no $model/kustomization.yaml" >&2; exit 66; }
 
 k8s=$(cd "$(dirname "$0")" && pwd)

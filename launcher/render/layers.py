@@ -77,6 +77,7 @@ def _merged_list(name: str, old: list[Any], new: list[Any]) -> list[Any]:
     entries = {entry[key]: entry for entry in old}
     for entry in new:
         there = entries.get(entry[key])
-        # A variable has either a value or a source: it is replaced, not mixed.
-        entries[entry[key]] = _merged(there, entry) if there and name != "env" else copy.deepcopy(entry)
+        # A variable has either a value or a source, a volume is of one kind: replaced, not mixed.
+        mixed = name == "env" or (name == "volumes" and there and there.keys() != entry.keys())
+        entries[entry[key]] = _merged(there, entry) if there and not mixed else copy.deepcopy(entry)
     return list(entries.values())

@@ -20,7 +20,6 @@ from launcher.settings import Settings
 from launcher.words import Identity, NodeFacts
 
 SHARED = "shared.yaml"
-SHM = "8Gi"  #: as k8s/base/statefulset.yaml has it; a test holds them together
 INSTANCE = "app.kubernetes.io/instance"
 GROUP = "inference-group"
 #: found out in the pod, so not to be said for all pods alike
@@ -44,6 +43,7 @@ def render(service: Service, options: Options) -> dict[str, list[Document]]:
     documents = _layers(service, options)
     (pods,) = [d for d in documents if d.data["kind"] == "StatefulSet"]
     layers.merge(pods, _pod(service, options))
+    _check_volumes(service, pods.data["spec"]["template"]["spec"])
     _fill(service, pods)
     files: dict[str, list[Document]] = {SHARED: [_shared(service, d) for d in documents if not _is_of_group(d)]}
     for k in range(service.groups):
@@ -80,7 +80,12 @@ def _pod(service: Service, options: Options) -> dict[str, Any]:
             {"name": "LAUNCHER_GRACE", "value": str(grace)},
             *service.env,
         ],
-        "ports": [{"name": "api", "containerPort": settings.port}, *_more_ports(service, settings)],
+        "ports": [
+            {"name": "api", "containerPort": settings.port},
+            {"name": "agent", "containerPort": settings.agent_port},
+            {"name": "group", "containerPort": settings.group_port},
+            *_more_ports(service, settings),
+        ],
     }
     container.pop("command", None)
     spec = {**service.pod, "containers": [container], "terminationGracePeriodSeconds": grace}
@@ -157,19 +162,28 @@ def _check_engine(service: Service, settings: Settings) -> None:
         checked = engine.check(settings, identity, NodeFacts(gpus=gpus))
         service.notes += checked.why
         service.warnings += [w for w in checked.warnings if "--engine-version" not in w]
-    _check_memory(service)
     if gpus == 0 and settings.engine not in ("reference",):
         service.warnings.append(f"{service.path}.resources.limits: no GPU is asked for")
 
 
-def _check_memory(service: Service) -> None:
-    """/dev/shm is memory; a limit below it is a promise that can't be kept."""
+def _check_volumes(service: Service, pod: Mapping[str, Any]) -> None:
+    """Every mount has its volume; and /dev/shm is memory: a limit below it is a promise that can't be kept."""
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    (container,) = pod["containers"]
+    for mount in container["volumeMounts"]:
+        if mount["name"] not in volumes:
+            raise Field(f"{service.path}.volumeMounts", None).error(
+                f"{mount['mountPath']} is of volume {mount['name']}, and there is none of that name",
+                "add it to the template's spec.volumes",
+            )
     limits = service.container["resources"].get("limits", {})
-    if "memory" in limits:
+    (shm,) = [volumes[m["name"]] for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+    most = shm.get("emptyDir", {}).get("sizeLimit")
+    if "memory" in limits and most:
         path = f"{service.path}.resources.limits.memory"
-        if quantity(Field(path, limits["memory"])) < quantity(Field(path, SHM)) * 2:
+        if quantity(Field(path, limits["memory"])) < quantity(Field(path, most)) * 2:
             service.warnings.append(
-                f"{path}: {limits['memory']}, of which /dev/shm may take {SHM}: an engine wants more"
+                f"{path}: {limits['memory']}, of which /dev/shm may take {most}: an engine wants more"
             )
 
 
@@ -200,9 +214,10 @@ def _more_ports(service: Service, settings: Settings) -> list[dict[str, Any]]:
         number = entry["containerPort"]
         if number == settings.port:
             continue
-        if number in (settings.agent_port, settings.group_port) or entry.get("name") in ("agent", "group"):
+        if number in (settings.agent_port, settings.group_port) or entry.get("name") in ("agent", "group", "api"):
             raise Field(f"{service.path}.ports", None).error(
-                f"{number} ({entry.get('name', 'no name')}) is the launcher's own",
+                f"{number} ({entry.get('name', 'no name')}) takes a number or name of the launcher's own: agent, "
+                f"{settings.agent_port}; group, {settings.group_port}; api, {settings.port}",
                 "give another number and name, or --agent-port and --group-port",
             )
         found.append({"name": f"port-{number}", **entry})

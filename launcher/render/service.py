@@ -39,11 +39,17 @@ _POD_OURS = {
     "serviceAccountName": "the pods have one without rights: nothing here talks to the Kubernetes API",
     "automountServiceAccountToken": "it is false: nothing here talks to the Kubernetes API",
     "initContainers": "none but the launcher's own is supported",
+    "hostNetwork": "the pods of a node would share one set of ports; a second card comes by an annotation (Multus)",
+    "hostIPC": "the engines of a node would meet in one /dev/shm",
+    "hostPID": "the launcher must be process 1 of its container to reap and end what it started",
+    "shareProcessNamespace": "the launcher must be process 1 of its container to reap and end what it started",
+    "nodeName": "it would put all pods of the group on one node: use nodeSelector or affinity",
 }
 _CONTAINER = (
     "name", "image", "imagePullPolicy", "command", "args", "ports", "env", "envFrom", "resources", "volumeMounts",
-    "securityContext",
+    "securityContext", "workingDir",
 )  # fmt: skip
+_MOUNT = ("name", "mountPath", "readOnly", "recursiveReadOnly", "subPath", "subPathExpr", "mountPropagation")
 _PROBE = "the launcher answers the probes: /livez, and /readyz which includes the engine's own health"
 _CONTAINER_OURS = {
     "livenessProbe": _PROBE,
@@ -51,6 +57,8 @@ _CONTAINER_OURS = {
     "startupProbe": _PROBE,
     "lifecycle": "the launcher drains by itself when a pod is told to go",
 }
+#: what the Services, the policy and the budget select the pods by
+_LABELS_OURS = ("app.kubernetes.io/name", "app.kubernetes.io/instance", "inference-group")
 _DNS = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
@@ -139,12 +147,16 @@ def _servers(servers: Field) -> Service:
         side.mapping(("replicas", "template"))
     if (one := leader.get("replicas", 1)).number(1) != 1:
         raise one.error(f"{one.value} leaders", "a group has one leader: write 1, and spec.replicas for more groups")
-    size = 1 + worker.get("replicas", 0).number(0)
+    size = 1 + worker["replicas"].number(0) if "worker" in servers else 1
     template = leader["template"]
     other = worker.get("template", {})
+    if size == 1 and other.value:
+        raise worker["replicas"].error(
+            "0 workers, and a template for them", "write how many there are, or leave servers.worker out"
+        )
     pods = [_template(template)]
     # `template: {}` is how the platform says "like the leader".
-    if size > 1 and other.value:
+    if other.value:
         pods.append(_template(other))
     service = Service("", None, {}, None, 1, size, {}, {}, {}, {}, (), [], "")
     _unite(service, pods)
@@ -164,11 +176,20 @@ def _template(template: Field) -> _Pod:
     template.get("metadata", {}).mapping(("annotations", "labels", "creationTimestamp", "name"))
     spec = template["spec"]
     spec.mapping(_POD, _POD_OURS)
+    if "terminationGracePeriodSeconds" in spec:
+        spec["terminationGracePeriodSeconds"].number(1)
+    for entry in spec.get("volumes", []).entries():
+        entry.mapping()
+        entry["name"].text()
     containers = list(spec["containers"].entries())
     if len(containers) != 1:
         raise spec["containers"].error(f"{len(containers)} containers", "one container is supported: the engine's")
     (container,) = containers
     container.mapping(_CONTAINER, _CONTAINER_OURS)
+    for entry in container.get("volumeMounts", []).entries():
+        entry.mapping(_MOUNT)
+        entry["name"].text()
+        entry["mountPath"].text()
     env: dict[str, dict[str, Any]] = {}
     for entry in container.get("env", []).entries():
         entry.mapping(("name", "value", "valueFrom"))
@@ -193,7 +214,7 @@ def _unite(service: Service, pods: list[_Pod]) -> None:
     service.pod = {name: _same(service, [pod.spec for pod in pods], name) for name in names}
     container: dict[str, Any] = {}
     for name in dict.fromkeys(k for pod in pods for k in pod.container.value):
-        if name in ("image", "imagePullPolicy", "envFrom", "volumeMounts", "securityContext"):
+        if name in ("image", "imagePullPolicy", "envFrom", "volumeMounts", "securityContext", "workingDir"):
             container[name] = _same(service, [pod.container for pod in pods], name)
     container["ports"] = _ports(pods)
     container["resources"] = _resources(service, pods)
@@ -221,7 +242,13 @@ def _alike(service: Service, pods: list[_Pod], name: str, *, metadata: bool) -> 
     if not any(name in side for side in sides):
         return {}
     value = _same(service, sides, name)
-    return _strings(Field(next(side for side in sides if name in side)[name].path, value))
+    place = Field(next(side for side in sides if name in side)[name].path, value)
+    for label in _LABELS_OURS if name == "labels" else ():
+        if label in place:
+            raise place[label].error(
+                "the pods of a group are found by this label, and it is set already", "leave it out"
+            )
+    return _strings(place)
 
 
 def _strings(place: Field) -> dict[str, str]:
@@ -342,3 +369,9 @@ def _warn_of_secrets(service: Service, pods: list[_Pod]) -> None:
                     f"{pod.container.path}.env: {name} is a secret in plain text, which all see who may read pods; "
                     "put it into a Secret and take it by valueFrom.secretKeyRef"
                 )
+    for option in arguments.given(service.args):
+        if arguments.is_secret(option.name) and option.value and not option.value.startswith("$("):
+            service.warnings.append(
+                f"{service.path}.args: {option.name} is a secret in plain text, which all see who may read pods; put "
+                "it into a Secret, take that as a variable by valueFrom.secretKeyRef, and write $(VARIABLE) here"
+            )

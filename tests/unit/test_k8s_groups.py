@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from launcher import planning
 from launcher.settings import AGENT_PORT, GROUP_PORT
@@ -185,6 +186,20 @@ def test_the_gpus_are_those_that_the_engine_uses(pods: Pods) -> None:
         assert settings.world == pods.size * pods.gpus
 
 
+def test_model_in_one_pod_needs_no_peers(tmp_path: Path) -> None:
+    """What gpt-oss-120b's comment says of groups of one pod."""
+    args = [a for a in next(groups(build(K8S / "models/gpt-oss-120b"))).engine["args"] if a not in ("--dp=2", "--ep")]
+    whole = {"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": args}
+    changes = [size_patch(1), yaml.safe_dump([whole])]
+    patches = [{"target": {"kind": "StatefulSet"}, "patch": change} for change in changes]
+    objects = overlay(["models/gpt-oss-120b"], [], tmp_path, patches=patches)
+    check_names(objects)
+    (pods,) = groups(objects)
+    page = pods.plan(0)
+    assert (page["identity"]["rank"], page["identity"]["size"]) == (0, 1)
+    assert pods.settings(0)[0].world == pods.gpus
+
+
 # ------------------------------------------------------------------------------------------------- scaling
 
 
@@ -313,9 +328,22 @@ def check_rack(pods: Pods) -> None:
     not_in = {"key": "inference-group", "operator": "NotIn", "values": [pods.name]}
     assert not_in in others["labelSelector"]["matchExpressions"]
     assert own["topologyKey"] == others["topologyKey"]
+    assert others["namespaceSelector"] == {}, "other namespaces' groups too"
 
 
-@pytest.mark.parametrize("arguments", [[], ["nowhere", "2", "out"], ["k8s/models/llama-3.1-405b", "0", "out"]])
+LLAMA = str(K8S / "models/llama-3.1-405b")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nowhere", "2", "out"],
+        [LLAMA, "0", "out"],
+        [LLAMA, "2", "out", "many"],
+        [LLAMA, "2", "out", "0", "keda-http"],
+    ],
+)
 def test_groups_script_says_what_is_wrong(arguments: list[str], tmp_path: Path) -> None:
     command = [str(K8S / "groups.sh"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from launcher import cli
 from launcher.errors import ConfigError, LauncherError
 from launcher.render import command, layers, objects, service, text
-from launcher.render.objects import Options
+from launcher.render.objects import GROUP, Options
 from tests.manifests import K8S, Object, build, groups, of_kind, read
 from tests.unit.test_k8s_build import NEWEST, OLDEST, check
 from tests.unit.test_k8s_groups import check_names
@@ -280,7 +280,8 @@ def change(place: str, value: Any) -> Callable[[Any], None]:
 
 
 DELETE = object()
-LEADER = "spec/servers/leader/template/spec/containers/0"
+POD = "spec/servers/leader/template"
+LEADER = f"{POD}/spec/containers/0"
 AT = "is.yaml.spec.servers.leader.template.spec.containers[0]"
 BASE_ARGS = ["--engine", "vllm", "--model", "/m", "--tp", "8", "--pp", "2"]
 WRONG: list[tuple[Callable[[Any], None], str]] = [
@@ -323,6 +324,21 @@ WRONG: list[tuple[Callable[[Any], None], str]] = [
     (change(f"{LEADER}/resources/limits/memory", "128 GB"), "128 GB"),
     (change(f"{LEADER}/ports", [{"containerPort": 9471}, {"containerPort": 80, "name": "http"}]), "9471"),
     (change(f"{LEADER}/ports", [{"containerPort": 1}, {"containerPort": 2}]), f"{AT}.ports: 2 ports, and which"),
+    (change("spec/servers/worker/replicas", DELETE), "is.yaml.spec.servers.worker.replicas: is missing"),
+    (
+        change("spec/servers/worker", {"replicas": 0, "template": {"spec": {}}}),
+        "is.yaml.spec.servers.worker.replicas: 0 workers, and a template",
+    ),
+    (change(f"{POD}/metadata/labels", {GROUP: "x"}), f"metadata.labels.{GROUP}: the pods of a group are found by"),
+    (change(f"{POD}/spec/hostNetwork", True), "spec.hostNetwork: the pods of a node would share"),
+    (change(f"{POD}/spec/terminationGracePeriodSeconds", "60"), "PeriodSeconds: '60' is no whole number"),
+    (change(f"{POD}/spec/volumes", [{"emptyDir": {}}]), "spec.volumes[0].name: is missing"),
+    (change(f"{LEADER}/volumeMounts", [{"name": "m", "mountPath": "/m"}]), "/m is of volume m, and there is none"),
+    (change(f"{LEADER}/volumeMounts", [{"name": "tmp"}]), f"{AT}.volumeMounts[0].mountPath: is missing"),
+    (
+        change(f"{LEADER}/ports", [{"containerPort": 80, "name": "http"}, {"containerPort": 9, "name": "group"}]),
+        "9 (group)",
+    ),
 ]
 
 
@@ -371,6 +387,47 @@ def test_secret_in_plain_text_is_warned_of_and_not_shown(sample: Any) -> None:
     (warning,) = one.warnings
     assert "REGISTRY_PASSWORD" in warning
     assert "hunter2" not in warning
+
+
+@pytest.mark.parametrize(("given", "warned"), [(["--api-key", "hunter2"], 1), (["--api-key=$(KEY)"], 0)])
+def test_secret_among_the_arguments_is_warned_of(sample: Any, given: list[str], warned: int) -> None:
+    container(sample)["args"] += given
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    objects.render(one, Options())
+    assert len(one.warnings) == warned
+    assert all("--api-key" in w and "hunter2" not in w for w in one.warnings)
+
+
+def test_volumes_of_the_resource_take_the_place_of_ours(sample: Any) -> None:
+    """Another folder for shared memory, and a home that is no emptyDir: nothing of both kinds is left."""
+    spec = sample["spec"]["servers"]["leader"]["template"]["spec"]
+    spec["volumes"] = [
+        {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": "100Gi"}},
+        {"name": "home", "persistentVolumeClaim": {"claimName": "homes"}},
+    ]
+    container(sample)["volumeMounts"] = [{"name": "dshm", "mountPath": "/dev/shm"}]
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    documents = objects.render(one, Options())["group-0.yaml"]
+    (pods,) = groups([d.data for d in documents])
+    (mount,) = [m for m in pods.engine["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+    (home,) = [v for v in pods.spec["volumes"] if v["name"] == "home"]
+    assert mount["name"] == "dshm"
+    assert home == {"name": "home", "persistentVolumeClaim": {"claimName": "homes"}}
+    (warning,) = one.warnings
+    assert "128Gi, of which /dev/shm may take 100Gi" in warning
+    for d in documents:
+        check(d.data, NEWEST)
+
+
+def test_other_ports_of_the_launcher_reach_the_probes(sample: Any) -> None:
+    at = container(sample)["args"].index("--")
+    container(sample)["args"][at:at] = ["--agent-port", "9990", "--group-port", "9991"]
+    found = rendered(sample)
+    check_names(found)
+    for pods in groups(found):
+        assert pods.port(pods.engine["livenessProbe"]["httpGet"]["port"]) == 9990
+        assert {p["number"] for p in pods.plan(0)["ports"] if p["external"]} == {8080, 9990}
+        assert pods.port("group") == 9991
 
 
 def test_key_that_stands_twice_is_refused() -> None:
@@ -456,8 +513,6 @@ def test_base_is_read_as_kustomize_reads_it() -> None:
     ours = {(d.data["kind"], d.data["metadata"]["name"]): normal(d.data) for d in layers.load(["base"])}
     theirs = {(o["kind"], o["metadata"]["name"]): normal(o) for o in build(K8S / "base")}
     assert ours == theirs
-    (shm,) = [v for v in ours["StatefulSet", "engine"]["spec"]["template"]["spec"]["volumes"] if v["name"] == "shm"]
-    assert shm["emptyDir"]["sizeLimit"] == objects.SHM
 
 
 def test_page_says_where_it_comes_from(tmp_path: Path) -> None:
