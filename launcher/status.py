@@ -68,12 +68,12 @@ def failure_object(cause: Cause | None) -> dict[str, Any] | None:
 def status_object(agent: Agent) -> dict[str, Any]:
     """The /status of one pod."""
     who, member, lead = agent.identity, agent.member, agent.coordinator
-    ready, why = agent._ready()
+    ready, why = agent.ready()
     status: dict[str, Any] = {
         "phase": agent.shown_phase,
         "ready": ready,
         "why": why,
-        "epoch": agent.epoch.n if agent.epoch else None,
+        "epoch": agent.engine.epoch.n if agent.engine.epoch else None,
         "rank": who.rank,
         "size": who.size,
         "group": who.group,
@@ -103,7 +103,7 @@ def _members(agent: Agent) -> list[dict[str, Any]]:
     who, member, lead = agent.identity, agent.member, agent.coordinator
     if lead is None:
         silent = None if member.acked_at is None else round(now - member.acked_at, 1)
-        me = _row(who.rank, member.state.value, member.address, member.incarnation, agent.pids, 0.0)
+        me = _row(who.rank, member.state.value, member.address, member.incarnation, agent.engine.pids, 0.0)
         return [_row(0, "unknown" if silent is None else "leader", who.leader, member.leader, (), silent), me]
     rows = []
     for rank in range(who.size):
@@ -149,10 +149,15 @@ def metrics_page(agent: Agent) -> str:
     page.add(
         "launcher_phase", "gauge", "1 for the phase the group is in", {p: float(p == phase) for p in PHASES}, "phase"
     )
-    page.one("launcher_ready", "gauge", "1 while /readyz answers 200", float(agent._ready()[0]))
+    page.one("launcher_ready", "gauge", "1 while /readyz answers 200", float(agent.ready()[0]))
     page.one("launcher_rank", "gauge", "rank of this pod", agent.identity.rank)
     page.one("launcher_group_size", "gauge", "pods in the group", agent.identity.size)
-    page.one("launcher_epoch", "gauge", "number of the current or latest epoch", agent.epoch.n if agent.epoch else 0)
+    page.one(
+        "launcher_epoch",
+        "gauge",
+        "number of the current or latest epoch",
+        agent.engine.epoch.n if agent.engine.epoch else 0,
+    )
     present = len(lead.seats) if lead else member.news.present
     page.one("launcher_members_present", "gauge", "members that are connected to the leader", present)
     page.one(

@@ -1,0 +1,312 @@
+"""This pod's part of the engine, one epoch after another: made ready, started, watched, drained, stopped, cleaned up.
+
+The member says when (its actions are carried out here), the guard does the starting and killing, and what happens
+to the processes is told to the member as events. Nothing is decided here about the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from launcher import planning, vital
+from launcher.engines.base import Engine, PlanContext
+from launcher.errors import LauncherError
+from launcher.group import member as me
+from launcher.group import messages as m
+from launcher.guard_line import GuardLine
+from launcher.log import Log
+from launcher.process import channel as guard
+from launcher.process import tree, watch
+from launcher.settings import Settings
+from launcher.stages import StageRunner, environment, how_it_ended
+from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Process, Shared
+
+if TYPE_CHECKING:
+    from launcher.health import HealthWatch
+
+
+class PodEngine:
+    """The engine's processes on this pod.
+
+    ``tell`` takes the member's events; ``state`` is the member's; ``task`` runs a coroutine whose failure is not lost;
+    ``before_handoff`` says good-bye to the group.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        identity: Identity,
+        environ: Mapping[str, str],
+        incarnation: str,
+        secret: bytes | None,
+        line: GuardLine,
+        log: Log,
+        *,
+        tell: Callable[[Any], None],
+        state: Callable[[], me.State],
+        task: Callable[[Coroutine[Any, Any, None]], object],
+        before_handoff: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._identity = identity
+        self._environ = environ
+        self._incarnation = incarnation
+        self._secret = secret
+        self._line = line
+        self._log = log
+        self._tell = tell
+        self._state = state
+        self._task = task
+        self._before_handoff = before_handoff
+        self.facts = NodeFacts()  #: what was learned of this node
+        self.network: Mapping[str, str] = {}  #: variables for the collectives that the launcher adds
+        self.plan: Plan | None = None
+        self.epoch: Epoch | None = None
+        self.serving = False
+        self.draining = False
+        self.health: HealthWatch | None = None
+        self.pids: tuple[int, ...] = ()
+        self.recorded: dict[tree.Key, None] = {}  #: every process of this epoch that was ever seen
+        self._ray_token = bool(settings.engine_file is None and settings.engine == "vllm")
+        self._stops = 0
+        self._frozen_since: dict[tree.Key, float] = {}
+        self._activity = 0
+        self._reported: m.Report | None = None
+        self._before: planning.Before | None = None
+        self._scratch: list[str] = []
+        self._not_back = ""  # GPU memory that an ended epoch still holds, in words
+        self._vital = vital.Vital(self._vital_ended)
+        self.stages = StageRunner(
+            identity.rank, line.send, lambda epoch, stage: tell(me.Done(epoch, stage)), self._broke, self._oom_killed
+        )
+
+    async def ask(self, argv: Sequence[str], timeout: float) -> tuple[int, str]:
+        """Run a short program in the engine's environment: its exit code and output."""
+        return await self._line.ask(argv, timeout, self._environ)
+
+    @property
+    def _cookie(self) -> str | None:
+        """What every process of this epoch carries in its environment, until it wipes that: a hint only."""
+        return f"{self._incarnation}.{self.epoch.n}" if self.epoch is not None else None
+
+    # ------------------------------------------------------------------------------------------------------- ready
+
+    def mint(self, epoch: Epoch) -> tuple[str, Mapping[str, Any]]:
+        """Ray's token of an epoch, made by the leader. With a secret it is derived on each side and not sent."""
+        return ("" if self._secret else secrets.token_hex(32), {}) if self._ray_token else ("", {})
+
+    def plan_for(self, shared: Shared) -> Plan:
+        """This rank's plan with an epoch's addresses and ports. Raises LauncherError where it can't work."""
+        context = PlanContext(self._settings, self._identity, self.facts, shared, planning.bind(self._settings))
+        plan = self._engine.plan(context, self._identity.rank)
+        return planning.with_environment(plan, self.network)
+
+    async def prepare(self, shared: Shared) -> None:
+        """All but the start: the plan, free ports, a clean /dev/shm to compare with. Tells Able or NotAble."""
+        shared = planning.with_token(shared, self._secret, self._identity.group, self._ray_token)
+        try:
+            self.plan = self.plan_for(shared)
+            taken = planning.taken_ports(self.plan, shared.addresses[self._identity.rank])
+        except LauncherError as error:
+            cause = Cause(CauseKind.UNABLE, self._identity.rank, str(error))
+            self._tell(me.NotAble(shared.epoch, cause, False))
+            return
+        text = self._not_back
+        if taken:
+            text = f"{taken} is in use on this pod by something that is not of this group"
+        if text and await self._still_not_back(text, taken):
+            self._tell(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self._identity.rank, text)))
+            return
+        self._before = await planning.before_epoch(self.ask)
+        self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
+        await planning.sweep(self._scratch)
+        self._scratch = self._scratch[-2:]
+        self.epoch = shared.epoch
+        self._log.epoch = str(shared.epoch.n)
+        self.recorded.clear()
+        self._frozen_since.clear()
+        self._reported = None
+        environ = {**self._environ, "LAUNCHER_COOKIE": self._cookie or ""}
+        self.stages.begin(shared.epoch, self.plan, environ)
+        self._tell(me.Able(shared.epoch))
+
+    async def _still_not_back(self, text: str, taken: str) -> bool:
+        """GPU memory that an earlier epoch kept is looked at once more before this one is refused."""
+        if taken or self._before is None:
+            return True
+        _, self._not_back = await planning.after_epoch(self._before, self.ask)
+        return bool(self._not_back)
+
+    # ------------------------------------------------------------------------------------------------------- start
+
+    def start_stage(self, stage: int) -> None:
+        """Start this rank's processes of one stage; Done follows."""
+        assert self.plan is not None
+        if self._settings.handoff:
+            self._task(self._hand_off(self.plan.stages[stage].processes[0]))
+            return
+        self.stages.start(stage)
+
+    async def _hand_off(self, process: Process) -> None:
+        """The group is whole: the engine takes the launcher's place. From here on nobody supervises."""
+        self._log("hands off: the engine takes this process's place", {"program": process.argv[0]})
+        await self._before_handoff()
+        self._line.send_and_wait(guard.Handoff(process.argv, environment(self._environ, process), process.cwd))
+        os._exit(0)
+
+    def _broke(self, epoch: Epoch, cause: Cause) -> None:
+        self._log("failure", {"cause": cause.text, "process": cause.process}, "info" if self.draining else "error")
+        self._tell(me.Broke(epoch, cause))
+
+    def serve(self) -> None:
+        """All ranks run: from now on the engine's health counts."""
+        from launcher.health import HealthWatch
+
+        assert self.plan is not None and self.epoch is not None
+        self.serving, self.draining = True, False
+        epoch, health = self.epoch, self.plan.health
+        if not self._identity.is_leader:
+            health = Health()
+        name = self.plan.stages[-1].processes[0].name if self.plan.stages[-1].processes else "the engine"
+        self.health = HealthWatch(
+            self._identity.rank,
+            self._settings,
+            health,
+            name,
+            lambda cause: self._broke(epoch, cause),
+            lambda: self._tell(me.Idle(epoch)),
+            planning.api_traffic(self.plan),
+        )
+        self.health.start()
+        self.look()  # who runs now is known from now on, also should the guard be killed
+
+    def drain(self) -> None:
+        """Not ready any more; Idle follows when no request is left."""
+        self.draining = True
+        if self.health is not None and self._identity.is_leader:
+            self.health.drain()
+
+    # -------------------------------------------------------------------------------------------------------- stop
+
+    def stop(self, grace: float, cause: Cause) -> None:
+        """TERM, then KILL after ``grace`` seconds, for the whole tree; Gone follows."""
+        self.serving = False
+        if self.health is not None:
+            self.health.stop()
+            self.health = None
+        if grace == self._settings.stop_grace and self.plan is not None and self.plan.stop_grace is not None:
+            grace = self.plan.stop_grace  # the engine file's own; the lease still ends it
+        self._vital.forget()
+        self.stages.cancel(grace)
+        self._stops += 1
+        if cause.kind is not CauseKind.DRAIN:
+            self._log("stopping the engine", {"why": str(cause), "grace": grace}, "warning")
+        else:
+            self._log("stopping the engine", {"why": cause.text, "grace": grace})
+        name = f"stop-{self._stops}"
+        self._line.send(guard.Stop(name, None, grace) if grace > 0 else guard.Kill(name, None))
+
+    async def _stopped(self, report: guard.Stopped) -> None:
+        """The guard says that nothing runs; the rest of the epoch's traces go too, then the member may say so."""
+        if report.id != f"stop-{self._stops}":
+            return  # an earlier stop's: a later one is on its way
+        if not report.clean:
+            left = ", ".join(f"pid {pid} ({name}, state {state})" for pid, _, name, state in report.left)
+            self._tell(me.Gone(False, f"could not be killed: {left}"))
+            await asyncio.sleep(1.0)
+            self._stops += 1
+            self._line.send(guard.Kill(f"stop-{self._stops}", None))
+            return
+        if self._before is not None:
+            removed, self._not_back = await planning.after_epoch(self._before, self.ask)
+            if removed:
+                self._log("removed what the engine left in /dev/shm", {"files": len(removed)})
+            if self._not_back:
+                self._log(self._not_back, level="error")
+        self.pids = ()
+        self._tell(me.Gone(True, seconds=report.seconds))
+
+    def kill_without_guard(self, frozen: tree.Key | None = None) -> None:
+        """The guard is dead, or ``frozen``: what it guarded is ours to end, at once."""
+        tree.kill_tree_without_guard(self.recorded, guard=frozen, cookie=self._cookie)
+
+    # ------------------------------------------------------------------------------------------------------- watch
+
+    def hear(self, report: guard.Report) -> None:
+        """What the guard says of processes and stops."""
+        if isinstance(report, guard.Started):
+            self.recorded[(report.pid, report.start_time)] = None
+        if isinstance(report, guard.Stopped):
+            self._task(self._stopped(report))
+        else:
+            self.stages.hear(report)
+
+    def look(self) -> None:
+        """Once a second: the process tree under the guard; frozen processes, signs of life, who runs."""
+        if self.epoch is None or self._line.guarding is None:
+            return
+        now = time.monotonic()
+        procs = [p for p in tree.descendants(self._line.guarding.pid) if p.pid != os.getpid()]
+        for p in procs:
+            self.recorded[p.key] = None
+        self.pids = tuple(p.pid for p in procs if not p.gone)
+        self._frozen_since = watch.stopped_since(self._frozen_since, procs, now)
+        for key in watch.frozen(self._frozen_since, now)[:1]:
+            comm = next(p.comm for p in procs if p.key == key)
+            text = f"process {key[0]} ({comm}) has been stopped (state T) for {now - self._frozen_since[key]:.0f} s"
+            if self._state() in (me.State.STARTING, me.State.RUNNING):
+                self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm))
+        self._vital.see(procs, self._vital_names())
+        self._activity = planning.activity(procs) + self.stages.bytes
+        self._report()
+
+    def _vital_names(self) -> tuple[str, ...]:
+        """Which processes of the tree must live on, while the group serves."""
+        if self.plan is None or self.draining or self._state() is not me.State.RUNNING:
+            return ()
+        return tuple(name for stage in self.plan.stages for p in stage.processes for name in p.vital)
+
+    def _vital_ended(self, pid: int, name: str, status: int | None) -> None:
+        if self.epoch is None or self.draining:
+            return
+        if any(vital.ending(root) for root in self.stages.pids):
+            return  # it went with its root, of which the guard will tell
+        who, rank = f"process {pid} ({name}) of the engine", self._identity.rank
+        if status is None:
+            text = f"{who} ended although nobody asked it to"
+            cause = Cause(CauseKind.DIED, rank, text, name, None, self.stages.output.last)
+        else:
+            code = os.waitstatus_to_exitcode(status)
+            report = guard.Exited("", None if code < 0 else code, -code if code < 0 else None, "")
+            cause = how_it_ended(rank, who, report, self.stages.output.last, self._oom_killed)
+            kind = CauseKind.DIED if cause.kind is CauseKind.EXITED else cause.kind
+            cause = replace(cause, kind=kind, process=name)
+        self._broke(self.epoch, cause)
+
+    def _oom_killed(self) -> bool:
+        before, now = self._before.oom_kills if self._before else None, planning.oom_kills()
+        return before is not None and now is not None and now > before
+
+    def _report(self) -> None:
+        """Tell the leader what changed; while starting, every sign of life counts."""
+        if self.epoch is None:
+            return
+        starting = self._state() is me.State.STARTING
+        report = m.Report(
+            self.epoch,
+            self.pids[:64],
+            "ok" if self.health is not None and self.health.ok else "",
+            self._activity if starting else 0,
+            self.stages.output.last,
+        )
+        if report != self._reported:
+            self._reported = report
+            self._tell(me.Activity(report))
