@@ -27,7 +27,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 # Variables of this prefix that are no options.
 OWN_VARIABLES = {
     *("LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH"),
-    *("LAUNCHER_SYSFS", "LAUNCHER_DEV", "LAUNCHER_NETWORK_STATUS"),
+    *("LAUNCHER_SYSFS", "LAUNCHER_DEV", "LAUNCHER_PROC", "LAUNCHER_NETWORK_STATUS", "LAUNCHER_IMAGE_ENV"),
 }
 
 
@@ -266,6 +266,18 @@ def plan(ctx: click.Context, /, as_json: bool, only: int | None, **flags: Any) -
     settings, environ, warnings = read(ctx, flags, os.environ)
     page = show.plan(settings, environ, warnings)
     click.echo(show.as_json(page) if as_json else show.as_text(page, only))
+
+
+@cli.command(cls=Command)
+@settings_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for programs.")
+@click.pass_context
+def doctor(ctx: click.Context, /, as_json: bool, **flags: Any) -> int:
+    """Is this pod fit? Takes the options of run. Exit code 0: yes, 1: something failed."""
+    from launcher.preflight import doctor as pod
+
+    settings, environ, warnings = read(ctx, flags, os.environ)
+    return pod.run(settings, environ, warnings, os.environ, as_json)
 
 
 @cli.command()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Iterator
 
 from launcher.identity.service_links import strip
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.node import Node, text
 
-PR_GET_CHILD_SUBREAPER = 37  #: prctl(2)
 SHELLS = ("sh", "bash", "dash", "ash", "zsh", "busybox")
 INITS = ("tini", "dumb-init", "catatonit", "docker-init", "systemd", "init", "pause", "s6-svscan")
 
@@ -18,11 +15,11 @@ INITS = ("tini", "dumb-init", "catatonit", "docker-init", "systemd", "init", "pa
 def check_init(node: Node) -> Iterator[Finding]:
     """Who gets the pod's SIGTERM, and who reaps what the engine leaves."""
     name, command = text(node.proc / "1/comm"), text(node.proc / "1/cmdline").replace("\0", " ")
-    yield judge_init(name, command, os.getppid() == 1 or os.getpid() == 1, subreaper() if node.agent else None)
+    yield judge_init(name, command, True if node.agent else None)
 
 
-def judge_init(name: str, command: str, ours: bool, reaps: bool | None) -> Finding:
-    """``ours``: we are PID 1 or its child. ``reaps``: whether the guard is a subreaper, where it is not PID 1."""
+def judge_init(name: str, command: str, reaps: bool | None) -> Finding:
+    """``reaps``: whether the launcher's guard is a subreaper, where it is not PID 1; None: there is none here."""
     if name.startswith("launcher") or " -m launcher" in command or "/launcher" in command:
         return ok("init", "PID 1 is the launcher: it gets the pod's signals and reaps")
     if not name:
@@ -38,15 +35,7 @@ def judge_init(name: str, command: str, ours: bool, reaps: bool | None) -> Findi
         return ok("init", f"PID 1 is {name}; the launcher adopts and reaps the engine's orphans itself")
     if name in INITS:
         return ok("init", f"PID 1 is {name}, which passes signals on; the launcher reaps its own engine's orphans")
-    return ok("init", f"PID 1 is {name}: no container of the launcher's" if not ours else f"PID 1 is {name}")
-
-
-def subreaper() -> bool:
-    """Whether this process adopts orphans of its descendants (the guard sets it; children do not inherit it)."""
-    value = ctypes.c_int(0)
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0) != 0:
-        return False
-    return bool(value.value)
+    return ok("init", f"PID 1 is {name}")
 
 
 def check_links(node: Node) -> Iterator[Finding]:

@@ -24,7 +24,8 @@ def check(node: Node) -> Iterator[Finding]:
     shown += [f"NCCL {version}" for version in sorted(set(nccl.values()))]
     facts = {f"{name}.version": versions[name] for name in SHOWN if name in versions}
     facts["nccl.version"] = next(iter(nccl.values()), "")
-    yield ok("software", ", ".join(shown) or "nothing that is known", facts)
+    absent = f"no {node.engine}" if node.engine in SHOWN and node.engine not in versions else ""
+    yield ok("software", ", ".join(filter(None, [absent, *shown])) or "nothing that is known", facts)
     if len(set(nccl.values())) > 1:
         both = ", ".join(f"{name} {version}" for name, version in sorted(nccl.items()))
         yield warn(

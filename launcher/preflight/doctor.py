@@ -1,0 +1,234 @@
+"""`launcher doctor`: what this pod is, whether it is fit for the engine, and which variables decide how it runs.
+
+It takes the options of `launcher run`, so that the args of a manifest can be put behind it, and never fails for a
+setting that is wrong: that is a finding. It starts nothing but short questions to the engine's interpreter and to
+nvidia-smi.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher import planning, probe, roles, variables
+from launcher.asking import asker
+from launcher.engines.base import Engine, PlanContext
+from launcher.errors import LauncherError, NoIdentityError
+from launcher.network.environment import Variable
+from launcher.preflight import checks, show
+from launcher.preflight.finding import Finding, fail, ok, skipped, warn
+from launcher.preflight.node import Node
+from launcher.settings import Settings
+from launcher.words import Identity, NodeFacts
+
+RESOLVE_SECONDS = 3.0
+SAID = {"engine", "engine_file", "model", "tp", "pp", "dp", "engine_args"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that doctor says of one pod."""
+
+    node: Node
+    findings: tuple[Finding, ...]
+    variables: tuple[Variable, ...] = ()
+
+    @property
+    def fit(self) -> bool:
+        return not any(f.level.value == "fail" for f in self.findings)
+
+
+def examine(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], raw: Mapping[str, str]) -> Report:
+    """Learn of this pod and run every check. ``raw`` is the environment with what service links left in it."""
+    return asyncio.run(_examine(settings, environ, warnings, raw))
+
+
+async def _examine(
+    settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], raw: Mapping[str, str]
+) -> Report:
+    node, findings, engine = await learn(settings, environ, raw)
+    found = await asyncio.to_thread(checks.run, node)
+    links = {f.what.partition(": ")[0] for f in found if f.check == "links"}
+    more = [warn("settings", w, "", "") for w in warnings if w.partition(": ")[0] not in links]
+    return Report(node, (*findings, *more, *found), _variables(node, engine))
+
+
+async def learn(
+    settings: Settings, environ: Mapping[str, str], raw: Mapping[str, str]
+) -> tuple[Node, tuple[Finding, ...], Engine | None]:
+    """The pod as checks look at it, and findings about what could not be learned."""
+    node = Node(settings, environ, raw)
+    findings: list[Finding] = []
+    trouble: dict[str, str] = {}
+    identity = _identity(settings, environ, findings, trouble)
+    if identity is not None:
+        environ = roles.environment(environ, identity.rank)
+    node = replace(node, environ=environ, identity=identity, running=await _is_running(settings))
+    engine = _engine(settings, trouble)
+    if engine is not None:
+        node = replace(node, **await _facts(settings, engine, environ, trouble))
+        findings += _settings(settings, engine, identity, node.facts)
+    network = await _network(node, trouble)
+    node = replace(node, network=network, trouble=trouble)
+    if engine is not None and identity is not None:
+        node = replace(node, plan=_plan(node, engine, identity))
+    return node, tuple(findings), engine
+
+
+def run(
+    settings: Settings,
+    environ: Mapping[str, str],
+    warnings: Sequence[str],
+    raw: Mapping[str, str],
+    as_json: bool,
+) -> int:
+    """Print one screen, or one JSON object. 0: fit, 1: something failed."""
+    report = examine(settings, environ, warnings, raw)
+    print(json.dumps(as_object(report), indent=2) if as_json else as_text(report, show.paints(environ)))
+    return 0 if report.fit else 1
+
+
+def as_text(report: Report, paint: bool = False) -> str:
+    """The verdict comes last: it is what stays in view."""
+    lines = [f"launcher doctor: {_who(report.node)}", ""]
+    lines += show.lines(report.findings, show.width(), paint)
+    if report.variables:
+        lines += ["", "variables of the engine: value, who set it, why", *variables.table(report.variables, "  ")]
+    return "\n".join([*lines, "", show.verdict(report.findings)])
+
+
+def as_object(report: Report) -> dict[str, Any]:
+    who = report.node.identity
+    return {
+        "identity": None
+        if who is None
+        else {"group": who.group, "rank": who.rank, "size": who.size, "name": who.name, "source": who.source},
+        **show.as_object(report.findings),
+        "variables": [{"name": v.name, "value": v.value, "set_by": v.setter, "why": v.why} for v in report.variables],
+    }
+
+
+def _who(node: Node) -> str:
+    if node.identity is None:
+        return "this pod"
+    who = node.identity
+    if who.alone:
+        return "this machine, alone"
+    return f"rank {who.rank} of {who.size}, group {who.group} ({who.source})"
+
+
+# ------------------------------------------------------------------------------------------------ what is learned
+
+
+def _identity(
+    settings: Settings, environ: Mapping[str, str], findings: list[Finding], trouble: dict[str, str]
+) -> Identity | None:
+    try:
+        identity, _, more = planning.identity_of(settings, environ)
+    except NoIdentityError as error:
+        trouble["identity"] = "which pod this is cannot be told"
+        findings.append(fail("identity", error.message, "no group can be formed without a rank", error.fix))
+        return None
+    except LauncherError as error:
+        trouble["identity"] = error.message
+        findings.append(fail("identity", error.message, "the launcher will not start with this", error.fix))
+        return None
+    said = f"rank {identity.rank} of {identity.size}, leader {identity.leader} ({identity.source})"
+    findings.append(ok("identity", "alone: a group of one" if identity.alone else said))
+    findings += [warn("identity", text, "", "") for text in more]
+    return identity
+
+
+def _engine(settings: Settings, trouble: dict[str, str]) -> Engine | None:
+    try:
+        return planning.engine_of(settings)
+    except LauncherError as error:
+        trouble["engine"] = str(error)
+        return None
+
+
+async def _facts(
+    settings: Settings, engine: Engine, environ: Mapping[str, str], trouble: dict[str, str]
+) -> dict[str, Any]:
+    """Versions and GPUs, and what nvidia-smi said on the way."""
+    smi: dict[str, Any] = {}
+    ask = asker(environ)
+
+    async def listening(argv: Sequence[str], timeout: float) -> tuple[int, str]:
+        code, output = await ask(argv, timeout)
+        if argv[:2] == ("nvidia-smi", "-L") and code != 127:
+            smi.update(smi=output, smi_code=code)
+        return code, output
+
+    try:
+        return {"facts": await planning.learn(settings, engine, environ, listening), **smi}
+    except LauncherError as error:
+        trouble["engine"] = str(error)
+        return {"facts": NodeFacts(), **smi}
+
+
+def _settings(settings: Settings, engine: Engine, identity: Identity | None, facts: NodeFacts) -> list[Finding]:
+    """What the engine itself says of the settings: the same check as before a start."""
+    if not SAID & set(settings.origins):
+        return [skipped("settings", "none are given: put the options of `launcher run` behind `launcher doctor`")]
+    if identity is None:
+        return []
+    try:
+        planning.secret_of(settings)
+        checked = engine.check(settings, identity, facts)
+    except LauncherError as error:
+        return [fail("settings", error.message, "the launcher will not start with this", error.fix)]
+    said = "; ".join(checked.why) or f"engine {engine.name}"
+    return [ok("settings", said), *(warn("settings", text, "", "") for text in checked.warnings)]
+
+
+async def _network(node: Node, trouble: dict[str, str]) -> planning.Network | None:
+    who = node.identity
+    if who is None or who.alone:
+        return None
+    leader: Sequence[str] = ()
+    if who.address is None:
+        leader = await _resolved(who.leader)
+    try:
+        return planning.network(node.settings, who, node.environ, leader, planning.nccl_version(node.facts))
+    except LauncherError as error:
+        trouble["network"] = str(error)
+        return None
+
+
+async def _resolved(name: str) -> tuple[str, ...]:
+    """What a name resolves to; nothing where DNS does not answer in time: a check of its own says so."""
+    from launcher.network.names import wait_for_address
+
+    loop = asyncio.get_running_loop()
+    try:
+        return await wait_for_address(name, loop.time() + RESOLVE_SECONDS, lambda _: None)
+    except LauncherError:
+        return ()
+
+
+def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
+    address = node.network.address if node.network else identity.address or "127.0.0.1"
+    names = tuple(address if r == identity.rank else f"<rank {r}>" for r in range(identity.size))
+    sketch = planning.sketch(identity, names)
+    context = PlanContext(node.settings, identity, node.facts, sketch, planning.bind(node.settings))
+    try:
+        return engine.plan(context, identity.rank)
+    except (LauncherError, ValueError):
+        return None  # the settings cannot work, which `_settings` has said
+
+
+def _variables(node: Node, engine: Engine | None) -> tuple[Variable, ...]:
+    if node.plan is None:
+        return ()
+    network = node.network.variables if node.network else ()
+    return variables.of_rank(node.plan, network, node.environ, variables.image_environment(node.raw))
+
+
+async def _is_running(settings: Settings) -> bool:
+    host = planning.listen_host(settings) or "127.0.0.1"
+    reply = await probe.ask(f"http://{host}:{settings.agent_port}/livez", 0.5)
+    return reply.ok and reply.body == b"alive\n"
