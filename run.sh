@@ -6,6 +6,7 @@
 #   ./run.sh lint             format, lint and types: ruff, mypy --strict
 #   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, chaos
 #   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos
+#   ./run.sh bench NAME       a benchmark beside what people use today; see benchmarks/README.md
 #   ./run.sh leader|worker    a Ray cluster with the options of the script that many manifests use; see --help
 #   ./run.sh ANYTHING ELSE    is handed to `launcher`: ./run.sh plan --engine vllm ...
 set -euo pipefail
@@ -30,12 +31,14 @@ set_up() {
     want=$(cksum <"$here/pyproject.toml" | tr ' ' -)$extra
     exec 9>"$here/.venv.lock"
     command -v flock >/dev/null && flock 9
-    if [ ! -x "$venv/bin/launcher" ] || ! grep -qxF -e "$want" -e "${want/%core/dev}" "$venv/.made" 2>/dev/null; then
+    # Each kind holds those before it: core, dev, bench.
+    if [ ! -x "$venv/bin/launcher" ] || ! grep -qxF -e "$want" -e "${want/%core/dev}" -e "${want/%core/bench}" \
+        -e "${want/%dev/bench}" "$venv/.made" 2>/dev/null; then
         python=$(find_python)
         echo "run.sh: making $venv with $("$python" --version)" >&2
         [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
         local what=$here
-        [ "$extra" = dev ] && what="$here[dev]"
+        [ "$extra" = core ] || what="$here[$extra]"
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what" 2>&1 | grep -v ^WARNING >&2 || true
         "$venv/bin/launcher" --version >/dev/null
         echo "$want" >"$venv/.made"
@@ -84,6 +87,12 @@ soak)
     cd "$here"
     "$bin/python" -m tests.simulation --soak "${2:-100000}"
     LAUNCHER_CHAOS_SECONDS=900 exec "$bin/python" -m pytest -m chaos -o timeout=2400 -s
+    ;;
+bench)
+    set_up bench
+    shift
+    cd "$here"
+    exec "$bin/python" -m benchmarks "$@"
     ;;
 leader | worker)
     installed
