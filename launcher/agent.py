@@ -36,13 +36,15 @@ from launcher.process import channel as guard
 from launcher.settings import Settings
 from launcher.stages import signal_name
 from launcher.status import Timeline, failure_block, metrics_page, status_object, termination_message
-from launcher.words import Cause, CauseKind, Epoch, Identity
+from launcher.words import Cause, CauseKind, Epoch, Identity, Plan
 
 if TYPE_CHECKING:
     from launcher.group.link import LeaderLink, MemberLink
+    from launcher.preflight.finding import Finding
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")  #: from it to us, no further
+PREFLIGHT_AFTER = 1.0  #: seconds; alone, the engine's start goes first
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
 
@@ -75,8 +77,12 @@ class Agent:
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
         self._remembered: Epoch | None = None
-        self._phase = ""
+        self.phase = "starting"  #: as people see it
         self._told_failure: Cause | None = None
+        self._network: planning.Network | None = None
+        self.findings: tuple[Finding, ...] = ()  #: of the preflight, about this pod
+        self.differences: tuple[Finding, ...] = ()  #: between the pods, on the leader
+        self._told_differences: tuple[str, ...] = ()
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
         self.environ = {
             k: v for k, v in roles.environment(environ, self.identity.rank).items() if k not in OF_THE_GUARD
@@ -262,6 +268,7 @@ class Agent:
         self.member.address = address
         self._recall(address)
         self.member.fingerprint = planning.fingerprint(self.settings, self._adapter, facts)
+        await self._look_around(outline)
         if self.coordinator is not None:
             self.coordinator.stages = tuple(co.Stage(s.name, s.timeout, s.on_timeout) for s in outline.stages)
         if not self.identity.alone and not self.identity.is_leader:
@@ -285,11 +292,44 @@ class Agent:
         if not self._keeper.remember(**changes):
             self.log("--state-dir cannot be written; going on without", {"why": self._keeper.trouble}, "warning")
 
+    async def _look_around(self, outline: Plan) -> None:
+        """The preflight: 2 s at most, its findings go with hello. With one pod nobody waits for it."""
+        if self.settings.preflight == "off":
+            return
+        if self.identity.alone:
+            self._task(self._preflight(outline, PREFLIGHT_AFTER))
+        else:
+            await self._preflight(outline)
+
+    async def _preflight(self, outline: Plan, delay: float = 0.0) -> None:
+        await asyncio.sleep(delay)
+        from launcher.preflight import start
+        from launcher.preflight.node import Node
+
+        who, facts = self.identity, self.engine.facts
+        node = Node(self.settings, self.environ, os.environ, who, facts, outline, self._network, agent=True)
+        self.findings = await start.examine(node)
+        start.tell(self.findings, self.log)
+        self.member.facts = start.as_facts(self.findings, self._network.facts if self._network else {})
+
+    def _compare_members(self) -> None:
+        """On the leader, when the group is whole: who is the odd one out? Said when that changes."""
+        if self.coordinator is None or self.identity.alone:
+            return
+        from launcher.preflight import compare
+
+        seats = self.coordinator.seats
+        self.differences = compare.odd_ones({rank: seat.hello.facts for rank, seat in seats.items()})
+        new = [str(f) for f in self.differences if str(f) not in self._told_differences]
+        self._told_differences = tuple(str(f) for f in self.differences)
+        for text in new:
+            self.log(f"the pods differ: {text}", level="warning")
+
     def _learn_network(self, leader: tuple[str, ...]) -> str:
         if self.identity.alone:
             return self.identity.address or "127.0.0.1"
         nccl = planning.nccl_version(self.engine.facts)
-        found = planning.network(self.settings, self.identity, self.environ, leader, nccl)
+        self._network = found = planning.network(self.settings, self.identity, self.environ, leader, nccl)
         for warning in found.warnings:
             self.log(warning, level="warning")
         self.log("own address", {"address": found.address, "why": found.why})
@@ -475,8 +515,8 @@ class Agent:
     # ------------------------------------------------------------------------------------------------ what people see
 
     def _publish(self) -> None:
-        phase = self.shown_phase
-        if phase != self._phase:
+        phase = self._phase_now
+        if phase != self.phase:
             self._enter(phase)
         news = self.member.news
         if news.phase in ("gathering", "mismatched", "fenced", "stopping") and news.text:
@@ -499,7 +539,7 @@ class Agent:
             self._remember(last=(epoch, self.member.epoch_members))
 
     @property
-    def shown_phase(self) -> str:
+    def _phase_now(self) -> str:
         if self.member.state in (me.State.CLEANING, me.State.SEEKING):
             return "seeking" if not self.identity.is_leader else "starting"
         if self.coordinator is not None:
@@ -507,14 +547,16 @@ class Agent:
         return self.member.news.phase
 
     def _enter(self, phase: str) -> None:
-        self._phase = phase
+        self.phase = phase
         self.timeline.enter(phase)
+        if phase == "preparing":
+            self._compare_members()
 
     def ready(self) -> tuple[bool, str]:
         if self.identity.rank != 0 and self.settings.worker_ready == "never":
             return False, "a worker is never ready (--worker-ready never)"
         if not self.engine.serving:
-            return False, f"not serving: {self.shown_phase}"
+            return False, f"not serving: {self.phase}"
         if self.engine.draining:
             return False, "draining"
         if self.engine.health is not None and not self.engine.health.ok:

@@ -116,6 +116,7 @@ IDENTITY = (
 NETWORK = (
     _option("--interface", metavar="NAME", help="Interface for collectives. [the one that routes to the leader]"),
     _option("--rdma", metavar="auto|off|require", help="RDMA for collectives. [auto: what is there]"),
+    _option("--preflight", metavar="on|off", help="Look at each start for what often breaks one; at most 2 s. [on]"),
     _option("--group-port", type=int, metavar="PORT", help="Port of the group's link, on the leader. [9470]"),
     _option("--agent-port", type=int, metavar="PORT", help="Port of /livez /readyz /metrics /status. [9471]"),
     _option("--master-port", type=int, metavar="PORT", help="torch.distributed's port. [the engine's own default]"),

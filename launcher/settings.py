@@ -55,6 +55,7 @@ class Settings:
     # --- network
     interface: str | None = None
     rdma: str = "auto"  #: auto, off or require
+    preflight: str = "on"  #: on or off
     group_port: int = GROUP_PORT
     agent_port: int = AGENT_PORT
     master_port: int | None = None  #: torch.distributed's port (vLLM mp, SGLang); None: the engine's default
@@ -172,6 +173,7 @@ _CHECKS = (
     *(_port(name) for name in ("port", "group_port", "agent_port", "master_port", "ray_port")),
     _choice("backend", ("auto", "ray", "mp")),
     _choice("rdma", ("auto", "off", "require")),
+    _choice("preflight", ("on", "off")),
     _choice("worker_ready", ("group", "never")),
     _choice("log_format", ("text", "json")),
     _choice("log_level", ("debug", "info", "warning", "error")),

@@ -15,6 +15,7 @@ from launcher.words import Cause
 
 if TYPE_CHECKING:
     from launcher.agent import Agent
+    from launcher.group.measures import Durations
 
 TERMINATION_BYTES = 4000  #: the kubelet reads 4096
 PHASES = (
@@ -70,7 +71,7 @@ def status_object(agent: Agent) -> dict[str, Any]:
     who, member, lead = agent.identity, agent.member, agent.coordinator
     ready, why = agent.ready()
     status: dict[str, Any] = {
-        "phase": agent.shown_phase,
+        "phase": agent.phase,
         "ready": ready,
         "why": why,
         "epoch": agent.engine.epoch.n if agent.engine.epoch else None,
@@ -85,6 +86,7 @@ def status_object(agent: Agent) -> dict[str, Any]:
         "members": _members(agent),
         "restarts": member.news.restarts,
         "timeline": agent.timeline.rows(),
+        "findings": [f.as_object() for f in (*agent.findings, *agent.differences)],
     }
     if lead is not None:
         status["failures"] = [
@@ -113,7 +115,8 @@ def _members(agent: Agent) -> list[dict[str, Any]]:
             continue
         pids = seat.report.pids if seat.report else ()
         hello, silent = seat.hello, round(seat.contact.silent_for(now), 1)
-        rows.append(_row(rank, _seat_state(agent, seat), hello.address, hello.incarnation, pids, silent))
+        row = _row(rank, _seat_state(agent, seat), hello.address, hello.incarnation, pids, silent)
+        rows.append({**row, "facts": hello.facts} if hello.facts else row)
     return rows
 
 
@@ -144,7 +147,7 @@ def _row(
 def metrics_page(agent: Agent) -> str:
     """Prometheus text. Names and meanings are listed in README, "Metrics"."""
     member, lead = agent.member, agent.coordinator
-    phase = agent.shown_phase
+    phase = agent.phase
     page = _Page()
     page.add(
         "launcher_phase", "gauge", "1 for the phase the group is in", {p: float(p == phase) for p in PHASES}, "phase"
@@ -167,10 +170,14 @@ def metrics_page(agent: Agent) -> str:
         member.news.restarts,
     )
     if lead is not None:
-        causes: dict[str, float] = {}
-        for ended in lead.history.ended:
-            causes[ended.cause.kind.value] = causes.get(ended.cause.kind.value, 0) + 1
-        page.add("launcher_recent_failures", "gauge", "the last 20 endings of epochs, by cause", causes, "cause")
+        measures = lead.measures
+        page.add("launcher_failures_total", "counter", "epochs that failed, by cause", measures.failures, "cause")
+        page.summary(
+            "launcher_detection_seconds", "from a failure to the moment that the leader knew of it", measures.detected
+        )
+        page.summary("launcher_stop_seconds", "from then until every rank had stopped", measures.stopped)
+        page.add("launcher_drains_total", "counter", "drains, by how they ended", measures.drains, "outcome")
+        page.summary("launcher_drain_seconds", "from the first SIGTERM to the end of the drain", measures.drained)
     seconds = dict(agent.timeline.seconds)
     page.add("launcher_phase_seconds_total", "counter", "seconds spent in each phase, ended visits", seconds, "phase")
     return page.text()
@@ -187,6 +194,10 @@ class _Page:
     def add(self, name: str, kind: str, text: str, values: Mapping[str, float], label: str) -> None:
         self._head(name, kind, text)
         self._lines += [f'{name}{{{label}="{key}"}} {value:g}' for key, value in values.items()]
+
+    def summary(self, name: str, text: str, durations: Durations) -> None:
+        self._head(name, "summary", text)
+        self._lines += [f"{name}_sum {durations.sum:g}", f"{name}_count {durations.count}"]
 
     def _head(self, name: str, kind: str, text: str) -> None:
         self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]

@@ -87,6 +87,7 @@ class Broke:
 
     epoch: Epoch
     cause: Cause
+    noticed: float = 0.0  #: seconds that it took to notice
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,7 @@ class Member:
         self.incarnation = config.incarnation
         self.address = ""  #: own IP, set before the first Connected
         self.fingerprint: dict[str, str] = {}  #: set before the first Connected
+        self.facts: dict[str, str] = {}  #: what else hello tells of this pod
         self.epoch: Epoch | None = config.last[0] if config.last else None  #: the current or latest epoch
         self.epoch_members = config.last[1] if config.last else ()  #: their incarnations, by rank
         self.shared: Shared | None = None
@@ -340,6 +342,7 @@ class Member:
             address=self.address,
             name=self.config.name,
             fingerprint=self.fingerprint,
+            facts=self.facts,
             last_epoch=epoch,
             last_members=self.epoch_members,
             quiet=0.0 if epoch is None else max(0.0, now - self._spoke),
@@ -499,7 +502,7 @@ class Member:
         """The leader stops everybody, us too. If it can't hear us, its silence does. One that came before the stop and
         is noticed only now may explain it better."""
         if event.epoch == self.epoch:
-            self._say(m.Failed(event.epoch, event.cause), now)
+            self._say(m.Failed(event.epoch, event.cause, event.noticed), now)
 
     # -------------------------------------------------------------------------------------------------- its end
 

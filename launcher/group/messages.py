@@ -20,6 +20,7 @@ PROTOCOL = 1
 MAX_FROM_LEADER = 512 * 1024
 MAX_FROM_MEMBER = 96 * 1024
 MAX_RANKS = 4096
+MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
 
 
 class Malformed(ValueError):
@@ -158,6 +159,8 @@ class Hello:
     address: str = _wire(_token(64))
     name: str = _wire(_token(300), default="")
     fingerprint: dict[str, str] = _wire(_map(_token(64), _text(600), 64), default_factory=dict)
+    #: What else is known of the pod (rails, MTU, findings): for people and for comparison; it binds nobody.
+    facts: dict[str, str] = _wire(_map(_token(64), _text(MAX_FACT), MAX_FACTS), default_factory=dict)
     protocol: int = _wire(_whole(0, 10**6), default=PROTOCOL)
     last_epoch: Epoch | None = _wire(_optional(_epoch), default=None)
     last_members: tuple[str, ...] = _wire(_list(_INCARNATION, MAX_RANKS), default=())
@@ -211,6 +214,7 @@ class StageDone:
 class Failed:
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
+    noticed: float = _wire(_seconds, default=0.0)  #: seconds that it took the rank to notice
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,12 @@ BINDING = ("vllm.version", "sglang.version", "ray.version", "torch.version", "nc
 def odd_ones(facts: Mapping[int, Mapping[str, str]]) -> tuple[Finding, ...]:
     """Findings about the ranks that differ from the others, by fact. ``facts``: of every rank, by name.
 
-    Of two ranks nobody can say which is the odd one: both values are named. A fact that nobody told is not compared.
+    Of two ranks nobody can say which is the odd one: both values are named. Ranks that told no fact at all are
+    left out (an older launcher, or one without preflight).
     """
     found = []
     for name, (called, why, fix) in COMPARED.items():
-        told = {rank: own.get(name, "") for rank, own in sorted(facts.items())}
+        told = {rank: own.get(name, "") for rank, own in sorted(facts.items()) if own}
         values = Counter(told.values())
         if len(values) < 2:
             continue

@@ -49,7 +49,7 @@ def test_every_option_has_a_variable() -> None:
             if parameter.is_flag
             else samples.get(parameter.type.name.upper(), samples.get(parameter.type.name, ""))
         )
-        text = value or {"backend": "mp", "rdma": "off", "worker_ready": "never", "log_format": "json"}.get(
+        text = value or {"backend": "mp", "rdma": "off", "preflight": "off", "worker_ready": "never", "log_format": "json"}.get(
             name, "info"
         )
         found, warnings = settings([], {f"LAUNCHER_{name.upper()}": text})
