@@ -28,7 +28,8 @@ build() { # NAME DOCKERFILE [ARG=VALUE...]
     options=""
     for value; do options="$options --build-arg $value"; done
     [ -z "${BASE_IMAGE:-}" ] || options="$options --build-arg BASE_IMAGE=$BASE_IMAGE"
-    case $builder in buildah*|*/buildah) command="bud" ;; *) command="build" ;; esac
+    # Without --layers old ones remove the image of a stage that adds nothing: the launcher's own, after its first use.
+    case $builder in buildah*|*/buildah) command="bud --layers" ;; *) command="build" ;; esac
     # shellcheck disable=SC2086 # options are words
     "$builder" $command ${BUILD_ARGS:-} $options --build-arg "VERSION=$version" -f "images/$file" -t "$name:$tag" .
     echo "built: $name:$tag"

@@ -22,7 +22,7 @@ RUN if [ "${WITH_RAY}" = 1 ]; then \
     fi
 # Only /opt/launcher is added: nothing goes into the engine's site-packages. Compiled once more for this image's Python.
 COPY --from=launcher /opt/launcher /opt/launcher
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/launcher/lib \
+RUN python3 -I -S -B -m compileall -q --invalidation-mode unchecked-hash /opt/launcher/lib \
  && ln -s /opt/launcher/launcher /usr/local/bin/launcher
 USER 12345:12345
 ENTRYPOINT ["/opt/launcher/launcher"]

@@ -1,10 +1,14 @@
 """Real containers for tests: podman without any registry. The base is a debootstrap of this machine's Debian.
 
-What is made is called ``launcher-test-...``; images stay for the next run, containers, networks and volumes go.
+What is made is called ``launcher-test-PID-...`` after the process that made it. Containers, networks, volumes and the
+launcher's own image go when that process ends, or are swept by the next run if it was killed. Three base images
+(``launcher-test-debian``, ``-bare``, ``-python``) stay: a debootstrap takes a minute. `podman rmi` removes them.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import http.client
 import itertools
@@ -15,17 +19,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.manifests import ROOT, Pods
+from tests.real.install import cache, exclusive
 
 PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "catatonit", "debootstrap")
 BASE = "launcher-test-debian:2"
-LAUNCHER = "launcher:dev"
 NAME = "launcher-test"
+MINE = f"{NAME}-{os.getpid()}"
+LAUNCHER = f"launcher:{MINE}"
 
 # runc, for crun does not work where cgroups are of the first version; the limits are those of small machines.
 CONF = """
@@ -53,9 +59,48 @@ def why_not() -> str | None:
 
 @functools.cache
 def _conf() -> str:
-    folder = Path(tempfile.mkdtemp(prefix=f"{NAME}-"))
-    (folder / "containers.conf").write_text(CONF)
-    return str(folder / "containers.conf")
+    path = cache() / "containers.conf"
+    path.write_text(CONF)
+    return str(path)
+
+
+@functools.cache
+def sweep() -> None:
+    """Take away what test processes that were killed have left, and see to it that nothing of this one stays."""
+    for what, command in _LISTS.items():
+        _remove({what: [name for name in podman(*command).split() if _of_the_dead(name)]})
+    for folder in Path(tempfile.gettempdir()).glob(f"{NAME}-*-*"):
+        if _of_the_dead(folder.name):
+            subprocess.run(["umount", "--recursive", folder / "root/proc"], check=False, capture_output=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    atexit.register(_remove_mine)
+
+
+def _of_the_dead(name: str) -> bool:
+    found = re.search(rf"\b{NAME}-(\d+)\b", name)
+    return found is not None and not Path(f"/proc/{found[1]}").exists()
+
+
+#: in the order in which they can be removed
+_LISTS: Mapping[str, Sequence[str]] = {
+    "pod": ("pod", "ls", "--format", "{{.Name}}"),
+    "container": ("ps", "--all", "--format", "{{.Names}}"),
+    "volume": ("volume", "ls", "--format", "{{.Name}}"),
+    "network": ("network", "ls", "--format", "{{.Name}}"),
+    "image": ("images", "--format", "{{.Repository}}:{{.Tag}}"),
+}
+
+
+def _remove(names: Mapping[str, Sequence[str]]) -> None:
+    now = {"pod": ("-t", "0"), "container": ("-t", "0")}
+    for what, which in ((what, which) for what, which in names.items() if which):
+        podman(what, "rm", "-f", *now.get(what, ()), *which, check=False)
+
+
+def _remove_mine() -> None:
+    """The images of this process. Containers, volumes and networks went with their Network."""
+    mine = [n for n in podman(*_LISTS["image"], check=False).split() if n.endswith(f":{MINE}")]
+    _remove({"image": mine})
 
 
 def podman(*arguments: str, check: bool = True, stdin: bytes | None = None, timeout: float = 300) -> str:
@@ -74,12 +119,21 @@ def has_image(name: str) -> bool:
     return subprocess.run(["podman", "image", "exists", name], check=False).returncode == 0
 
 
+@contextlib.contextmanager
+def _made_once(name: str) -> Iterator[bool]:
+    """Whether the image must be made; others that want it wait meanwhile."""
+    with exclusive(cache() / f"{name.replace(':', '-')}.lock"):
+        yield not has_image(name)
+
+
 def base_image() -> str:
     """Debian with Python, and with libnuma1, which vLLM for CPU needs."""
-    if not has_image(BASE):
+    with _made_once(BASE) as make:
+        if not make:
+            return BASE
         release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
         assert release
-        with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{MINE}-") as folder:
             root = Path(folder) / "root"
             command = ["debootstrap", "--variant=minbase", "--include=python3,libnuma1", release[1], str(root)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -99,16 +153,42 @@ def import_folder(root: Path, name: str) -> None:
     assert tar.wait() == 0
 
 
-def launcher_image() -> str:
-    """The image of this checkout, built by images/build.sh as anybody would."""
-    environ = {**os.environ, "CONTAINERS_CONF": _conf(), "BUILDER": "podman", "BASE_IMAGE": base_image()}
-    environ |= {"BUILD_ARGS": "--isolation chroot --layers=false -q", "TAG": LAUNCHER.partition(":")[2]}
-    environ |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    if len(list((ROOT / "images/wheels").glob("*.whl"))) == 10:
-        environ["OFFLINE"] = "1"
-    command = [str(ROOT / "images/build.sh"), "launcher"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+def build(image: str, **environ: str) -> str:
+    """Runs images/build.sh as anybody would, over a copy of the checkout; the name of the image."""
+    sweep()
+    # The stages of the others add nothing, so that no layer of theirs stays behind; see build.sh on --layers.
+    options = "--isolation chroot -q" + (" --layers=false" if image == "launcher" else "")
+    ours = {"BUILDER": "podman", "TAG": MINE, "BUILD_ARGS": options, "OFFLINE": "1"}
+    everything = {**os.environ, "CONTAINERS_CONF": _conf(), **ours, **environ}
+    with _checkout() as checkout:
+        command = [str(checkout / "images/build.sh"), image]
+        done = subprocess.run(command, env=everything, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1].removeprefix("built: ")
+
+
+@contextlib.contextmanager
+def _checkout() -> Iterator[Path]:
+    """A copy of what the images are built from, with the wheels in it: downloaded once, by build.sh's own means."""
+    with tempfile.TemporaryDirectory(prefix=f"{MINE}-") as folder:
+        for name in ("images", "launcher"):
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__", "wheels"))
+        shutil.copy(ROOT / ".dockerignore", folder)
+        wanted = (ROOT / "images/requirements.txt").read_bytes()
+        wheels, list_of_it = cache() / "wheels", cache() / "wheels.txt"
+        with exclusive(cache() / "wheels.lock"):
+            if not list_of_it.exists() or list_of_it.read_bytes() != wanted:
+                command = [sys.executable, f"{folder}/images/bundle.py", "--download", str(wheels)]
+                subprocess.run(command, check=True)
+                list_of_it.write_bytes(wanted)
+            shutil.copytree(wheels, Path(folder) / "images/wheels")
+        yield Path(folder)
+
+
+@functools.cache
+def launcher_image() -> str:
+    """The image of this checkout."""
+    assert build("launcher", BASE_IMAGE=base_image()) == LAUNCHER
     return LAUNCHER
 
 
@@ -128,12 +208,13 @@ def engine_image(version: str) -> str:
     name = f"{NAME}-python:{version}"
     home = python_home(version)
     assert home
-    if not has_image(name):
-        with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
+    base = base_image()
+    with _made_once(name) as make, tempfile.TemporaryDirectory(prefix=f"{MINE}-") as folder:
+        if make:
             waste = shutil.ignore_patterns("test", "__pycache__", "site-packages", "*.a", "idlelib", "tkinter", "share")
             shutil.copytree(home, Path(folder) / "python", symlinks=True, ignore=waste)
             (Path(folder) / "Dockerfile").write_text(
-                f"FROM {base_image()}\n"
+                f"FROM {base}\n"
                 "COPY python /usr/local\n"
                 f"RUN rm -f /usr/bin/python3* && ln -sf python{version} /usr/local/bin/python3 && ldconfig\n"
             )
@@ -144,9 +225,10 @@ def engine_image(version: str) -> str:
 def bare_image() -> str:
     """Debian into which the machine's own folders can be mounted where they are, for users other than root too."""
     name = f"{NAME}-bare:2"
-    if not has_image(name):
-        with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
-            (Path(folder) / "Dockerfile").write_text(f"FROM {base_image()}\nRUN chmod 755 /root\n")
+    base = base_image()
+    with _made_once(name) as make, tempfile.TemporaryDirectory(prefix=f"{MINE}-") as folder:
+        if make:
+            (Path(folder) / "Dockerfile").write_text(f"FROM {base}\nRUN chmod 755 /root\n")
             podman("build", "-q", "--isolation", "chroot", "--layers=false", "-t", name, folder)
     return name
 
@@ -158,21 +240,19 @@ def bare_image() -> str:
 class Network:
     """A podman network with DNS, its volumes and containers; a context manager."""
 
-    name: str = field(default_factory=lambda: f"{NAME}-{os.getpid()}-{next(_numbers)}")
+    name: str = field(default_factory=lambda: f"{MINE}-{next(_numbers)}")
     containers: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Network:
+        sweep()
         podman("network", "create", self.name)
         found = json.loads(podman("network", "inspect", self.name))[0]
         self.prefix = found["subnets"][0]["subnet"].rpartition(".")[0]
         return self
 
     def __exit__(self, *error: object) -> None:
-        for name in self.containers:
-            podman("rm", "-f", "-t", "0", name, check=False)
-        for name in self.volumes:
-            podman("volume", "rm", "-f", name, check=False)
+        _remove({"container": self.containers, "volume": self.volumes})
         podman("network", "rm", "-f", self.name, check=False)
 
     def volume(self) -> str:
@@ -273,6 +353,13 @@ class Container:
     def exit_code(self) -> int | None:
         state = json.loads(podman("inspect", "--format", "{{json .State}}", self.name))
         return None if state["Running"] else int(state["ExitCode"])
+
+    def wait(self, patience: float) -> int:
+        """Its exit code, once it has ended."""
+        try:
+            return int(podman("wait", self.name, timeout=patience))
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"after {patience:g} s {self.name} has not ended\n{self.logs[-4000:]}") from None
 
     @property
     def logs(self) -> str:

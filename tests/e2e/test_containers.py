@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -89,12 +89,10 @@ def test_group_of_three_lives_through_what_containers_go_through(image: str, net
     second.again(60)
     serving(group)
 
-    # all are told to go
+    # all are told to go at once, as by a deletion of the set
     for c in group:
         podman("kill", "-s", "TERM", c.name)
-    for c in group:
-        until(f"{c.pod} ends", lambda c=c: c.exit_code is not None, PATIENCE)  # type: ignore[misc]
-    assert [c.exit_code for c in group] == [0, 0, 0]
+    assert [c.wait(PATIENCE) for c in group] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.12"])
@@ -117,14 +115,45 @@ def test_unmodified_image_starts_with_the_copied_launcher(
     assert [c.exit_code for c in group] == [0, 0]
 
 
+def added(image: str) -> int:
+    """Bytes of /opt/launcher."""
+    return int(podman("run", "--rm", "--network=none", "--entrypoint", "du", image, "-sb", "/opt/launcher").split()[0])
+
+
 def test_size_of_what_is_added(image: str) -> None:
-    size = int(podman("run", "--rm", "--network=none", "--entrypoint", "du", image, "-sb", "/opt/launcher").split()[0])
-    print(f"/opt/launcher: {size / 1e6:.1f} MB")
-    assert size < 40e6
+    print(f"/opt/launcher: {added(image) / 1e6:.1f} MB")
+    assert added(image) < 40e6
     labels = json.loads(podman("inspect", "--format", "{{json .Config.Labels}}", image))
     assert labels["org.opencontainers.image.title"] == "launcher"
     entrypoint = json.loads(podman("inspect", "--format", "{{json .Config.Entrypoint}}", image))
     assert entrypoint == ["/opt/launcher/launcher"]
+
+
+@pytest.mark.parametrize(
+    ("name", "builder"), [("any", "podman"), ("vllm", "podman"), ("sglang", "podman"), ("sglang", "buildah")]
+)
+def test_engine_images_are_built_over_any_base(name: str, builder: str, image: str) -> None:
+    """Over an image that has a Python and no engine: what the Dockerfiles add is there, and nothing else is."""
+    if containers.python_home("3.12") is None:
+        pytest.skip("no Python 3.12 here that could be put into an image")
+    if shutil.which(builder) is None:
+        pytest.skip(f"no {builder} here")
+    base = containers.engine_image("3.12")
+    built = containers.build(name, BASE_IMAGE=base, LAUNCHER_IMAGE=image, BUILDER=builder)
+    run = ("run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--user=4711:4711", "--passwd=false")
+    assert podman(*run, built, "--version").startswith("launcher")
+    assert added(built) < 40e6
+    config = json.loads(podman("inspect", "--format", "{{json .Config}}", built))
+    assert config["Entrypoint"] == ["/opt/launcher/launcher"]
+    if name != "any":
+        assert (config["User"], config["Labels"]["org.opencontainers.image.title"]) == (
+            "12345:12345",
+            f"launcher-{name}",
+        )
+    differ = podman("image", "diff", built, base).splitlines()
+    ours = ("/opt", "/usr", "/usr/local", "/usr/local/bin", "/usr/local/bin/launcher", "/run", "/tmp", "/var", "/etc")
+    other = [d for d in differ if not d.split(" ", 1)[1].startswith("/opt/launcher") and d.split(" ", 1)[1] not in ours]
+    assert not other
 
 
 INFERENCE_SERVICE = """
@@ -140,7 +169,7 @@ spec:
         spec:
           containers:
           - name: inference-server
-            image: "launcher:dev"
+            image: IMAGE
             args: [--engine, reference]
             ports: [{containerPort: 8000, name: http}]
             resources: {limits: {memory: 256Mi}}
@@ -149,8 +178,8 @@ spec:
 
 def test_rendered_pod_is_played(image: str, network: Network) -> None:
     """`podman kube play` of the rendered pod spec, the init container's copy included."""
-    (one,) = service.read(INFERENCE_SERVICE, "is.yaml")
-    documents = objects.render(one, Options(keda=False))["group-0.yaml"]
+    (one,) = service.read(INFERENCE_SERVICE.replace("IMAGE", json.dumps(image)), "is.yaml")
+    documents = objects.render(one, Options(launcher_image=image, keda=False))["group-0.yaml"]
     (pods,) = groups([d.data for d in documents])
     spec = json.loads(json.dumps(pods.spec))
     environ = {k: v for k, v in pods.environment(0).items() if k not in ("PATH", "POD_IP")}
@@ -161,7 +190,7 @@ def test_rendered_pod_is_played(image: str, network: Network) -> None:
     for volume in spec["volumes"]:
         if "emptyDir" in volume:
             volume["emptyDir"] = {}
-    name = network.name.replace("launcher-test", "played")
+    name = f"{network.name}-played"
     # what holds for the pod, podman 4.3 takes for its init containers too: they would run again and again
     spec["restartPolicy"] = "Never"
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": pods.labels}, "spec": spec}
@@ -171,10 +200,8 @@ def test_rendered_pod_is_played(image: str, network: Network) -> None:
         try:
             podman("kube", "play", "--network", network.name, str(path))
             running = f"{name}-engine"
-            end = time.monotonic() + PATIENCE
-            while "SERVING" not in podman("exec", running, "/opt/launcher/launcher", "status", check=False):
-                assert time.monotonic() < end, podman("logs", running, check=False)
-                time.sleep(0.2)
+            said = lambda: podman("exec", running, "/opt/launcher/launcher", "status", check=False)  # noqa: E731
+            until("it serves", lambda: "SERVING" in said(), PATIENCE, lambda: podman("logs", running, check=False))
             assert podman("exec", running, "id", "-u") == "12345"
         finally:
             podman("kube", "down", str(path), check=False)
