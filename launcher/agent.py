@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import random
 import secrets
@@ -256,6 +257,8 @@ class Agent:
         leader: tuple[str, ...] = ()
         if not self.identity.alone and self.identity.address is None:
             leader = await self._resolve_leader()
+        if self.settings.preflight == "on" and not self.identity.alone:  # imported while the versions are asked
+            asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "launcher.preflight.start")
         facts = self.engine.facts = await planning.learn(self.settings, self._adapter, self.environ, self.engine.ask)
         checked = self._adapter.check(self.settings, self.identity, facts)
         for warning in checked.warnings:

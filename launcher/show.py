@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher import planning, roles
+from launcher import planning, roles, variables
+from launcher.asking import asker
 from launcher.engines import arguments
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import ConfigError, NoIdentityError
+from launcher.network.environment import Surroundings, Variable
 from launcher.settings import Settings
 from launcher.words import Identity, NodeFacts, Plan, Process, SourceReport
 
@@ -55,6 +56,10 @@ def plan(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]
             "why": list(dict.fromkeys([*checked.why, *plans[0].why])),
         },
         "ranks": [_rank(p, roles.environment(environ, p.rank)) for p in named],
+        "variables": [
+            {"name": v.name, "value": v.value, "set_by": v.setter, "why": v.why}
+            for v in _variables(settings, identity, facts, plans[identity.rank], environ, warned)
+        ],
         "ports": [
             *_own_ports(settings, identity),
             *(
@@ -84,22 +89,9 @@ def _identity(
 
 def _facts(settings: Settings, engine: Engine, environ: Mapping[str, str], warned: list[str]) -> NodeFacts:
     """What this machine tells; an engine that is not installed here is taken for its newest release."""
-
-    def ask_now(argv: Sequence[str], timeout: float) -> tuple[int, str]:
-        try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False, env=dict(environ))
-        except OSError as error:
-            return 127, error.strerror or str(error)
-        except subprocess.TimeoutExpired:
-            return 124, "no answer"
-        return done.returncode, done.stdout + done.stderr
-
-    async def ask(argv: Sequence[str], timeout: float) -> tuple[int, str]:
-        return await asyncio.to_thread(ask_now, argv, timeout)
-
     wanted = engine.distributions(settings)
     try:
-        facts = asyncio.run(planning.learn(settings, engine, environ, ask))
+        facts = asyncio.run(planning.learn(settings, engine, environ, asker(environ)))
     except ConfigError as error:
         warned.append(f"{error.message}; planned without")
         return NodeFacts(gpus=settings.gpus_per_pod)
@@ -108,6 +100,32 @@ def _facts(settings: Settings, engine: Engine, environ: Mapping[str, str], warne
         warned.append(f"{where} has no {wanted[0]} here: its version is not known (say it with --engine-version)")
         facts = NodeFacts(gpus=settings.gpus_per_pod)
     return facts
+
+
+def _variables(
+    settings: Settings,
+    identity: Identity,
+    facts: NodeFacts,
+    own: Plan,
+    environ: Mapping[str, str],
+    warned: list[str],
+) -> tuple[Variable, ...]:
+    """Every variable of this rank's engine. In a pod that was told its address they are the real ones."""
+    image = variables.image_environment(environ)
+    environ = roles.environment(environ, identity.rank)
+    network: tuple[Variable, ...] = ()
+    if identity.address and not identity.alone:
+        try:
+            found = planning.network(settings, identity, environ, (), planning.nccl_version(facts))
+        except ConfigError as error:
+            warned.append(f"{error.message} ({error.fix})")
+        else:
+            network = found.variables
+            warned += found.warnings
+    around = Surroundings(environ, image)
+    words = _per_node(identity, identity.rank)
+    network = network or tuple(around.variable(n, v, "each pod finds its own out") for n, v in words.items())
+    return variables.of_rank(own, network, environ, image)
 
 
 def _per_node(identity: Identity, rank: int) -> dict[str, str]:
@@ -199,6 +217,10 @@ def as_text(page: Mapping[str, Any], only: int | None) -> str:
         shown[key] = rank["rank"]
         for stage in rank["stages"]:
             lines += _stage(stage)
+    if page["variables"] and only in (None, who["rank"]):
+        shown_here = [Variable(v["name"], v["value"], v["set_by"], v["why"]) for v in page["variables"]]
+        title = f"variables of rank {who['rank']}: value, who set it, why"
+        lines += ["", title, *variables.table(shown_here)]
     lines += ["", "ports", *_ports(page["ports"])]
     if page["settings"]:
         lines += ["", "said", *(f"    {said}" for said in page["settings"].values())]

@@ -49,9 +49,13 @@ def test_every_option_has_a_variable() -> None:
             if parameter.is_flag
             else samples.get(parameter.type.name.upper(), samples.get(parameter.type.name, ""))
         )
-        text = value or {"backend": "mp", "rdma": "off", "preflight": "off", "worker_ready": "never", "log_format": "json"}.get(
-            name, "info"
-        )
+        text = value or {
+            "backend": "mp",
+            "rdma": "off",
+            "preflight": "off",
+            "worker_ready": "never",
+            "log_format": "json",
+        }.get(name, "info")
         found, warnings = settings([], {f"LAUNCHER_{name.upper()}": text})
         assert name in found.origins, f"{name} has no variable"
         assert not warnings
