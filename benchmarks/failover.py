@@ -1,0 +1,282 @@
+"""Something breaks under a group that serves: how long until it is noticed, all is stopped, and it serves again.
+
+Pods with a launcher as PID 1 and the reference engine, whose start takes 1 s and whose ranks do not end by themselves
+when a peer is gone, so that whatever ends is ended by the launcher. A random rank is hit each round:
+
+kill -9     of an engine process (the root or its worker), or of a launcher process (agent or guard; a killed guard is a
+            killed container, which is started again at once)
+SIGSTOP     of all engine processes of the rank, or of its agent
+partition   the rank's packets are lost: all, or only those to it or from it
+
+"noticed" is the first line in any launcher's log that says so; "all stopped" is the end of the last engine process
+that lived when the fault struck, by pidfd; "serves again" is the leader's /readyz in a later epoch, counted from the
+fault, or where something had to be mended first (a network, a frozen process) from the mending. The restart back-off is
+held at 0.25 to 0.5 s, else it would double with every round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from benchmarks import costs, plot
+from benchmarks.pods import SERVING_SECONDS, group_of
+from benchmarks.record import Budget, Record
+from benchmarks.rounds import alternate, progress
+from launcher.process.tree import Proc, scan
+from tests.pods import until
+from tests.real.launched import AGENT, LaunchedGroup
+
+ROUNDS = 30
+SIZES = (4, 64)
+KINDS = ("kill -9", "SIGSTOP", "partition")
+CASES = tuple(f"size {size}, {kind}" for size in SIZES for kind in KINDS)
+FLOOR = None
+NOTICED, STOPPED, AGAIN = "until noticed", "until all is stopped", "until it serves again"
+STARTUP_SECONDS = 1
+ARGUMENTS = [
+    *("--engine", "reference", "--restart-backoff", "0.5s", "--max-restarts", "100000", "--state-dir", "/tmp/state"),
+    *("--", "--startup-seconds", str(STARTUP_SECONDS), "--on-peer-loss", "hang"),
+]
+LEASE, STOP_GRACE, FROZEN = 10.0, 3.0, 5.0
+
+# What a launcher says first when something is wrong, with the time before it.
+_NOTICE = re.compile(
+    r"^(\S+) launcher [^\n]*?(?:failure |epoch failed|stopping the engine|is silent|member silent|connection to the "
+    r"leader closed|does not answer)",
+    re.MULTILINE,
+)
+
+
+def _budgets() -> tuple[Budget, ...]:
+    found = []
+    for size in SIZES:
+        for victim in ("engine process", "launcher process"):
+            case = f"size {size}, kill -9"
+            found.append(
+                Budget(f"{case} of the {victim}: all stopped [s]", case, STOPPED, victim, 1.0, statistic="p95")
+            )
+        case = f"size {size}, SIGSTOP"
+        found.append(Budget(f"{case} of an engine: noticed [s]", case, NOTICED, "engine process", 7.0, statistic="max"))
+        found.append(
+            Budget(f"{case} of a launcher: all stopped [s]", case, STOPPED, "launcher process", LEASE, statistic="max")
+        )
+        case = f"size {size}, partition"
+        found += [
+            Budget(f"{case}, {way}: all stopped [s]", case, STOPPED, way, LEASE, statistic="max")
+            for way in ("both ways", "one way")
+        ]
+    return tuple(found)
+
+
+BUDGETS = _budgets()
+
+
+def run(record: Record, rounds: int, cases: list[str]) -> None:
+    """Rounds of each kind, on one group of each size."""
+    for size in SIZES:
+        kinds = [kind for kind in KINDS if f"size {size}, {kind}" in cases]
+        if not kinds:
+            continue
+        with group_of(size, ARGUMENTS) as group:
+            watch = Watch(group)
+            for number, kind in enumerate(alternate(kinds, rounds, f"failover, size {size}")):
+                victims = VICTIMS[kind]
+                victim = victims[number // len(kinds) % len(victims)]
+                took = one_round(group, watch, victim)
+                for measure, seconds in took.items():
+                    record.add(f"size {size}, {kind}", measure, "s", victim.name, seconds)
+                progress(f"{kind}, {victim.name}: " + ", ".join(f"{what} {s:.2f} s" for what, s in took.items()))
+
+
+# ------------------------------------------------------------------------------------------------------- one round
+
+
+@dataclass(frozen=True)
+class Victim:
+    """What is hit: ``strike`` returns what mends it once all is stopped, or None where nothing has to be."""
+
+    name: str
+    strike: Callable[[LaunchedGroup, int, Ranks], Callable[[], None] | None]
+
+
+def one_round(group: LaunchedGroup, watch: Watch, victim: Victim) -> dict[str, float]:
+    """Hit a random rank; seconds until it was noticed, until all was stopped, until the group served again."""
+    epoch = int(group.status()["epoch"])
+    rank = random.randrange(group.size)
+    ranks = Ranks(group)
+    watch.read()  # what was said before is no notice
+    with Ends(ranks.all_engines) as ends:
+        wall, began = time.time(), time.monotonic()
+        mend = victim.strike(group, rank, ranks)
+        stopped = ends.wait(60.0) - began
+        mended = began
+        if mend is not None:
+            mend()
+            mended = time.monotonic()
+    revive(group)
+    served = until_serving_again(group, epoch)
+    noticed = watch.first(wall)
+    took = {} if noticed is None else {NOTICED: noticed - wall}
+    return {**took, STOPPED: stopped, AGAIN: served - mended}
+
+
+def until_serving_again(group: LaunchedGroup, epoch: int) -> float:
+    """When the leader's /readyz is 200 in a later epoch, monotonic."""
+    leader = group.pods[0]
+
+    def ready() -> float | None:
+        revive(group)
+        if leader.http(f"http://{leader.ip}:{AGENT}/readyz", timeout=2).status != 200:
+            return None
+        now = time.monotonic()
+        return now if int(group.status().get("epoch") or 0) > epoch else None
+
+    return until(ready, SERVING_SECONDS, "the group serves again") or 0.0
+
+
+def revive(group: LaunchedGroup) -> None:
+    """Containers that ended are started again, as the kubelet does (which waits longer each time)."""
+    for rank, process in list(group.processes.items()):
+        if process.returncode is not None:
+            group.start(rank)
+
+
+class Ranks:
+    """Who runs where, by one scan of the machine's processes."""
+
+    def __init__(self, group: LaunchedGroup) -> None:
+        self.launcher: dict[int, tuple[int, int]] = {}  #: rank -> guard, agent
+        self.engine: dict[int, list[Proc]] = {}  #: rank -> the engine's processes, the root first
+        table = scan()
+        for rank, process in group.processes.items():
+            self.launcher[rank] = costs.guard_and_agent(process.pid)
+            agent = self.launcher[rank][1]
+            self.engine[rank] = [p for p in table.below([process.pid]) if p.pid != agent and not p.gone]
+
+    @property
+    def all_engines(self) -> list[Proc]:
+        return [p for engine in self.engine.values() for p in engine]
+
+
+class Ends:
+    """Waits for the end of processes, each of which the kernel tells by a pidfd."""
+
+    def __init__(self, procs: list[Proc]) -> None:
+        self._fds: list[int] = []
+        self._poll = select.poll()
+        for proc in procs:
+            with contextlib.suppress(ProcessLookupError):
+                self._fds.append(os.pidfd_open(proc.pid))
+                self._poll.register(self._fds[-1], select.POLLIN)
+
+    def __enter__(self) -> Ends:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+    def wait(self, patience: float) -> float:
+        """When the last of them had ended, monotonic."""
+        left, deadline = set(self._fds), time.monotonic() + patience
+        while left:
+            ended = self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ended:
+                raise RuntimeError(f"{len(left)} engine processes still live after {patience:g} s")
+            for fd, _ in ended:
+                self._poll.unregister(fd)
+                left.discard(fd)
+        return time.monotonic()
+
+
+class Watch:
+    """Reads what the launchers write, each line once."""
+
+    def __init__(self, group: LaunchedGroup) -> None:
+        self._group = group
+        self._read: dict[Path, int] = {}
+
+    def read(self) -> list[str]:
+        """What was written since the last call, one text a file."""
+        found = []
+        for process in self._group.processes.values():
+            with process.log.open("rb") as file:
+                file.seek(self._read.get(process.log, 0))
+                text = file.read()
+            self._read[process.log] = self._read.get(process.log, 0) + len(text)
+            found.append(text.decode(errors="replace"))
+        return found
+
+    def first(self, since: float) -> float | None:
+        """When (wall clock, to the millisecond) a launcher first said that something is wrong."""
+        times = [
+            datetime.fromisoformat(match[1].replace("Z", "+00:00")).timestamp()
+            for text in self.read()
+            for match in _NOTICE.finditer(text)
+        ]
+        return min((at for at in times if at >= since - 0.001), default=None)
+
+
+# --------------------------------------------------------------------------------------------------------- faults
+
+
+def _kill_engine(group: LaunchedGroup, rank: int, ranks: Ranks) -> None:
+    os.kill(random.choice(ranks.engine[rank]).pid, signal.SIGKILL)
+
+
+def _kill_launcher(group: LaunchedGroup, rank: int, ranks: Ranks) -> None:
+    os.kill(random.choice(ranks.launcher[rank]), signal.SIGKILL)
+
+
+def _freeze_engine(group: LaunchedGroup, rank: int, ranks: Ranks) -> None:
+    for proc in ranks.engine[rank]:
+        os.kill(proc.pid, signal.SIGSTOP)
+
+
+def _freeze_launcher(group: LaunchedGroup, rank: int, ranks: Ranks) -> Callable[[], None]:
+    agent = ranks.launcher[rank][1]
+    os.kill(agent, signal.SIGSTOP)
+    return lambda: os.kill(agent, signal.SIGCONT)
+
+
+def _cut(group: LaunchedGroup, rank: int, ranks: Ranks) -> Callable[[], None]:
+    group.pods[rank].drop()
+    return group.pods[rank].undrop
+
+
+def _cut_one_way(group: LaunchedGroup, rank: int, ranks: Ranks) -> Callable[[], None]:
+    way = random.choice(("in", "out"))
+    group.pods[rank].drop(way)  # type: ignore[arg-type]
+    return lambda: group.pods[rank].undrop(way)  # type: ignore[arg-type]
+
+
+VICTIMS = {
+    "kill -9": (Victim("engine process", _kill_engine), Victim("launcher process", _kill_launcher)),
+    "SIGSTOP": (Victim("engine process", _freeze_engine), Victim("launcher process", _freeze_launcher)),
+    "partition": (Victim("both ways", _cut), Victim("one way", _cut_one_way)),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ plot
+
+
+def draw(record: Record, path: Path) -> None:
+    """Distributions: a row for each measure, a column for each kind of fault."""
+    measures = (NOTICED, STOPPED, AGAIN)
+    figure, axes = plot.figure_of(len(measures), len(KINDS))
+    for row, measure in enumerate(measures):
+        for column, kind in enumerate(KINDS):
+            found = [one for one in record.series if one.measure == measure and one.case.endswith(kind)]
+            labels = [f"{one.case.partition(',')[0]}, {one.contestant} ({len(one.values)})" for one in found]
+            plot.steps(axes[row][column], found, f"{kind}: {measure}", "s", labels)
+    plot.save(figure, path)
