@@ -93,7 +93,11 @@ def _of(page: Samples, names: Iterable[str], engine: str) -> list[float]:
 
 
 class HealthWatch:
-    """The loops. ``broke(cause)`` is called at most once; ``idle()`` when a drain has nothing left to wait for."""
+    """The loops.
+
+    ``broke(cause, seconds that it took to notice)`` is called at most once; ``idle()`` when a drain has nothing left to
+    wait for.
+    """
 
     def __init__(
         self,
@@ -101,7 +105,7 @@ class HealthWatch:
         settings: Settings,
         health: Health,
         process: str,
-        broke: Callable[[Cause], None],
+        broke: Callable[[Cause, float], None],
         idle: Callable[[], None],
         moving: Callable[[], bool],
     ) -> None:
@@ -140,12 +144,12 @@ class HealthWatch:
     def _loop(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
 
-    def _fail(self, kind: CauseKind, text: str) -> None:
+    def _fail(self, kind: CauseKind, text: str, noticed: float) -> None:
         self.ok = False
-        self._broke(Cause(kind, self._rank, text, self._process))
+        self._broke(Cause(kind, self._rank, text, self._process), noticed)
 
     async def _look_at_health(self) -> None:
-        failures = 0
+        failures, well_at = 0, time.monotonic()
         interval = self._settings.health_interval
         while True:
             await asyncio.sleep(interval)
@@ -153,11 +157,11 @@ class HealthWatch:
             limit = max(self._health.timeout, 2 * interval)
             reply = await probe.ask(self._health.url, limit, insecure=self._health.insecure)
             self.words = "" if reply.ok else reply.words
-            failures = 0 if reply.ok else failures + 1
+            failures, well_at = (0, time.monotonic()) if reply.ok else (failures + 1, well_at)
             self.ok = reply.ok
             if failures >= self._settings.health_failures:
                 text = f"{self._process} failed its health check {failures} times in a row: {reply.words}"
-                self._fail(CauseKind.HEALTH, text)
+                self._fail(CauseKind.HEALTH, text, time.monotonic() - well_at)
                 return
 
     async def _look_at_progress(self) -> None:
@@ -169,7 +173,7 @@ class HealthWatch:
             page = await self._page(names)
             stuck = "" if page is None else progress.look(page, time.monotonic())
             if stuck:
-                self._fail(CauseKind.HANG, f"{self._process}: {stuck} (--hang-timeout {limit:g})")
+                self._fail(CauseKind.HANG, f"{self._process}: {stuck} (--hang-timeout {limit:g})", limit)
                 return
 
     async def _send_canaries(self) -> None:
@@ -183,12 +187,13 @@ class HealthWatch:
             if any(v > 0 for n in self._health.sleeping for v in page.get(n, {}).values()):
                 continue
             assert self._health.canary_url is not None
+            asked = time.monotonic()
             reply = await probe.ask(
                 self._health.canary_url, limit, insecure=self._health.insecure, body=self._health.canary_body
             )
             if reply.status == 0 or reply.status >= 500:
                 text = f"{self._process} did not make one token when asked (--canary-interval): {reply.words}"
-                self._fail(CauseKind.HANG, text)
+                self._fail(CauseKind.HANG, text, time.monotonic() - asked)
                 return
 
     async def _wait_until_idle(self) -> None:

@@ -162,9 +162,9 @@ class PodEngine:
         self._line.send_and_wait(guard.Handoff(process.argv, environment(self._environ, process), process.cwd))
         os._exit(0)
 
-    def _broke(self, epoch: Epoch, cause: Cause) -> None:
+    def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0) -> None:
         self._log("failure", {"cause": cause.text, "process": cause.process}, "info" if self.draining else "error")
-        self._tell(me.Broke(epoch, cause))
+        self._tell(me.Broke(epoch, cause, noticed))
 
     def serve(self) -> None:
         """All ranks run: from now on the engine's health counts."""
@@ -181,7 +181,7 @@ class PodEngine:
             self._settings,
             health,
             name,
-            lambda cause: self._broke(epoch, cause),
+            lambda cause, noticed: self._broke(epoch, cause, noticed),
             lambda: self._tell(me.Idle(epoch)),
             planning.api_traffic(self.plan),
         )
@@ -261,9 +261,10 @@ class PodEngine:
         self._frozen_since = watch.stopped_since(self._frozen_since, procs, now)
         for key in watch.frozen(self._frozen_since, now)[:1]:
             comm = next(p.comm for p in procs if p.key == key)
-            text = f"process {key[0]} ({comm}) has been stopped (state T) for {now - self._frozen_since[key]:.0f} s"
+            frozen = now - self._frozen_since[key]
+            text = f"process {key[0]} ({comm}) has been stopped (state T) for {frozen:.0f} s"
             if self._state() in (me.State.STARTING, me.State.RUNNING):
-                self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm))
+                self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm), frozen)
         self._vital.see(procs, self._vital_names())
         self._activity = planning.activity(procs) + self.stages.bytes
         self._report()

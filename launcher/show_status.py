@@ -13,6 +13,7 @@ from launcher.errors import UnavailableError, UsageError
 from launcher.settings import AGENT_PORT
 
 SHOWN_MEMBERS = 40
+LARGEST = 4 << 20  #: bytes of an answer that are read: 1,024 members take 200 KiB
 
 
 def run(url: str | None, port: int | None, token_file: str | None, as_json: bool, watch: bool) -> int:
@@ -50,9 +51,9 @@ def _fetch(base: str, token_file: str | None) -> dict[str, Any]:
                 f"--token-file {token_file} cannot be read: {error.strerror}", "give the mounted file"
             ) from None
     try:
-        reply = requests.get(f"{base}/status", headers=headers, timeout=5, allow_redirects=False)
-        status = reply.json()
-    except requests.exceptions.JSONDecodeError:
+        with requests.get(f"{base}/status", headers=headers, timeout=5, allow_redirects=False, stream=True) as reply:
+            status = json.loads(reply.raw.read(LARGEST, decode_content=True))
+    except (ValueError, RecursionError):
         raise UnavailableError(
             f"{base}/status is not a launcher's", "give the agent's port (--agent-port, 9471)"
         ) from None
@@ -70,10 +71,10 @@ def table(status: Mapping[str, Any]) -> str:
     """A dozen lines: the verdict first, then what is missing or what failed, then the members."""
     get = status.get
     word = "serving" if get("ready") else str(get("phase", "unknown"))
-    head = f"{get('group', '?')}: {word.upper()}"
+    head = f"{_clean(get('group', '?'))}: {_clean(word.upper())}"
     if get("epoch") is not None:
-        head += f"  epoch {get('epoch')}, {get('restarts', 0)} restarts"
-    lines = [head + f"  (asked rank {get('rank')} of {get('size')})"]
+        head += f"  epoch {_clean(get('epoch'))}, {_clean(get('restarts', 0))} restarts"
+    lines = [head + f"  (asked rank {_clean(get('rank'))} of {_clean(get('size'))})"]
     if not get("ready") and get("why"):
         lines.append(f"  {_clean(get('why'))}")
     if get("waiting_for"):
@@ -82,28 +83,30 @@ def table(status: Mapping[str, Any]) -> str:
         lines.append(f"  {_clean(get('note'))}")
     failure = get("first_failure")
     if isinstance(failure, dict):
-        lines.append(f"  first failure: rank {failure.get('rank')}: {_clean(failure.get('text'))}")
-        lines += [f"    | {_clean(line)}" for line in list(failure.get("tail") or [])[-5:]]
-    lines += _members(get("members") or [])
+        lines.append(f"  first failure: rank {_clean(failure.get('rank'))}: {_clean(failure.get('text'))}")
+        lines += [f"    | {_clean(line)}" for line in _list(failure.get("tail"))[-5:]]
+    lines += _members([m for m in _list(get("members")) if isinstance(m, dict)])
     timeline = [
-        f"{t.get('phase')} {t.get('seconds', 0):.1f}s" for t in (get("timeline") or [])[-6:] if isinstance(t, dict)
+        f"{_clean(t.get('phase'))} {_seconds(t.get('seconds', 0))}s"
+        for t in _list(get("timeline"))[-6:]
+        if isinstance(t, dict)
     ]
     if timeline:
         lines += ["", "  " + " > ".join(timeline)]
     return "\n".join(lines)
 
 
-def _members(members: list[Any]) -> list[str]:
+def _members(members: list[dict[str, Any]]) -> list[str]:
     rows = [("rank", "state", "address", "seen", "engine pids")]
-    for m in [m for m in members if isinstance(m, dict)][:SHOWN_MEMBERS]:
+    for m in members[:SHOWN_MEMBERS]:
         seen = m.get("last_seen_s")
-        pids = [str(p) for p in m.get("engine_pids") or []]
+        pids = [_clean(p) for p in _list(m.get("engine_pids"))]
         rows.append(
             (
-                str(m.get("rank")),
+                _clean(m.get("rank")),
                 _clean(m.get("state")),
                 _clean(m.get("address")),
-                "never" if seen is None else f"{seen:.1f} s ago",
+                "never" if seen is None else f"{_seconds(seen)} s ago",
                 " ".join(pids[:6]) + (f" and {len(pids) - 6} more" if len(pids) > 6 else ""),
             )
         )
@@ -114,6 +117,14 @@ def _members(members: list[Any]) -> list[str]:
     if len(members) > SHOWN_MEMBERS:
         lines.append(f"  and {len(members) - SHOWN_MEMBERS} more")
     return lines
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _seconds(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, (int, float)) and abs(value) < 1e12 else "?"
 
 
 def _clean(value: object) -> str:

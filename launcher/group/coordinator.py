@@ -40,6 +40,7 @@ from launcher.group.budget import STEADY, Budget
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
 from launcher.group.history import WINDOW, History, explains_better, with_neighbour
 from launcher.group.lease import Contact, Terms
+from launcher.group.measures import DrainEnd, Measures
 from launcher.words import Cause, CauseKind, Epoch
 
 LOCAL = 0  #: the connection of rank 0, inside the leader's process
@@ -182,6 +183,7 @@ class Coordinator:
         self.stages: tuple[Stage, ...] = ()  #: set before rank 0 says hello
         self.stage = 0
         self.history = History()
+        self.measures = Measures()
         self.budget = Budget(config.max_restarts, config.restart_window, rng, longest=config.restart_backoff)
         self.cause: Cause | None = None  #: why the current epoch is ending
         self.verdict = ""  #: why the group gave up
@@ -201,6 +203,7 @@ class Coordinator:
         self._started = False  # a stage of this epoch was started: its end is charged
         self._cause_at = now
         self._drain_by: float | None = None
+        self._drain_end = DrainEnd.IDLE
         self._not_before = now
         self._stage_since = now
         self._news: tuple[object, ...] = ()
@@ -368,7 +371,8 @@ class Coordinator:
             seat.rival = None
             text = f"its launcher at {seat.hello.address} did not answer and was replaced by {rival.hello.address}"
             self._out.append(Hang(seat.conn))
-            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
+            silent = seat.contact.silent_for(now)
+            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now, silent)
             if rank not in self.seats:
                 self._seat(rival.conn, rival.hello, now)
 
@@ -398,12 +402,12 @@ class Coordinator:
         )
         self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
 
-    def _remove(self, rank: int, cause: Cause, now: float) -> None:
+    def _remove(self, rank: int, cause: Cause, now: float, noticed: float = 0.0) -> None:
         """Take a seat away, and with it the epoch that it is part of."""
         seat = self.seats[rank]
         self._give_up_seat(seat)
         if seat.joined:
-            self._gone_from_epoch(cause, now)
+            self._gone_from_epoch(cause, now, noticed)
 
     def _give_up_seat(self, seat: Seat) -> None:
         """Nobody sits there any more: if its engine may be running, leave a fence; F moves no further."""
@@ -418,9 +422,9 @@ class Coordinator:
         if seat.member:
             self._frozen = seat.contact.at if self._frozen is None else min(self._frozen, seat.contact.at)
 
-    def _gone_from_epoch(self, cause: Cause, now: float) -> None:
+    def _gone_from_epoch(self, cause: Cause, now: float, noticed: float = 0.0) -> None:
         if self.phase in (Phase.PREPARING, Phase.STARTING, Phase.RUNNING, Phase.DRAINING):
-            self._end(cause, now)
+            self._end(cause, now, noticed)
         elif self.phase is Phase.STOPPING:
             self._also(cause, now)
             self._over_if_all_stopped(now)
@@ -469,7 +473,7 @@ class Coordinator:
             text = f"no sign of life from its launcher at {seat.hello.address} for {silent:.1f} s"
             self._note("member silent", level="warning", rank=rank, seconds=round(silent, 1))
             self._out.append(Hang(seat.conn))
-            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
+            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now, silent)
 
     # -------------------------------------------------------------------------------------------- between epochs
 
@@ -598,10 +602,10 @@ class Coordinator:
 
     # ------------------------------------------------------------------------------------------------ its failures
 
-    def _failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
+    def _failed(self, conn: int, message: m.Failed, now: float) -> None:
         seat = self._current(conn, message.epoch)
         if seat is not None:
-            self._end(replace(message.cause, rank=seat.hello.rank), now)
+            self._end(replace(message.cause, rank=seat.hello.rank), now, message.noticed)
 
     def _unable(self, conn: int, message: m.Unable, now: float) -> None:
         seat = self._current(conn, message.epoch)
@@ -673,7 +677,7 @@ class Coordinator:
                 f"start-up stalled: no output, CPU time, disk or network bytes on any rank "
                 f"for {c.startup_stall_timeout:g} s (--startup-stall-timeout)"
             )
-            self._end(Cause(CauseKind.STALL, rank, text), now)
+            self._end(Cause(CauseKind.STALL, rank, text), now, c.startup_stall_timeout)
 
     # --------------------------------------------------------------------------------------------------- draining
 
@@ -714,10 +718,12 @@ class Coordinator:
         self._drain_by = by if self._drain_by is None else min(self._drain_by, by)
         if first:
             self.cause, self._cause_at = _drain_cause(seat.hello.rank), now
+            self._drain_end = DrainEnd.IDLE
             self._go(Phase.DRAINING, now)
             self._note("draining", rank=seat.hello.rank, seconds=round(max(0.0, by - now), 1))
             self._say_all(m.Drain(self.epoch, self.cause, max(0.0, by - now)))
         if message.grace <= 0:
+            self._drain_end = DrainEnd.HURRIED
             self._end(_drain_cause(seat.hello.rank), now)
         else:
             self._watch_drain(conn, Tick(), now)
@@ -735,6 +741,7 @@ class Coordinator:
         leader = self.seats[0]
         if not leader.told_stop:
             self._note("drain cut short by the grace", level="warning", epoch=str(self.epoch))
+            self._drain_end = DrainEnd.GRACE
             self._stop_leader_first(now)
         elif now >= self._drain_by + self._grace_left(self._drain_by) * 0.6:
             assert self.cause is not None
@@ -772,11 +779,18 @@ class Coordinator:
 
     # ---------------------------------------------------------------------------------------------- the end of one
 
-    def _end(self, cause: Cause, now: float) -> None:
-        """End the epoch on all ranks: `stop` to everybody who takes part in it."""
+    def _end(self, cause: Cause, now: float, noticed: float = 0.0) -> None:
+        """End the epoch on all ranks: `stop` to everybody who takes part in it.
+
+        ``noticed``: seconds from the failure to now, as far as anybody knows.
+        """
         assert self.epoch is not None
         drained = cause.kind is CauseKind.DRAIN
         was_draining = self.phase is Phase.DRAINING
+        if was_draining:
+            self._measure_drain(cause, now)
+        if not drained:
+            self.measures.detected.add(noticed)
         self.cause, self._cause_at = cause, now
         self._go(Phase.STOPPING, now)
         if not drained:
@@ -794,6 +808,11 @@ class Coordinator:
         if conns:
             self._out.append(SayAll(tuple(conns), m.Stop(self.epoch, cause, grace)))
         self._over_if_all_stopped(now)
+
+    def _measure_drain(self, cause: Cause, now: float) -> None:
+        end = self._drain_end if cause.kind is CauseKind.DRAIN else DrainEnd.FAILED
+        self.measures.drains[end.value] += 1
+        self.measures.drained.add(now - self.phase_since)
 
     def _stopped(self, conn: int, message: m.Stopped, now: float) -> None:
         seat = self._current(conn, message.epoch)
@@ -813,6 +832,9 @@ class Coordinator:
             return
         assert self.epoch is not None and self.cause is not None
         served = None if self._ready_at is None else now - self._ready_at
+        self.measures.stopped.add(now - self.phase_since)
+        if self.cause.kind is not CauseKind.DRAIN:
+            self.measures.failures[self.cause.kind.value] += 1
         stage = self.stages[self.stage].name if self.stages else ""
         self.history.record(self.epoch, self.cause, now, served)
         drained = self.cause.kind is CauseKind.DRAIN

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.errors import UnavailableError
 from launcher.log import Log
-from launcher.show_status import table
+from launcher.show_status import LARGEST, run, table
 from launcher.status import TERMINATION_BYTES, failure_block, termination_message
 from launcher.words import Cause, CauseKind
 
@@ -93,3 +103,66 @@ def test_the_table_says_the_verdict_first_and_survives_strange_answers() -> None
     assert "waiting for rank 1" in text and "| last words" in text and "\x1b" not in text
     for strange in ({}, {"members": [1, None]}, {"first_failure": 3, "timeline": ["x"]}):
         assert isinstance(table(strange), str)
+
+
+# ---------------------------------------------------------------------- what is read from a port is not to be trusted
+
+_words = st.text(max_size=30)
+_leaf = st.none() | st.booleans() | st.integers() | st.floats() | _words
+_json = st.recursive(_leaf, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_words, inner, max_size=4))
+_names = ("phase", "ready", "why", "epoch", "rank", "size", "group", "waiting_for", "note", "first_failure", "members")
+_member = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("rank", "state", "address", "engine_pids", "last_seen_s"), _json)
+)
+_status = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys((*_names, "restarts", "timeline", "tail"), _json),
+        "first_failure": st.fixed_dictionaries({}, optional=dict.fromkeys(("rank", "text", "tail"), _json)),
+        "members": st.lists(_member | _json, max_size=60),
+        "timeline": st.lists(
+            st.fixed_dictionaries({}, optional={"phase": _json, "seconds": _json}) | _json, max_size=9
+        ),
+    },
+)
+
+
+@settings(deadline=None)
+@given(_json.filter(lambda v: isinstance(v, dict)) | _status)
+def test_any_object_becomes_a_table_that_a_terminal_can_show(status: Any) -> None:
+    text = table(status)
+    assert all(c.isprintable() for c in text.replace("\n", ""))
+    assert len(text) < 400_000
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.binary(max_size=200) | _json.map(lambda v: json.dumps(v).encode()) | st.just(b"[" * 100_000))
+def test_any_answer_ends_in_a_table_or_in_words(body: bytes) -> None:
+    with answering(body) as url:
+        try:
+            code = run(url, None, None, as_json=False, watch=False)
+            assert code in (0, 1)
+        except UnavailableError as error:
+            assert "is not a launcher's" in error.message
+
+
+def test_an_endless_answer_is_cut_off() -> None:
+    with answering(b" " * (LARGEST + 1_000_000)) as url, pytest.raises(UnavailableError, match="not a launcher's"):
+        run(url, None, None, as_json=False, watch=False)
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[str]:
+    """A port that answers one request with these bytes, as whoever may listen there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            conn, _ = server.accept()
+            with conn, suppress(OSError):
+                conn.recv(65536)
+                conn.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join(10)

@@ -1,0 +1,42 @@
+"""What the leader counts of its epochs, for /metrics: how they ended, and how long it took to notice and to stop.
+
+Counts and sums only grow, as Prometheus wants them; they begin anew with the leader's launcher.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+@dataclass
+class Durations:
+    """How many there were, and their sum in seconds."""
+
+    count: int = 0
+    sum: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.sum += max(0.0, seconds)
+
+
+class DrainEnd(str, Enum):
+    """How a drain ended."""
+
+    IDLE = "idle"  #: nothing was in flight any more
+    GRACE = "grace"  #: the grace ran out with requests in flight
+    HURRIED = "hurried"  #: a second SIGTERM
+    FAILED = "failed"  #: the engine or a rank failed while it drained
+
+
+@dataclass
+class Measures:
+    """Since this launcher leads."""
+
+    failures: Counter[str] = field(default_factory=Counter)  #: ended epochs by kind of cause
+    detected: Durations = field(default_factory=Durations)  #: from a failure to the moment that the leader knew
+    stopped: Durations = field(default_factory=Durations)  #: from then until every rank that answers had stopped
+    drains: Counter[str] = field(default_factory=Counter)  #: by DrainEnd
+    drained: Durations = field(default_factory=Durations)  #: from the first SIGTERM until all had stopped
