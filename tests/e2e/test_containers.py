@@ -200,8 +200,11 @@ def test_rendered_pod_is_played(image: str, network: Network) -> None:
         try:
             podman("kube", "play", "--network", network.name, str(path))
             running = f"{name}-engine"
-            said = lambda: podman("exec", running, "/opt/launcher/launcher", "status", check=False)  # noqa: E731
-            until("it serves", lambda: "SERVING" in said(), PATIENCE, lambda: podman("logs", running, check=False))
+
+            def serves() -> bool:
+                return "SERVING" in podman("exec", running, "/opt/launcher/launcher", "status", check=False)
+
+            until("it serves", serves, PATIENCE, lambda: podman("logs", running, check=False))
             assert podman("exec", running, "id", "-u") == "12345"
         finally:
             podman("kube", "down", str(path), check=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import yaml
 from referencing import Registry, Resource
 
-from tests.manifests import K8S, SCHEMAS, Object, build, folders, named, overlay, read
+from tests.manifests import K8S, SCHEMAS, Object, build, folders, groups, named, overlay, read
 
 NEWEST = ".".join(kubernetes_validate.latest_version().split(".")[:2])
 OLDEST = "1.28"
@@ -94,6 +96,25 @@ def test_component_builds_over_an_engine_and_is_valid(folder: Path, tmp_path: Pa
     for o in objects:
         check(o, OLDEST)
         check(o, NEWEST)
+
+
+def folders_of_the_readme() -> list[str]:
+    """The kustomizations that k8s/README.md shows: indented blocks that begin with `resources:`."""
+    blocks = re.split(r"\n(?! {4}|\n)|\n\n", (K8S / "README.md").read_text())
+    return [textwrap.dedent(b) for b in blocks if b.startswith("    resources:")]
+
+
+@pytest.mark.parametrize("text", folders_of_the_readme())
+def test_folders_that_the_readme_shows_are_valid(text: str, tmp_path: Path) -> None:
+    shown = yaml.safe_load(text)
+    lists = {k: [name.removeprefix("../k8s/") for name in shown.pop(k, [])] for k in ("resources", "components")}
+    objects = overlay(lists["resources"], lists["components"], tmp_path, **shown)
+    for o in objects:
+        check(o, OLDEST)
+        check(o, NEWEST)
+    (pods,) = groups(objects)
+    images = {c["name"]: c["image"] for c in [*pods.spec["containers"], *pods.spec.get("initContainers", [])]}
+    assert images.get("launcher", images["engine"]) == "your-registry/launcher:1"
 
 
 def test_files_that_are_applied_by_themselves_are_valid() -> None:
