@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -471,6 +472,20 @@ def test_command_without_pyyaml_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     result = run("-f", "-")
     assert isinstance(result.exception, ConfigError)
     assert "launcher[render]" in result.exception.fix
+
+
+def test_installed_from_its_wheel_it_brings_the_layers_along(tmp_path: Path) -> None:
+    """Where there is no checkout: the wheel alone gives what the checkout gives."""
+    wheel = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(wheel, cwd=K8S.parent, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(tmp_path / "site")
+    says = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from launcher.__main__ import main; main()"
+    command = [sys.executable, "-I", "-c", says, "render", "-f", "-", "--gang", "volcano"]
+    done = subprocess.run(command, input=SAMPLE, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run("-f", "-", "--gang", "volcano").stdout
 
 
 # ------------------------------------------------------------------------------------------------- text and layers
