@@ -10,6 +10,7 @@ import os
 import sys
 
 COMMANDS = ("plan", "doctor", "status", "engines", "local", "render", "completion")
+GROUPED = ("--group", "--collective")
 ASKS = ("--help", "-h", "--version")
 
 
@@ -30,6 +31,8 @@ def is_run(args: list[str]) -> bool:
     if "_LAUNCHER_COMPLETE" in os.environ or any(a in ASKS for a in own):
         return False
     first = next((a for a in own if not a.startswith("-")), "run")
+    if own and own[0] == "doctor" and any(a in GROUPED for a in own):
+        return True  # the group's checks are started as an engine is
     return not own or own[0].startswith("-") or first not in COMMANDS
 
 

@@ -426,6 +426,8 @@ class Agent:
             self.engine.start_stage(action.stage)
         elif isinstance(action, me.DoServe):
             self.engine.serve()
+            if self.engine.plan is not None and self.engine.plan.completes:
+                self._to_member(me.Terminate(self.settings.grace))
         elif isinstance(action, me.DoDrain):
             self.engine.drain()
         elif isinstance(action, me.DoStop):

@@ -27,8 +27,11 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 # Variables of this prefix that are no options.
 OWN_VARIABLES = {
     *("LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH"),
+    *("LAUNCHER_DOCTOR", "LAUNCHER_DOCTOR_TOKEN", "LAUNCHER_DOCTOR_ORDER"),
     *("LAUNCHER_SYSFS", "LAUNCHER_DEV", "LAUNCHER_PROC", "LAUNCHER_NETWORK_STATUS", "LAUNCHER_IMAGE_ENV"),
 }
+
+DOCTORS_OWN = ("group", "collective", "as_json")  #: options of doctor that are no settings
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.2
@@ -271,13 +274,19 @@ def plan(ctx: click.Context, /, as_json: bool, only: int | None, **flags: Any) -
 
 @cli.command(cls=Command)
 @settings_options
+@click.option("--group", "group", is_flag=True, help="Over all pods: run this in each of them in place of the engine.")
+@click.option("--collective", is_flag=True, help="As --group, and a real all-reduce with the engine's torch.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs.")
 @click.pass_context
-def doctor(ctx: click.Context, /, as_json: bool, **flags: Any) -> int:
+def doctor(ctx: click.Context, /, group: bool, collective: bool, as_json: bool, **flags: Any) -> int:
     """Is this pod fit? Takes the options of run. Exit code 0: yes, 1: something failed."""
+    settings, environ, warnings = read(ctx, flags, os.environ)
+    if group or collective:
+        from launcher.preflight import group as pods
+
+        return pods.run(ctx.obj, settings, environ, warnings, sys.argv[2:], as_json, collective)
     from launcher.preflight import doctor as pod
 
-    settings, environ, warnings = read(ctx, flags, os.environ)
     return pod.run(settings, environ, warnings, os.environ, as_json)
 
 

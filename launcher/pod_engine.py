@@ -75,7 +75,7 @@ class PodEngine:
         self.health: HealthWatch | None = None
         self.pids: tuple[int, ...] = ()
         self.recorded: dict[tree.Key, None] = {}  #: every process of this epoch that was ever seen
-        self._ray_token = bool(settings.engine_file is None and settings.engine == "vllm")
+        self._ray_token = bool(settings.engine_file is None and settings.engine in ("vllm", "doctor"))
         self._stops = 0
         self._frozen_since: dict[tree.Key, float] = {}
         self._activity = 0

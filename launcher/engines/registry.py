@@ -40,6 +40,11 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     ),
 }
 
+#: Not for people: what commands of the launcher run in place of an engine.
+INTERNAL: Mapping[str, BuiltIn] = {
+    "doctor": BuiltIn("launcher.preflight.group:DoctorEngine", "the checks of `launcher doctor --group`"),
+}
+
 
 def load(settings: Settings) -> Engine:
     """The engine that the settings name; ``engine_file`` goes before ``engine``.
@@ -51,7 +56,7 @@ def load(settings: Settings) -> Engine:
     if settings.engine_file:
         factory = _attribute("launcher.engines.declarative:load_engine_file", settings.engine_file)
         return _engine(factory(settings.engine_file), settings.engine_file)
-    built_in = BUILT_IN.get(settings.engine)
+    built_in = BUILT_IN.get(settings.engine) or INTERNAL.get(settings.engine)
     if built_in is not None:
         return _engine(_attribute(built_in.target, settings.engine), settings.engine)
     points = _entry_points()

@@ -49,11 +49,11 @@ def examine(settings: Settings, environ: Mapping[str, str], warnings: Sequence[s
 async def _examine(
     settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], raw: Mapping[str, str]
 ) -> Report:
-    node, findings, engine = await learn(settings, environ, raw)
+    node, findings, _ = await learn(settings, environ, raw)
     found = await asyncio.to_thread(checks.run, node)
     links = {f.what.partition(": ")[0] for f in found if f.check == "links"}
     more = [warn("settings", w, "", "") for w in warnings if w.partition(": ")[0] not in links]
-    return Report(node, (*findings, *more, *found), _variables(node, engine))
+    return Report(node, (*findings, *more, *found), variables_of(node))
 
 
 async def learn(
@@ -107,8 +107,13 @@ def as_object(report: Report) -> dict[str, Any]:
         if who is None
         else {"group": who.group, "rank": who.rank, "size": who.size, "name": who.name, "source": who.source},
         **show.as_object(report.findings),
-        "variables": [{"name": v.name, "value": v.value, "set_by": v.setter, "why": v.why} for v in report.variables],
+        "variables": variable_objects(report.variables),
     }
+
+
+def variable_objects(found: Sequence[Variable]) -> list[dict[str, str]]:
+    """Variables for JSON."""
+    return [{"name": v.name, "value": v.value, "set_by": v.setter, "why": v.why} for v in found]
 
 
 def _who(node: Node) -> str:
@@ -221,7 +226,8 @@ def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
         return None  # the settings cannot work, which `_settings` has said
 
 
-def _variables(node: Node, engine: Engine | None) -> tuple[Variable, ...]:
+def variables_of(node: Node) -> tuple[Variable, ...]:
+    """Every variable of this rank's engine; none where it cannot be planned."""
     if node.plan is None:
         return ()
     network = node.network.variables if node.network else ()

@@ -28,7 +28,7 @@ class Finding:
     what: str
     why: str = ""
     fix: str = ""
-    facts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    facts: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
 
     def __str__(self) -> str:
         return f"{self.check}: {self.what}" + (f"; {self.fix}" if self.fix else "")
