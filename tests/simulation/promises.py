@@ -34,7 +34,7 @@ LOST = frozenset({CauseKind.LOST, CauseKind.AGENT, CauseKind.LEADER})
 class Touch:
     """Something that was done to a rank: the possible reason of a failure."""
 
-    __slots__ = ("kinds", "rank", "sharp", "since", "until", "weak", "what")
+    __slots__ = ("kinds", "rank", "sharp", "since", "until", "victim", "what")
 
     def __init__(
         self, what: str, rank: int, since: float, until: float, kinds: frozenset[CauseKind], sharp: bool
@@ -45,7 +45,7 @@ class Touch:
         self.until = until
         self.kinds = kinds
         self.sharp = sharp  #: it ends an epoch at once and by itself
-        self.weak = False  #: what was killed was in no epoch yet
+        self.victim: str | None = None  #: incarnation of the launcher that was killed; empty: none ran
 
 
 class EpochTruth:
@@ -64,7 +64,7 @@ class EpochTruth:
         self.failed_at: float | None = None
         self.drain_by: float | None = None
         self.hurried = False
-        self.calm = True  #: nothing was done to any of its pods
+        self.calm = True  #: nothing was done to any of its pods, and nobody was told to stop
         self.guards: set[Guard] = set()
 
 
@@ -118,7 +118,7 @@ class Truth:
     def killed(self, what: str, pod: Pod) -> None:
         """An agent or a whole pod is killed, and the kernel closes its connections."""
         touch, agent = self.touch(what, pod.rank, kinds=LOST, sharp=True), pod.agent
-        touch.weak = agent is None or not any(agent.member.incarnation in t.members for t in self.epochs.values())
+        touch.victim = "" if agent is None else agent.member.incarnation
         self.launcher_killed(pod)
 
     def launcher_killed(self, pod: Pod) -> None:
@@ -272,6 +272,8 @@ class Truth:
     def stop_ordered(self, agent: Agent, action: mb.DoStop) -> None:
         epoch = agent.member.epoch
         truth = self.epochs.get(epoch) if epoch is not None else None
+        if truth is not None:
+            truth.calm = False  # the word to start may still be on its way to another rank
         if truth is None or agent.pod.rank != 0 or action.cause.kind is not CauseKind.DRAIN or not agent.in_flight:
             return
         if truth.failed_at is not None or truth.hurried or not self._calm(truth.made_at):
@@ -387,7 +389,7 @@ class Truth:
         if silent:
             self._silence_explained(truth, cause, silent, len(relevant))
             return
-        relevant = [t for t in relevant if not t.weak]
+        relevant = [t for t in relevant if t.victim is None or t.victim in truth.members]
         if not relevant:
             return
         first = min(relevant, key=lambda t: t.since)
