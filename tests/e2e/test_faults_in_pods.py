@@ -7,203 +7,47 @@ expected when a part is frozen (SIGSTOP) stands beside its scenario.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.pods import Cluster, until, why_not
+from tests.faults import ON_FOUR, cut, kill_engine, survives
+from tests.pods import Cluster, PodError, until, why_not
 from tests.real.launched import LaunchedGroup
 
 pytestmark = [pytest.mark.pods, pytest.mark.timeout(400)]
 
 SIZE = 4
+ARGUMENTS = ("--engine", "reference", "--port", "8000", "--restart-backoff", "2s")
+ENV = {"PYTHONDONTWRITEBYTECODE": ""}
 SECONDS = 120.0  #: for the group to serve again: the lease, the back-off, and a noisy machine
 
 
-class Witness:
-    """Looks at all processes of all pods ten times a second; knows whether two epochs ever ran at the same time."""
-
-    def __init__(self, group: LaunchedGroup) -> None:
-        self._group = group
-        self._stop = threading.Event()
-        self._old: set[tuple[int, int]] = set()
-        self._exempt: set[tuple[int, int]] = set()
-        self.mixed = ""
-        self.gone_at: float | None = None
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def begin(self) -> None:
-        """Everything that runs now is the old epoch."""
-        self._old = self._alive()
-        self._thread.start()
-
-    def exempt(self, keys: set[tuple[int, int]]) -> None:
-        """Processes of a frozen machine: nobody can end them from outside (docs/protocol.md, the exception)."""
-        self._exempt = keys
-
-    def end(self) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-    def _alive(self) -> set[tuple[int, int]]:
-        return {(p.pid, p.started) for rank in list(self._group.pods) for p in self._group.engine_processes(rank)}
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.1):
-            alive = self._alive()
-            old = (alive & self._old) - self._exempt
-            if not old and self.gone_at is None:
-                self.gone_at = time.monotonic()
-            if old and alive - self._old - self._exempt and not self.mixed:
-                self.mixed = f"old {sorted(old)} beside new {sorted(alive - self._old)}"
-
-
 @pytest.fixture
-def group() -> Iterator[LaunchedGroup]:
+def cluster() -> Iterator[Cluster]:
     reason = why_not()
     if reason:
         pytest.skip(f"pods cannot be made here: {reason}")
-    with Cluster() as cluster:
-        arguments = ["--engine", "reference", "--port", "8000", "--restart-backoff", "2s"]
-        made = LaunchedGroup(cluster, SIZE, [*arguments, "--"], {"PYTHONDONTWRITEBYTECODE": ""})
-        made.start_all()
-        made.until_serving(seconds=SECONDS)
+    with Cluster() as made:
         yield made
-        codes = made.terminate_all()
-        assert set(codes.values()) <= {0, -9}, (codes, made.logs(20))
-        for pod in made.pods.values():
-            assert not pod.processes()
 
 
-def _launcher_pids(group: LaunchedGroup, rank: int) -> tuple[int, int]:
-    """(guard, agent) as the machine sees them."""
-    own = [p for p in group.pods[rank].processes() if "launcher" in p.command and p.state != "Z"]
-    guard = next(p for p in own if p.pid_inside == 1)
-    return guard.pid, next(p.pid for p in own if p.parent == guard.pid)
+@pytest.fixture
+def group(cluster: Cluster) -> Iterator[LaunchedGroup]:
+    made = LaunchedGroup(cluster, SIZE, [*ARGUMENTS, "--"], ENV)
+    made.start_all()
+    made.until_serving(seconds=SECONDS)
+    yield made
+    codes = made.terminate_all()
+    assert set(codes.values()) <= {0, -9}, (codes, made.logs(20))
+    for pod in made.pods.values():
+        assert not pod.processes()
 
 
-def _recreate(group: LaunchedGroup, rank: int, ip: str | None = None) -> None:
-    """The pod is deleted and made anew, as Kubernetes does: with another address."""
-    old = group.pods.pop(rank)
-    group.processes.pop(rank).kill_all()
-    old.close()
-    group.pod(rank, ip=ip)
-    group.start(rank)
-
-
-def kill_engine(group: LaunchedGroup, rank: int) -> None:
-    os.kill(group.engine_processes(rank)[0].pid, signal.SIGKILL)
-
-
-def kill_agent(group: LaunchedGroup, rank: int) -> None:
-    os.kill(_launcher_pids(group, rank)[1], signal.SIGKILL)
-
-
-def kill_guard(group: LaunchedGroup, rank: int) -> None:
-    """PID 1 dies, and with it everything in the pod; the kubelet starts the container again."""
-    os.kill(_launcher_pids(group, rank)[0], signal.SIGKILL)
-    until(lambda: group.processes[rank].returncode is not None, 30, "the container to end")
-    group.start(rank)
-
-
-def recreate_pod(group: LaunchedGroup, rank: int) -> None:
-    _recreate(group, rank, ip=str(group.cluster.subnet[100 + rank]))
-
-
-def stop_engine(group: LaunchedGroup, rank: int) -> None:
-    """Expected: after 5 s in state T the epoch ends on all ranks."""
-    for p in group.engine_processes(rank):
-        os.kill(p.pid, signal.SIGSTOP)
-
-
-def stop_agent(group: LaunchedGroup, rank: int) -> None:
-    """Expected: the guard kills its engine when the lease runs out; the others stop; it rejoins when it thaws."""
-    pid = _launcher_pids(group, rank)[1]
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: not group.engine_processes(rank), 30, "the guard to kill the engine of a frozen agent")
-    os.kill(pid, signal.SIGCONT)
-
-
-def stop_guard(group: LaunchedGroup, rank: int) -> None:
-    """Expected: the agent misses the guard's answers, kills the engine itself, and the guard's thaw ends the pod."""
-    guard, _ = _launcher_pids(group, rank)
-    os.kill(guard, signal.SIGSTOP)
-    until(lambda: not group.engine_processes(rank), 40, "the engine to be ended for a frozen guard")
-    os.kill(guard, signal.SIGCONT)
-    with_time = time.monotonic() + 15
-    while time.monotonic() < with_time and group.processes[rank].returncode is None:
-        time.sleep(0.1)
-    if group.processes[rank].returncode is not None:
-        group.start(rank)
-
-
-def cut(seconds: float, how: str) -> Callable[[LaunchedGroup, int], None]:
-    """The pod's network fails for a time: ``link``, or packets lost ``in``, ``out``."""
-
-    def fault(group: LaunchedGroup, rank: int) -> None:
-        pod = group.pods[rank]
-        pod.link_down() if how == "link" else pod.drop(how)  # type: ignore[arg-type]
-        began = time.monotonic()
-        until(lambda: time.monotonic() - began > seconds, seconds + 10)
-        pod.link_up() if how == "link" else pod.undrop(how)  # type: ignore[arg-type]
-
-    return fault
-
-
-def wrong_dns(group: LaunchedGroup, rank: int) -> None:
-    """The leader is made anew, and for 20 s its name leads to an address where nobody is."""
-    fqdn = group.pods[0].fqdn
-    _recreate(group, 0, ip=str(group.cluster.subnet[120]))
-    group.cluster.dns.set(fqdn, str(group.cluster.subnet[200]))
-    began = time.monotonic()
-    until(lambda: time.monotonic() - began > 20, 30)
-    group.cluster.dns.set(fqdn, group.pods[0].ip)
-
-
-SCENARIOS: dict[str, tuple[Callable[[LaunchedGroup, int], None], int]] = {
-    "kill -9 engine, rank 2": (kill_engine, 2),
-    "kill -9 engine, rank 0": (kill_engine, 0),
-    "kill -9 agent, rank 3": (kill_agent, 3),
-    "kill -9 agent, rank 0": (kill_agent, 0),
-    "kill -9 guard (container), rank 1": (kill_guard, 1),
-    "kill -9 guard (container), rank 0": (kill_guard, 0),
-    "pod recreated with another address, rank 2": (recreate_pod, 2),
-    "leader pod recreated with another address": (recreate_pod, 0),
-    "SIGSTOP engine, rank 1": (stop_engine, 1),
-    "SIGSTOP agent, rank 2": (stop_agent, 2),
-    "SIGSTOP agent, rank 0": (stop_agent, 0),
-    "SIGSTOP guard, rank 1": (stop_guard, 1),
-    "link down 30 s, rank 3": (cut(30, "link"), 3),
-    "link down 15 s, rank 0": (cut(15, "link"), 0),
-    "packets to rank 1 lost 15 s": (cut(15, "in"), 1),
-    "packets from rank 1 lost 15 s": (cut(15, "out"), 1),
-    "DNS wrong for 20 s, leader recreated": (wrong_dns, 0),
-}
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", ON_FOUR)
 def test_the_group_survives(group: LaunchedGroup, name: str) -> None:
-    fault, rank = SCENARIOS[name]
-    epoch = group.status()["epoch"]
-    witness = Witness(group)
-    witness.begin()
-    began = time.monotonic()
-    fault(group, rank)
-    status = group.until_serving(epoch + 1, SECONDS)
-    back = time.monotonic() - began
-    witness.end()
-    assert not witness.mixed, f"{name}: two epochs ran at once: {witness.mixed}\n{group.logs()}"
-    assert witness.gone_at is not None, f"{name}: the old epoch still runs\n{group.logs()}"
-    failure = status["first_failure"]
-    assert failure is not None, f"{name}: no cause was kept\n{group.logs()}"
-    print(
-        f"\n{name:<45} old epoch dead {witness.gone_at - began:6.2f} s  serving {back:6.2f} s  "
-        f"rank {failure['rank']}: {failure['text']}"
-    )
+    print("\n" + survives(group, name, ON_FOUR[name], SECONDS))
 
 
 def test_an_outage_shorter_than_half_a_lease_ends_nothing(group: LaunchedGroup) -> None:
@@ -214,3 +58,35 @@ def test_an_outage_shorter_than_half_a_lease_ends_nothing(group: LaunchedGroup) 
     after = group.status()
     assert (after["epoch"], after["ready"]) == (before["epoch"], True), group.logs()
     assert after["first_failure"] is None
+
+
+def test_a_rank_that_runs_out_of_memory_says_so(cluster: Cluster) -> None:
+    """The kernel kills in the pod's memory cgroup; that is told, not "signal 9", and the next epoch serves."""
+    hog = ("--memory-bytes", str(400 << 20), "--fault-ranks", "1", "--fault-epochs", "1")
+    made = LaunchedGroup(cluster, 2, [*ARGUMENTS, "--", *hog], ENV)
+    try:
+        made.pod(1, memory_limit=200 << 20)
+    except PodError as reason:
+        pytest.skip(f"no memory limit can be set here: {reason}")
+    made.start_all()
+    status = made.until_serving(2, SECONDS)
+    failure = status["first_failure"]
+    assert (failure["rank"], failure["cause"]) == (1, "oom"), failure
+    assert "out of memory" in failure["text"]
+    assert made.terminate_all() == {0: 0, 1: 0}, made.logs()
+
+
+def test_a_full_disk_and_a_termination_log_that_cannot_be_written(cluster: Cluster) -> None:
+    """What the launcher keeps on disk is a comfort: without it the group runs, survives, and says what is missing."""
+    arguments = [*ARGUMENTS, "--state-dir", "/tmp/state", "--termination-log", "/proc/version", "--"]
+    made = LaunchedGroup(cluster, 2, arguments, ENV)
+    for rank in (0, 1):
+        pod = made.pod(rank)
+        pod.exec(["mount", "-o", "remount,size=64k", "/tmp"])
+        pod.exec(["sh", "-c", "dd if=/dev/zero of=/tmp/fill bs=1k count=128 2>/dev/null; mkdir /tmp/state; df /tmp"])
+        made.start(rank)
+    made.until_serving(1, SECONDS)
+    print("\n" + survives(made, "kill -9 engine on a full disk", (kill_engine, 1), SECONDS))
+    assert "--state-dir cannot be written" in made.processes[1].output()
+    assert made.terminate_all() == {0: 0, 1: 0}, made.logs()
+    assert "a bug of the launcher" not in made.logs(1000)

@@ -136,8 +136,8 @@ class LaunchedGroup:
         return [line for line in self.processes[rank].output().splitlines() if " launcher rank=" in line]
 
     def engine_processes(self, rank: int) -> list[Any]:
-        """All processes of a rank's pod but the launcher's two."""
-        return [p for p in self.pods[rank].processes() if "launcher" not in p.command and p.state != "Z"]
+        """All processes of a rank's pod but the launcher's own, and what it asks an interpreter in passing."""
+        return [p for p in self.pods[rank].processes() if str(LAUNCHER) not in p.command and p.state != "Z"]
 
     # -------------------------------------------------------------------------------------------------- ending
 
