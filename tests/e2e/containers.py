@@ -277,7 +277,7 @@ class Container:
         self.host = host
         for init in pods.spec.get("initContainers", []):
             mounts = [f"-v={self.volumes[m['name']]}:{m['mountPath']}" for m in init["volumeMounts"]]
-            command = ["run", "--rm", "--network=none", *self._security(init), *mounts]
+            command = ["run", "--rm", "--network=none", _memory(init), *self._security(init), *mounts]
             podman(*command, "--entrypoint", init["command"][0], LAUNCHER, *init["command"][1:])
         self.start()
 
@@ -313,7 +313,7 @@ class Container:
         podman(
             *("run", "-d", f"--name={self.name}", f"--hostname={self.pod}", f"--network={self.network.name}"),
             *(f"--ip={self.ip}", *(f"--network-alias={n}" for n in names), *self._security(engine), *mounts),
-            *("--memory", engine["resources"]["limits"]["memory"].replace("Mi", "m").replace("Gi", "g")),
+            _memory(engine),
             *(f"--env={k}={v}" for k, v in environ.items()),
             *self.more,
             *("--entrypoint", engine["command"][0], self.image, *engine["args"]),
@@ -375,6 +375,11 @@ class Container:
         ]
         assert len(mine) == 2, [_cmdline(p) for p in mine]
         return sum(pss(p) for p in mine)
+
+
+def _memory(container: Mapping[str, Any]) -> str:
+    limit: str = container["resources"]["limits"]["memory"]
+    return f"--memory={limit.replace('Mi', 'm').replace('Gi', 'g')}"
 
 
 def children(pid: int) -> Sequence[int]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.manifests import K8S
+from tests.manifests import K8S, kubectl
+from tests.unit.small_api_server import SmallApiServer, pod, stateful_set
 
 FAKE = Path(__file__).with_name("fake_cluster.py")
 
@@ -122,3 +123,32 @@ def test_dry_run_touches_nothing(cluster: Cluster) -> None:
 def test_nothing_of_that_name_is_an_error(cluster: Cluster) -> None:
     cluster.write()
     assert cluster.rollout().returncode == 66
+
+
+def test_the_real_kubectl_understands_what_it_is_asked(tmp_path: Path) -> None:
+    """The same script with kubectl itself, over HTTP: `old` is replaced whole, `new` and what sleeps are left alone."""
+    sets = [
+        stateful_set("old", "llama", "r2"),
+        stateful_set("new", "llama", "r2"),
+        stateful_set("no", "llama", "r2", 0),
+    ]
+    pods = [pod(name, rank, revision) for name, revision in (("old", "r1"), ("new", "r2")) for rank in (0, 1)]
+    other = [stateful_set("other", "qwen", "r2"), pod("other", 0, "r1"), pod("other", 1, "r1")]
+    path = f"{Path(kubectl()).parent}:{os.environ['PATH']}"
+    environ = {
+        **os.environ,
+        "PATH": path,
+        "KUBECONFIG": os.devnull,
+        "HOME": str(tmp_path),
+        "POLL": "0",
+        "TIMEOUT": "60",
+    }
+    with SmallApiServer([*sets, other[0]], [*pods, *other[1:]]) as api:
+        command = [str(K8S / "rollout.sh"), "llama", "-n", "inference", "--server", api.url]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(api.deleted) == ["old-0", "old-1"]
+    said = [line.partition(" ")[2] for line in done.stdout.splitlines()]
+    assert "new: is new" in said
+    assert "no: no pods; the next ones are new anyway" in said
+    assert said[-2:] == ["old: serves", "done"]
