@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,6 +156,19 @@ def test_engine_images_are_built_over_any_base(name: str, builder: str, image: s
     ours = ("/opt", "/usr", "/usr/local", "/usr/local/bin", "/usr/local/bin/launcher", "/run", "/tmp", "/var", "/etc")
     other = [d for d in differ if not d.split(" ", 1)[1].startswith("/opt/launcher") and d.split(" ", 1)[1] not in ours]
     assert not other
+
+
+def test_what_a_killed_run_left_is_swept() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    left, mine = (f"{containers.NAME}-{pid}-left" for pid in (ended.pid, os.getpid()))
+    for name in (left, mine):
+        podman("volume", "create", name)
+    containers.sweep.__wrapped__()
+    there = podman("volume", "ls", "--format", "{{.Name}}").split()
+    podman("volume", "rm", mine)
+    assert left not in there
+    assert mine in there
 
 
 INFERENCE_SERVICE = """
