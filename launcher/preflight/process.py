@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from launcher.identity.service_links import strip
@@ -20,11 +21,12 @@ def check_init(node: Node) -> Iterator[Finding]:
 
 def judge_init(name: str, command: str, reaps: bool | None) -> Finding:
     """``reaps``: whether the launcher's guard is a subreaper, where it is not PID 1; None: there is none here."""
-    if name.startswith("launcher") or " -m launcher" in command or "/launcher" in command:
-        return ok("init", "PID 1 is the launcher: it gets the pod's signals and reaps")
+    words = command.split()
     if not name:
         return skipped("init", "PID 1 cannot be seen from here")
-    if name in SHELLS and "-c" in command.split():
+    if "-c" not in words[:3] and any(os.path.basename(word) == "launcher" for word in words[:4]):
+        return ok("init", "PID 1 is the launcher: it gets the pod's signals and reaps")
+    if name in SHELLS and "-c" in words:
         return warn(
             "init",
             f"PID 1 is a shell: {command[:120]}",
