@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from launcher.data import dataclass, field
 from launcher.engines import arguments
 from launcher.errors import ConfigError
 from launcher.render import text
@@ -268,6 +268,8 @@ def _arguments(service: Service, pods: list[_Pod]) -> tuple[str, ...]:
                 "leave command out and say it in the launcher's words: args: [--engine, vllm, --model, ..., --tp, ...]",
             )
     said = [(*pod.container.get("command", []).texts()[1:], *pod.container.get("args", []).texts()) for pod in pods]
+    # `launcher run` is what `launcher` without a command does.
+    said = [args[1:] if args[:1] == ("run",) else args for args in said]
     if len(said) > 1 and said[1] and said[1] != said[0]:
         raise (
             pods[1]
@@ -310,9 +312,10 @@ def _ports(pods: list[_Pod]) -> list[dict[str, Any]]:
         for entry in pod.container.get("ports", []).entries():
             entry.mapping(("containerPort", "name", "protocol"))
             number = entry["containerPort"].number(1)
-            if found.get(number, entry.value) != entry.value:
+            before = found.setdefault(number, {})
+            if any(before.get(key, value) != value for key, value in entry.value.items()):
                 raise entry.error(f"port {number} is described differently elsewhere", "describe it alike")
-            found[number] = dict(entry.value)
+            before.update(entry.value)
     return list(found.values())
 
 

@@ -265,6 +265,19 @@ def test_said_on_one_side_only_holds_for_both_and_is_noted(sample: Any) -> None:
     assert "imagePullPolicy: Always" in text.write(files["group-0.yaml"][-1])
 
 
+def test_the_launchers_own_command_may_be_written_out(sample: Any) -> None:
+    (plain, _) = groups(rendered(sample))
+    container(sample)["command"] = ["/opt/launcher/launcher", "run"]
+    (written, _) = groups(rendered(sample))
+    assert written.template == plain.template
+
+
+def test_port_that_one_side_describes_shorter_is_the_same_port(sample: Any) -> None:
+    split(sample)["ports"] = [{"containerPort": 8080}]
+    (pods, _) = groups(rendered(sample))
+    assert pods.port("api") == 8080
+
+
 def change(place: str, value: Any) -> Callable[[Any], None]:
     """Sets a field of the sample by its path; DELETE takes it out."""
 
