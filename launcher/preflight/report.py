@@ -58,15 +58,15 @@ def as_text(page: Mapping[str, Any], paint: bool = False) -> str:
 
 def shared_findings(ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Findings that are not well, worst first, with the ranks that have them."""
-    by_finding: dict[Finding, list[int]] = {}
+    by_finding: dict[tuple[str, Level, str, str, str], list[int]] = {}
     for row in ranks:
         for f in (from_object(f) for f in row["findings"]):
             if f.level in BAD:
-                by_finding.setdefault(_without_facts(f), []).append(int(row["rank"]))
+                by_finding.setdefault((f.check, f.level, f.what, f.why, f.fix), []).append(int(row["rank"]))
     found = []
-    for f, on in by_finding.items():
+    for (check, level, what, why, fix), on in by_finding.items():
         where = "" if len(ranks) == 1 else f"{_on(on, len(ranks))}: "
-        found.append(Finding(f.check, f.level, where + f.what, f.why, f.fix))
+        found.append(Finding(check, level, where + what, why, fix))
     return sorted(found, key=lambda f: BAD.index(f.level))
 
 
@@ -124,10 +124,6 @@ def _rows(ranks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def _named(facts: Mapping[int, Mapping[str, str]]) -> set[str]:
     return {called for name, (called, _, _) in compare.COMPARED.items() if any(f.get(name) for f in facts.values())}
-
-
-def _without_facts(f: Finding) -> Finding:
-    return Finding(f.check, f.level, f.what, f.why, f.fix)
 
 
 def _on(ranks: Sequence[int], size: int) -> str:
