@@ -11,10 +11,10 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from launcher import planning, vital
+from launcher.data import replace
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError
 from launcher.group import member as me

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher import planning, probe, roles, variables
 from launcher.asking import asker
+from launcher.data import dataclass, replace
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError, NoIdentityError
 from launcher.network.environment import Variable

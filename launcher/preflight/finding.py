@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from launcher.data import dataclass, field
 from launcher.words import EMPTY
 
 
@@ -28,7 +28,7 @@ class Finding:
     what: str
     why: str = ""
     fix: str = ""
-    facts: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
+    facts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
     def __str__(self) -> str:
         return f"{self.check}: {self.what}" + (f"; {self.fix}" if self.fix else "")

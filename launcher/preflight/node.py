@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.data import dataclass, field
 from launcher.settings import Settings
 from launcher.words import EMPTY, Identity, NodeFacts, Plan
 

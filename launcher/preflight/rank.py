@@ -14,10 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.data import dataclass, replace
 from launcher.engines.base import Engine
 from launcher.preflight import checks, doctor, exchange, group, report
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
