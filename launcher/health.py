@@ -11,10 +11,10 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from launcher import probe
+from launcher.data import dataclass, field
 from launcher.settings import Settings
 from launcher.words import Cause, CauseKind, Health
 

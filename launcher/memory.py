@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.data import asdict, dataclass, replace
 from launcher.group.messages import cause_from, cause_object
 from launcher.words import Cause, CauseKind, Epoch
 

@@ -11,10 +11,10 @@ import os
 import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.data import dataclass, field, replace
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
 from launcher.process import leftovers, tree, watch

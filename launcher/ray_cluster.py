@@ -18,9 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.data import dataclass
 from launcher.errors import ConfigError, ExitCode, LauncherError, UnavailableError, UsageError
 from launcher.network.names import resolve
 

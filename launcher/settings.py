@@ -7,10 +7,10 @@ names the flag as the user gave it (or the variable, or the file entry), the val
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from launcher.data import dataclass, field, fields
 from launcher.errors import ConfigError
 
 GROUP_PORT = 9470  # below Ray's worker ports (10002-19999), NodePorts and the ephemeral range

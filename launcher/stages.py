@@ -12,10 +12,10 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from launcher import probe
+from launcher.data import dataclass, field
 from launcher.process import channel as guard
 from launcher.words import Cause, CauseKind, Epoch, Gate, Plan, Process
 

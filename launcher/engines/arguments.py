@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from launcher.data import dataclass
 from launcher.errors import UsageError
 from launcher.settings import Settings
 

@@ -10,10 +10,10 @@ import hashlib
 import re
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.data import dataclass
 from launcher.engines import template
 from launcher.engines.template import PORT_NAMES, Command, Template, nearest
 from launcher.errors import ConfigError

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
+from launcher.data import dataclass, field
 from launcher.engines import arguments
 from launcher.engines.base import PlanContext
 from launcher.errors import ConfigError

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass
 
+from launcher.data import dataclass
 from launcher.words import Cause, CauseKind
 
 #: Failures of the machine room, not of the engine: they say nothing about whether the next start can work.

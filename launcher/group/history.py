@@ -8,8 +8,8 @@ broken connections, even when their report arrived a moment earlier.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
 
+from launcher.data import dataclass, replace
 from launcher.group.budget import STEADY
 from launcher.words import Cause, CauseKind, Epoch
 

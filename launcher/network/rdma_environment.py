@@ -7,8 +7,8 @@ RoCE is impossible, NCCL would choose it and fail, so InfiniBand is switched off
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from launcher.data import dataclass
 from launcher.errors import ConfigError
 from launcher.network.addresses import Interface
 from launcher.network.environment import Surroundings, Variable
