@@ -24,7 +24,7 @@ def run(url: str | None, port: int | None, token_file: str | None, as_json: bool
     try:
         while True:
             try:
-                status = _fetch(base, token_file)
+                status = fetch(base, token_file)
             except UnavailableError as error:
                 if not watch:
                     raise
@@ -39,7 +39,8 @@ def run(url: str | None, port: int | None, token_file: str | None, as_json: bool
         return 0
 
 
-def _fetch(base: str, token_file: str | None) -> dict[str, Any]:
+def fetch(base: str, token_file: str | None) -> dict[str, Any]:
+    """The /status object of the pod at ``base``, a URL. Raises UnavailableError, UsageError."""
     import requests
 
     headers = {}

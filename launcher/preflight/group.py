@@ -7,6 +7,7 @@ start it. `rank.py` is what each stage runs.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -15,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher import again
+from launcher import again, planning
 from launcher.engines.base import Checked, PlanContext
-from launcher.errors import UsageError
+from launcher.errors import ConfigError, UsageError
 from launcher.settings import Settings
 from launcher.words import Fingerprint, Gate, Identity, NodeFacts, Plan, Process, Stage
 
@@ -98,9 +99,15 @@ def run(
     as_json: bool,
     collective: bool,
 ) -> int:
-    """Form the group, check, print on the leader. 0: the group is fit, 1: something failed on some rank."""
-    from launcher import agent
+    """Form the group, check, print on the leader. 0: the group is fit, 1: something failed on some rank.
 
+    Where a launcher runs in this pod already, what its group found at its start is printed instead.
+    """
+    from launcher import agent, probe
+
+    here = f"{planning.listen_host(settings) or '127.0.0.1'}:{settings.agent_port}"
+    if asyncio.run(probe.reachable(here, 1.0)):
+        return _of_the_running(settings, here, as_json, collective)
     with tempfile.TemporaryDirectory(prefix="launcher-doctor-") as folder:
         verdict = Path(folder) / "verdict"
         order = {"args": args, "json": as_json, "collective": collective, "verdict": str(verdict)}
@@ -114,6 +121,26 @@ def run(
 def _listens(told: Mapping[str, Any]) -> Gate:
     own = told["addresses"][0]
     return Gate("tcp", f"[{own}]:{told['port']}" if ":" in own else f"{own}:{told['port']}")
+
+
+def _of_the_running(settings: Settings, here: str, as_json: bool, collective: bool) -> int:
+    """What the launchers of the running group found when they started, as the leader's /status has it."""
+    from launcher import show_status
+    from launcher.preflight import report
+
+    if collective:
+        raise ConfigError(
+            f"--collective: a launcher runs in this pod (port {settings.agent_port}), and its engine has the devices",
+            "run it in place of the engine: `doctor --collective` before the pod's args",
+        )
+    status = show_status.fetch(f"http://{here}", settings.token_file)
+    if status.get("rank") != 0:
+        leader = str(next((m["address"] for m in status.get("members", []) if m.get("rank") == 0), ""))
+        host = f"[{leader}]" if ":" in leader else leader
+        status = show_status.fetch(f"http://{host}:{settings.agent_port}", settings.token_file)
+    page = report.of_status(status)
+    print(json.dumps(page, indent=2) if as_json else report.as_text(page))
+    return 0 if page["ok"] else 1
 
 
 def _process(what: str, env: Mapping[str, str], gate: Gate | None = None) -> Process:

@@ -140,16 +140,9 @@ def check(told: Told) -> None:
     measured: dict[str, Any] = {}
     if told.rank:
         found += reach(told, node, measured)
-    facts = dict(node.network.facts) if node.network else {}
-    body = {
-        "name": node.identity.name if node.identity else socket.gethostname(),
-        "address": told.own,
-        "findings": [f.as_object() for f in found],
-        "facts": facts,
-        "variables": doctor.variable_objects(doctor.variables_of(node)),
-        **measured,
-    }
-    told.post("check", body)
+    name = node.identity.name if node.identity else socket.gethostname()
+    own = report.post_of(name, told.own, found, node.network.facts if node.network else {})
+    told.post("check", {**own, "variables": doctor.variable_objects(doctor.variables_of(node)), **measured})
 
 
 def reach(told: Told, node: Node, measured: dict[str, Any]) -> list[Finding]:

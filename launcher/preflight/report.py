@@ -8,7 +8,8 @@ from typing import Any
 from launcher import variables
 from launcher.network.environment import Variable
 from launcher.preflight import compare, show
-from launcher.preflight.finding import Finding, Level, clean, counts, facts_of, fail, from_object, ok
+from launcher.preflight.finding import Finding, Level, clean, counts, facts_of, fail, from_object, ok, warn
+from launcher.preflight.start import FINDING, findings_in
 
 BAD = (Level.FAIL, Level.WARN)
 
@@ -37,10 +38,45 @@ def page(posts: Mapping[str, Mapping[str, Any]], size: int) -> dict[str, Any]:
     }
 
 
+def of_status(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The same page from the leader's /status: what the launchers told of their pods when they said hello."""
+    ranks = []
+    for member in (m for m in status.get("members", []) if isinstance(m, dict)):
+        facts = member.get("facts") or {}
+        found = []
+        for one in findings_in(facts):
+            check, _, what = one["text"].partition(": ")
+            found.append(from_object({"check": check, "level": one["level"], "what": what}))
+        plain = {name: value for name, value in facts.items() if not name.startswith(FINDING)}
+        own = post_of("-" if facts else "", member.get("address"), found, plain)
+        ranks.append(_rank(int(member["rank"]), {"check": {str(member["rank"]): own}}))
+    between = list(compare.odd_ones({row["rank"]: row["facts"] for row in ranks}))
+    silent = [row["rank"] for row in ranks if not row["facts"]]
+    if silent:
+        text = f"nothing is known of {_on(silent, -1)}"
+        between.append(warn("group", text, "not there yet, or without preflight", "see `launcher status`"))
+    n = counts([*(from_object(f) for row in ranks for f in row["findings"]), *between])
+    return {
+        "ok": not n[Level.FAIL],
+        "counts": {level.value: count for level, count in n.items()},
+        "size": int(status.get("size") or len(ranks)),
+        "ranks": ranks,
+        "between": [f.as_object() for f in between],
+        "collective": None,
+        "note": "what the running launchers found when they started",
+    }
+
+
+def post_of(name: str, address: object, findings: Sequence[Finding], facts: Mapping[str, str]) -> dict[str, Any]:
+    """One rank's post."""
+    return {"name": name, "address": address, "findings": [f.as_object() for f in findings], "facts": dict(facts)}
+
+
 def as_text(page: Mapping[str, Any], paint: bool = False) -> str:
     """One screen. A finding that several ranks share is told once."""
     size = page["size"]
-    lines = [f"launcher doctor: {size} pod{'s' if size > 1 else ''}", "", *show.columns(_rows(page["ranks"]))]
+    note = f": {page['note']}" if page.get("note") else ""
+    lines = [f"launcher doctor: {size} pod{'s' if size > 1 else ''}{note}", "", *show.columns(_rows(page["ranks"]))]
     shared = shared_findings(page["ranks"])
     if shared:
         lines += ["", "findings", *show.lines(shared, show.width(), paint)]
