@@ -22,25 +22,30 @@ of a leader before us, whose members we can't see, the fence is counted from whe
 
 The table below is complete: every event in every phase has an answer; LEADS says where each phase may lead, and every
 single step is held to it (docs/protocol.md draws both). "stale" says that the message belongs to an epoch that is over,
-or to a phase that has passed, and changes nothing. The first failure decides the end of an epoch; failures that arrive within a
-second of it may explain it better (`history.py`), none is lost.
+or to a phase that has passed, and changes nothing. The first failure decides the end of an epoch; failures that arrive
+within a second of it may explain it better (`history.py`), none is lost.
+
+Beside it: `seats.py` (who is there, who differs), `fences.py` (what may still run unseen), `lease.py` (how long),
+`budget.py` (whether to try again), `history.py` (what came first), `measures.py` (what is counted).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from launcher.data import dataclass, replace
 from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.budget import STEADY, Budget
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
+from launcher.group.fences import Fences
 from launcher.group.history import WINDOW, History, explains_better, with_neighbour
 from launcher.group.lease import Contact, Terms
 from launcher.group.measures import DrainEnd, Measures
+from launcher.group.seats import Rival, Seat, alike, differences, named
 from launcher.words import Cause, CauseKind, Epoch
 
 LOCAL = 0  #: the connection of rank 0, inside the leader's process
@@ -79,37 +84,6 @@ class Stage:
     name: str
     timeout: float | None = None
     on_timeout: str = ""
-
-
-@dataclass
-class Seat:
-    """A rank that is present."""
-
-    conn: int
-    hello: m.Hello
-    contact: Contact
-    clean: bool = True  #: none of its engine's processes can be running
-    joined: bool = False  #: takes part in the current epoch and has not said `stopped`
-    member: bool = False  #: takes part in the current or the last epoch, stopped or not
-    done: int = -2  #: -2: nothing; -1: prepared; k: stage k done
-    told_stop: bool = False
-    leaving: float | None = None  #: when the platform kills it
-    report: m.Report | None = None
-    moved: float = 0.0  #: when its activity last moved
-    rival: Rival | None = None
-
-    def __post_init__(self) -> None:
-        self.print = hash((self.hello.size, *sorted(self.hello.fingerprint.items())))
-
-
-@dataclass
-class Rival:
-    """A newcomer that claims a taken rank, until the incumbent answers or the challenge times out."""
-
-    conn: int
-    hello: m.Hello
-    nonce: str
-    until: float
 
 
 @dataclass(frozen=True)
@@ -191,8 +165,7 @@ class Coordinator:
         self._rng = rng
         self._born = now
         self._n = config.highest_n
-        self._fences: dict[str, float] = {}  # lost incarnation -> when its lease has surely run out
-        self._foreign: dict[Epoch, tuple[frozenset[str], float]] = {}  # epochs of a leader before us
+        self._fences = Fences(config.terms)
         self._superseded: dict[str, None] = {}
         self._by_conn: dict[int, int] = {}
         self._members: tuple[str, ...] = ()  # incarnations of the current epoch, by rank
@@ -287,12 +260,8 @@ class Coordinator:
             return
         self._n = max(self._n, epoch.n)
         if epoch.leader != self.config.incarnation:
-            safe_at = now - hello.quiet + self.config.terms.fence
-            if epoch in self._foreign:
-                absent, earlier = self._foreign[epoch]
-            else:
-                absent, earlier = frozenset(hello.last_members) - self._known_clean(), safe_at
-            self._foreign[epoch] = (absent, min(earlier, safe_at))
+            here = (seat.clears for seat in self.seats.values() if seat.contact.proven is not None)
+            self._fences.put_foreign(hello, frozenset().union(*here), now)
 
     def _explain_death(self, rank: int, died: Cause) -> None:
         """A launcher that was killed is back and says how."""
@@ -304,21 +273,12 @@ class Coordinator:
         elif rank == 0 and not self._members:
             self.history.inherit_death(died)
 
-    def _clear(self, hello: m.Hello) -> None:
+    def _clear(self, seat: Seat) -> None:
         """A member has answered on its connection: its hello is not an old one that was held up, and so it is true.
 
         Nothing runs of its launcher nor of those that it replaces: no fence is needed for them any more.
         """
-        clean = {hello.incarnation, *hello.replaces}
-        for gone in clean:
-            self._fences.pop(gone, None)
-        for epoch, (absent, safe_at) in list(self._foreign.items()):
-            self._foreign[epoch] = (absent - clean, safe_at)
-
-    def _known_clean(self) -> set[str]:
-        """Of epochs that are not ours nothing runs in these launchers."""
-        proven = (s.hello for s in self.seats.values() if s.contact.proven is not None)
-        return {incarnation for hello in proven for incarnation in (hello.incarnation, *hello.replaces)}
+        self._fences.clear(seat.clears)
 
     def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
         self.seats[hello.rank] = Seat(conn, hello, Contact(now), moved=now)
@@ -372,7 +332,7 @@ class Coordinator:
             text = f"its launcher at {seat.hello.address} did not answer and was replaced by {rival.hello.address}"
             self._out.append(Hang(seat.conn))
             silent = seat.contact.silent_for(now)
-            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now, silent)
+            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=seat.tail), now, silent)
             if rank not in self.seats:
                 self._seat(rival.conn, rival.hello, now)
 
@@ -400,7 +360,7 @@ class Coordinator:
             f"its launcher at {seat.hello.address} is gone: the connection closed"
             f"{' (' + closed.why + ')' if closed.why else ''}"
         )
-        self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now)
+        self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=seat.tail), now)
 
     def _remove(self, rank: int, cause: Cause, now: float, noticed: float = 0.0) -> None:
         """Take a seat away, and with it the epoch that it is part of."""
@@ -418,7 +378,7 @@ class Coordinator:
             rival, seat.rival = seat.rival, None
             self._say(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
         if not seat.clean:
-            self._fences[seat.hello.incarnation] = seat.contact.granted + self.config.terms.fence
+            self._fences.put(seat.hello.incarnation, seat.contact.granted)
         if seat.member:
             self._frozen = seat.contact.at if self._frozen is None else min(self._frozen, seat.contact.at)
 
@@ -446,7 +406,7 @@ class Coordinator:
         good = seat.contact.good(limit)
         self._say(conn, m.Ack(good, seat.contact.mark(now)))
         if first and seat.contact.proven is not None:
-            self._clear(seat.hello)
+            self._clear(seat)
             if self.phase is Phase.WAITING:
                 self._consider(conn, ping, now)
 
@@ -473,7 +433,7 @@ class Coordinator:
             text = f"no sign of life from its launcher at {seat.hello.address} for {silent:.1f} s"
             self._note("member silent", level="warning", rank=rank, seconds=round(silent, 1))
             self._out.append(Hang(seat.conn))
-            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=_tail(seat)), now, silent)
+            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=seat.tail), now, silent)
 
     # -------------------------------------------------------------------------------------------- between epochs
 
@@ -482,10 +442,7 @@ class Coordinator:
         self._watch(conn, Tick(), now)
         if self.phase is not Phase.WAITING:
             return  # a newcomer that took a silent member's rank completed the group
-        for lost in [k for k, until in self._fences.items() if now >= until]:
-            del self._fences[lost]
-        for epoch in [e for e, (absent, at) in self._foreign.items() if now >= at or not absent]:
-            del self._foreign[epoch]
+        fenced = self._fences.stand(now)
         seats, terms = self.seats.values(), self.config.terms
         if any(s.leaving is not None for s in seats):
             self.wait = Wait.LEAVING
@@ -494,12 +451,15 @@ class Coordinator:
         elif len(self.seats) < self.config.size or any(not s.contact.fresh(now, terms) for s in seats):
             self.wait = Wait.GATHERING
             self._give_up_waiting(now)
-        elif self._fences or self._foreign:
+        elif fenced:
             self.wait = Wait.FENCED
         elif now < self._not_before:
             self.wait = Wait.BACKOFF
         else:
             self._prepare(now)
+
+    def _alike(self) -> bool:
+        return alike(self.seats.values(), self.config.size)
 
     def _give_up_waiting(self, now: float) -> None:
         limit = self.config.join_timeout
@@ -508,29 +468,6 @@ class Coordinator:
         names = ", ".join(f"rank {r}" for r in self.missing[:16])
         text = f"{names} did not come within {limit:g} s (--join-timeout)"
         self._give_up(Cause(CauseKind.JOIN, 0, text), int(ExitCode.UNAVAILABLE), text, now)
-
-    def _alike(self) -> bool:
-        """Quick: all members are of one print, and of the leader's size."""
-        prints = {s.print for s in self.seats.values()}
-        return not prints or (len(prints) == 1 and all(s.hello.size == self.config.size for s in self.seats.values()))
-
-    def differences(self) -> tuple[str, ...]:
-        """What is not alike: ``rank 3: engine.version 0.32.0, group has 0.33.0``. Majority, then rank 0, is right."""
-        prints = {r: {**s.hello.fingerprint, "size": str(s.hello.size)} for r, s in sorted(self.seats.items())}
-        prints[0] = {**prints.get(0, {}), "size": str(self.config.size)}
-        found = []
-        for key in sorted({k for p in prints.values() for k in p}):
-            values = [p.get(key, "absent") for p in prints.values()]
-            if len(set(values)) == 1:
-                continue
-            leaders = prints[0].get(key, "absent")
-            usual = max(dict.fromkeys([leaders, *values]), key=values.count)
-            found += [
-                f"rank {r}: {key} {p.get(key, 'absent')}, group has {usual}"
-                for r, p in prints.items()
-                if p.get(key, "absent") != usual
-            ]
-        return tuple(found)
 
     # ------------------------------------------------------------------------------------------------- an epoch
 
@@ -648,7 +585,7 @@ class Coordinator:
         self._watch(conn, tick, now)
         if self.phase is Phase.PREPARING and now - self._stage_since > PREPARE_SECONDS:
             late = [r for r, s in sorted(self.seats.items()) if s.done < -1]
-            text = f"{_ranks(late)} did not answer prepare within {PREPARE_SECONDS:g} s"
+            text = f"{named(late)} did not answer prepare within {PREPARE_SECONDS:g} s"
             self._end(Cause(CauseKind.TIMEOUT, late[0], text), now)
 
     def _watch_run(self, conn: int, tick: Tick, now: float) -> None:
@@ -665,11 +602,11 @@ class Coordinator:
         late = [r for r, s in sorted(self.seats.items()) if s.done < self.stage]
         rank = late[0] if late else 0
         if stage.timeout is not None and waited > stage.timeout:
-            text = f"stage {stage.name} was not done within {stage.timeout:g} s on {_ranks(late)}"
+            text = f"stage {stage.name} was not done within {stage.timeout:g} s on {named(late)}"
             self._end(Cause(CauseKind.TIMEOUT, rank, f"{text}. {stage.on_timeout}".strip(". ")), now)
         elif c.startup_timeout and now - self.phase_since > c.startup_timeout:
             text = (
-                f"the engine was not ready within {c.startup_timeout:g} s (--startup-timeout), {_ranks(late)} not done"
+                f"the engine was not ready within {c.startup_timeout:g} s (--startup-timeout), {named(late)} not done"
             )
             self._end(Cause(CauseKind.TIMEOUT, rank, text), now)
         elif c.startup_stall_timeout and now - max(s.moved for s in self.seats.values()) > c.startup_stall_timeout:
@@ -898,17 +835,17 @@ class Coordinator:
     def waiting_for(self) -> str:
         """What is missing for the next epoch, in words; empty while one runs."""
         if self.phase is Phase.STOPPING:
-            return f"waiting for {_ranks([r for r, s in sorted(self.seats.items()) if s.joined])} to stop"
+            return f"waiting for {named([r for r, s in sorted(self.seats.items()) if s.joined])} to stop"
         if self.phase is not Phase.WAITING:
             return ""
         if self.wait is Wait.MISMATCHED:
-            absent = f"; waiting for {_ranks(self.missing)}" if self.missing else ""
-            return "; ".join(self.differences()[:8]) + absent
+            absent = f"; waiting for {named(self.missing)}" if self.missing else ""
+            return "; ".join(differences(self.seats, self.config.size)[:8]) + absent
         if self.wait is Wait.FENCED:
             return "waiting for the lease of a lost member to run out"
         if self.wait is Wait.LEAVING:
             return "waiting for the members that were told to go"
-        return f"waiting for {_ranks(self.missing)}" if self.missing else ""
+        return f"waiting for {named(self.missing)}" if self.missing else ""
 
     def _publish(self, now: float) -> None:
         """Tell everybody when what they can see has changed; mere counts at most once a second."""
@@ -953,15 +890,3 @@ def _drain_cause(rank: int) -> Cause:
 def _margin(left: float) -> float:
     """How much of the grace is kept for stopping: a quarter, from 1 to 10 s, never more than half of it."""
     return min(left / 2, max(1.0, min(10.0, left / 4)))
-
-
-def _tail(seat: Seat) -> tuple[str, ...]:
-    return seat.report.tail if seat.report is not None else ()
-
-
-def _ranks(ranks: Any) -> str:
-    ranks = list(ranks)
-    if not ranks:
-        return "no rank"
-    shown = ", ".join(str(r) for r in ranks[:12]) + (f" and {len(ranks) - 12} more" if len(ranks) > 12 else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

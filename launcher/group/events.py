@@ -6,8 +6,9 @@ Both state machines speak these; `link.py` and `agent.py` turn the actions into 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from launcher.data import dataclass, field
 
 # ------------------------------------------------------------------------------------------------------- events
 

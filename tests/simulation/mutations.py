@@ -17,6 +17,7 @@ from launcher.group.budget import Budget, Verdict
 from launcher.group.events import Closed
 from launcher.group.history import History
 from launcher.group.lease import Contact
+from launcher.group.seats import Seat
 from launcher.words import Cause, CauseKind, Epoch
 from tests.simulation.cluster import Rules
 
@@ -55,9 +56,9 @@ def member(rule: str, plot: str = "", covered: str = "") -> Callable[[type[mb.Me
 
 @leader("the lease of a lost member is waited out", "cut_and_replaced")
 class NoFence(c.Coordinator):
-    def _give_up_seat(self, seat: c.Seat) -> None:
+    def _give_up_seat(self, seat: Seat) -> None:
         super()._give_up_seat(seat)
-        self._fences.clear()
+        self._fences.lost.clear()
 
 
 @leader("an epoch is over when all have said `stopped`")
@@ -72,7 +73,7 @@ class StoppedNotAwaited(c.Coordinator):
 class ForeignNotAwaited(c.Coordinator):
     def _take_in(self, hello: m.Hello, now: float) -> None:
         super()._take_in(hello, now)
-        self._foreign.clear()
+        self._fences.foreign.clear()
 
 
 @leader(
@@ -81,7 +82,7 @@ class ForeignNotAwaited(c.Coordinator):
 )
 class HelloBelieved(c.Coordinator):
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
-        self._clear(hello)
+        self._fences.clear({hello.incarnation, *hello.replaces})
         super()._admit(conn, hello, now)
 
 
@@ -93,7 +94,7 @@ class OldHelloHeard(c.Coordinator):
 
 @leader("F stands still when a member of the epoch is lost")
 class FrozenNot(c.Coordinator):
-    def _give_up_seat(self, seat: c.Seat) -> None:
+    def _give_up_seat(self, seat: Seat) -> None:
         super()._give_up_seat(seat)
         self._frozen = None
 
@@ -170,7 +171,7 @@ class StagesOverlap(c.Coordinator):
     covered="a connection keeps the order, a seat leaves the epoch with `stopped`, and members filter what is older",
 )
 class AnyEpoch(c.Coordinator):
-    def _current(self, conn: int, epoch: Epoch) -> c.Seat | None:
+    def _current(self, conn: int, epoch: Epoch) -> Seat | None:
         seat = self._seat_of(conn)
         return seat if seat is not None and seat.joined else None
 
@@ -278,7 +279,7 @@ class NeverReplaced(c.Coordinator):
 
 @leader("the holder of a rank is asked before a newcomer gets it", "second_pod")
 class ChallengeSkipped(c.Coordinator):
-    def _challenge(self, seat: c.Seat, conn: int, hello: m.Hello, now: float) -> None:
+    def _challenge(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
         super()._challenge(seat, conn, hello, now)
         if seat.rival is not None:
             seat.rival.until = now

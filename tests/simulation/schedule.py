@@ -212,8 +212,8 @@ def _nothing_has_grown(world: World, cluster: Cluster) -> None:
     sizes = {
         "seats": (len(leader.seats), size),
         "connections": (len(leader._by_conn), size),
-        "fences": (len(leader._fences), 0),
-        "foreign epochs": (len(leader._foreign), 4),
+        "fences": (len(leader._fences.lost), 0),
+        "foreign epochs": (len(leader._fences.foreign), 4),
         "superseded": (len(leader._superseded), 64),
     }
     for seat in leader.seats.values():
