@@ -1,0 +1,55 @@
+"""Engines that the leader cannot see and that may still run: until when no epoch may start because of them.
+
+There are two kinds. A member of our own that was lost while its engine may have been running: its lease is waited out.
+And the members of an epoch of a leader before us: nobody told us when they last had proof, so the wait is counted from
+when a member that is here last spoke to that leader (`lease.py` says why that is enough).
+
+A fence falls early when the same launcher, or the next one in the very same pod, is back and has answered: a member
+says hello only when nothing of its engine is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+
+from launcher.group import messages as m
+from launcher.group.lease import Terms
+from launcher.words import Epoch
+
+
+@dataclass
+class Fences:
+    """Times are the leader's monotonic seconds."""
+
+    terms: Terms
+    lost: dict[str, float] = field(default_factory=dict)  #: incarnation -> when its lease has surely run out
+    foreign: dict[Epoch, tuple[frozenset[str], float]] = field(default_factory=dict)
+    """Epoch of a leader before us -> its members that are not known to be clean, and when they surely are."""
+
+    def put(self, incarnation: str, granted: float) -> None:
+        """A member is lost whose newest good ping arrived at ``granted``."""
+        self.lost[incarnation] = granted + self.terms.fence
+
+    def put_foreign(self, hello: m.Hello, clean: Set[str], now: float) -> None:
+        """A member took part in an epoch of another leader, whom it last heard ``hello.quiet`` seconds ago.
+
+        ``clean``: launchers that are known to run nothing of it.
+        """
+        assert hello.last_epoch is not None
+        safe_at = now - hello.quiet + self.terms.fence
+        absent, earlier = self.foreign.get(hello.last_epoch, (frozenset(hello.last_members) - clean, safe_at))
+        self.foreign[hello.last_epoch] = (absent, min(earlier, safe_at))
+
+    def clear(self, clean: Set[str]) -> None:
+        """Nothing runs of these launchers: they are here, or replaced by one in the same pod that is."""
+        for incarnation in clean:
+            self.lost.pop(incarnation, None)
+        for epoch, (absent, safe_at) in list(self.foreign.items()):
+            self.foreign[epoch] = (absent - clean, safe_at)
+
+    def stand(self, now: float) -> bool:
+        """Whether one still stands. Those that have fallen are forgotten."""
+        self.lost = {k: until for k, until in self.lost.items() if now < until}
+        self.foreign = {e: (absent, at) for e, (absent, at) in self.foreign.items() if absent and now < at}
+        return bool(self.lost or self.foreign)
