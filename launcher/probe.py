@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from launcher.data import dataclass
 
 if TYPE_CHECKING:
     import http.client
