@@ -542,7 +542,15 @@ class Coordinator:
     def _failed(self, conn: int, message: m.Failed, now: float) -> None:
         seat = self._current(conn, message.epoch)
         if seat is not None:
-            self._end(replace(message.cause, rank=seat.hello.rank), now, message.noticed)
+            self._end(self._beside_silence(replace(message.cause, rank=seat.hello.rank), now), now, message.noticed)
+
+    def _beside_silence(self, cause: Cause, now: float) -> Cause:
+        """An engine may end because its neighbour behind a bad link was killed by its lease: then both are told."""
+        silence = {r: s.contact.silent_for(now) for r, s in self.seats.items() if r != cause.rank}
+        rank = max(silence, key=silence.__getitem__, default=cause.rank)
+        if cause.kind is not CauseKind.EXITED or silence.get(rank, 0.0) <= self.config.terms.lease / 4:
+            return cause
+        return replace(cause, text=f"{cause.text}; rank {rank} had been silent for {silence[rank]:.1f} s")
 
     def _unable(self, conn: int, message: m.Unable, now: float) -> None:
         seat = self._current(conn, message.epoch)

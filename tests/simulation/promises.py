@@ -404,12 +404,12 @@ class Truth:
             )
 
     def _silence_explained(self, truth: EpochTruth, cause: Cause, silent: list[Touch], touches: int) -> None:
-        """One rank alone went silent: its silence is told, not the guards' that acted on it."""
+        """One rank alone went silent: its silence is told, not only the guards' that acted on it."""
         net, beat = self.cluster.net, self.cluster.terms.beat
         touch = silent[0]
         if touches > 1 or touch.rank == 0 or touch.since < truth.made_at or net.base + net.jitter > beat / 4:
             return
-        if cause.rank != touch.rank:
+        if cause.rank != touch.rank and f"; rank {touch.rank} had been silent" not in cause.text:
             self.world.broken("explains", f"{truth.epoch} ended by {touch.what} of rank {touch.rank}; told is: {cause}")
 
     def _gave_up(self, leader: c.Coordinator) -> None:
