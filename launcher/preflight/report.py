@@ -24,7 +24,7 @@ def page(posts: Mapping[str, Mapping[str, Any]], size: int) -> dict[str, Any]:
         text = f"no word from rank{'s' if len(silent) > 1 else ''} {', '.join(silent)}"
         between.append(fail("group", text, "the check there did not come to its end", "see that pod's own log"))
     if size > 1 and not between:
-        between.append(ok("group", "all pods are alike in what matters: " + ", ".join(sorted(_named(facts)))))
+        between.append(_alike(facts))
     results = [body.get("result") for body in posts.get("collective", {}).values() if isinstance(body, dict)]
     found = [from_object(f) for row in ranks for f in row["findings"]]
     n = counts([*found, *between])
@@ -55,6 +55,8 @@ def of_status(status: Mapping[str, Any]) -> dict[str, Any]:
     if silent:
         text = f"nothing is known of {_on(silent, -1)}"
         between.append(warn("group", text, "not there yet, or without preflight", "see `launcher status`"))
+    if not between:
+        between.append(_alike({row["rank"]: row["facts"] for row in ranks}))
     n = counts([*(from_object(f) for row in ranks for f in row["findings"]), *between])
     return {
         "ok": not n[Level.FAIL],
@@ -158,8 +160,9 @@ def _rows(ranks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _named(facts: Mapping[int, Mapping[str, str]]) -> set[str]:
-    return {called for name, (called, _, _) in compare.COMPARED.items() if any(f.get(name) for f in facts.values())}
+def _alike(facts: Mapping[int, Mapping[str, str]]) -> Finding:
+    told = {called for name, (called, _, _) in compare.COMPARED.items() if any(f.get(name) for f in facts.values())}
+    return ok("group", "all pods are alike in what matters: " + ", ".join(sorted(told)))
 
 
 def _on(ranks: Sequence[int], size: int) -> str:
