@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,8 @@ def sweep() -> None:
             subprocess.run(["umount", "--recursive", folder / "root/proc"], check=False, capture_output=True)
             shutil.rmtree(folder, ignore_errors=True)
     atexit.register(_remove_mine)
+    # Told to go is interrupted: the fixtures still take down what they put up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _of_the_dead(name: str) -> bool:
