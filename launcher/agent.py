@@ -14,6 +14,7 @@ import os
 import random
 import secrets
 import signal
+import socket
 import time
 import traceback
 from collections import deque
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")  #: from it to us, no further
 PREFLIGHT_AFTER = 1.0  #: seconds; alone, the engine's start goes first
+PAGES_AFTER = 0.2  #: seconds at most; likewise
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
 
@@ -73,6 +75,7 @@ class Agent:
         self._adapter: Engine = planning.engine_of(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[me.Exit] | None = None
+        self._engine_ordered = asyncio.Event()
         self._queue: deque[tuple[str, Any, int]] = deque()
         self._pumping = False
         self._leader_link: LeaderLink | None = None
@@ -219,15 +222,14 @@ class Agent:
 
     async def _listen(self) -> None:
         """HTTP for probes on every pod; on the leader the group's port. Ports that are taken are errors in words."""
-        from launcher import http
+        from launcher.network.listening import bind
 
         host = planning.listen_host(self.settings)
-        secret = self._secret.decode("utf-8", "replace") if self._secret else ""
-        pages = http.Pages(self.ready, lambda: metrics_page(self), lambda: status_object(self), secret)
         try:
-            await http.listen(pages, host, self.settings.agent_port)
+            sockets = bind(host, self.settings.agent_port)
         except OSError as error:
             raise planning.port_error("agent_port", self.settings, error) from None
+        self._task(self._serve_pages(sockets))
         if self.identity.alone or not self.identity.is_leader:
             return
         from launcher.group.link import LeaderLink
@@ -251,6 +253,16 @@ class Agent:
                 "the group port is open to whoever reaches it: give --token-file, or a NetworkPolicy",
                 level="warning",
             )
+
+    async def _serve_pages(self, sockets: Sequence[socket.socket]) -> None:
+        """With one pod the engine goes first: what serves HTTP takes as long to import as all else together."""
+        if self.identity.alone:
+            await asyncio.wait([self._task(self._engine_ordered.wait()), self._finished_future], timeout=PAGES_AFTER)
+        from launcher import http
+
+        secret = self._secret.decode("utf-8", "replace") if self._secret else ""
+        pages = http.Pages(self.ready, lambda: metrics_page(self), lambda: status_object(self), secret)
+        await http.listen(pages, sockets)
 
     async def _learn(self) -> None:
         """What must be known before hello: own address, versions, GPUs; and whether all this can work."""
@@ -424,6 +436,7 @@ class Agent:
             self._task(self.engine.prepare(action.shared))
         elif isinstance(action, me.DoStage):
             self.engine.start_stage(action.stage)
+            self._engine_ordered.set()
         elif isinstance(action, me.DoServe):
             self.engine.serve()
             if self.engine.plan is not None and self.engine.plan.completes:

@@ -7,6 +7,7 @@ what can't be read and 78 for what can't work.
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
@@ -171,10 +172,20 @@ CONFIG = click.option("--config", metavar="FILE", help="Settings from a TOML fil
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Every option that makes Settings, and what goes to the engine."""
-    command = click.argument("engine_args", nargs=-1, type=click.UNPROCESSED)(command)
-    for option in reversed((*ALL, CONFIG)):
-        command = option(command)  # type: ignore[assignment]
+    command.__click_params__ = [*getattr(command, "__click_params__", []), *_settings_parameters()]  # type: ignore[attr-defined]
     return command
+
+
+@functools.cache
+def _settings_parameters() -> tuple[click.Parameter, ...]:
+    """Made once, in click's order (the last first), and shared by all commands: they hold no state."""
+
+    def probe() -> None: ...
+
+    click.argument("engine_args", nargs=-1, type=click.UNPROCESSED)(probe)
+    for option in reversed((*ALL, CONFIG)):
+        option(probe)
+    return tuple(probe.__click_params__)  # type: ignore[attr-defined]
 
 
 class Command(click.Command):

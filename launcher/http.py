@@ -12,7 +12,8 @@ from __future__ import annotations
 import http
 import json
 import logging
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,8 +49,8 @@ class Pages:
         self.secret = secret  #: hex digest that bearers present; empty: everybody sees everything
 
 
-async def listen(pages: Pages, host: str | None, port: int) -> Server:
-    """Serve on ``port`` of ``host``, None: of all addresses. Raises OSError."""
+async def listen(pages: Pages, sockets: Sequence[socket.socket]) -> tuple[Server, ...]:
+    """Serve on sockets that listen already (`network.listening`)."""
 
     async def never(connection: ServerConnection) -> None:
         """No WebSocket is ever accepted."""
@@ -58,19 +59,22 @@ async def listen(pages: Pages, host: str | None, port: int) -> Server:
         peer = connection.remote_address
         return respond(pages, request.path, request.headers, str(peer[0]) if isinstance(peer, tuple) else "")
 
-    server: Server = await serve(
-        never,
-        host,
-        port,
-        process_request=answer,
-        compression=None,
-        ping_interval=None,
-        open_timeout=OPEN_SECONDS,
-        close_timeout=0.5,
-        logger=_SILENT,
-        server_header=None,
-    )
-    return server
+    servers = []
+    for one in sockets:
+        servers.append(
+            await serve(
+                never,
+                sock=one,
+                process_request=answer,
+                compression=None,
+                ping_interval=None,
+                open_timeout=OPEN_SECONDS,
+                close_timeout=0.5,
+                logger=_SILENT,
+                server_header=None,
+            )
+        )
+    return tuple(servers)
 
 
 def respond(pages: Pages, target: str, headers: Mapping[str, str], peer: str) -> Response:

@@ -11,8 +11,8 @@ says hello only when nothing of its engine is left.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass, field
 
+from launcher.data import dataclass, field
 from launcher.group import messages as m
 from launcher.group.lease import Terms
 from launcher.words import Epoch
