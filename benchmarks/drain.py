@@ -1,7 +1,7 @@
 """Requests lost and latency added while one of two groups is told to go under load, as on a scale-down.
 
 Two groups of two pods serve behind one endpoint list; clients ask without pause, four short requests (1 s) for each
-long one (6 s), and retry nothing. Then all pods of one group get SIGTERM at the same moment, and the list still names
+long one (10 s), and retry nothing. Then all pods of one group get SIGTERM at the same moment, and the list still names
 it for 2 s, as EndpointSlices and proxies lag. Every request that is not answered in full is lost.
 
 launcher          drains: serves on for --drain-settle and until nothing is in flight, then stops rank 0, then the rest
@@ -12,7 +12,9 @@ with preStop      the same after the `sleep 5` that many manifests have
 from __future__ import annotations
 
 import contextlib
+import http.client
 import itertools
+import random
 import sys
 import threading
 import time
@@ -32,13 +34,14 @@ CASES = ("one of two groups goes",)
 FLOOR = "launcher"
 LOST, GONE = "requests lost", "SIGTERM to the end of the last process"
 BEFORE, MEANWHILE = "latency of short requests before", "latency of short requests from SIGTERM on"
-SENT = "requests from SIGTERM to the end"
-CLIENTS = 12
+SENT = "requests at stake"  #: sent to the group after SIGTERM, or in flight then
+CLIENTS = 24
 TOKEN_SECONDS = 0.05
-SHORT, LONG = 20, 120  #: tokens
+SHORT, LONG = 20, 200  #: tokens
 LAG = 2.0
 WARM_SECONDS = 8.0
 GRACE = 30.0
+GOES = "goes"
 PORT = 8000
 ENGINE = ["--token-seconds", str(TOKEN_SECONDS)]
 
@@ -51,24 +54,23 @@ def run(record: Record, rounds: int, cases: list[str]) -> None:
     for name in alternate(list(CONTESTANTS), rounds, "drain"):
         answers, told, ended = one_round(CONTESTANTS[name])
         before = [a for a in answers if a.sent + a.took < told and a.tokens == SHORT]
-        meanwhile = [a for a in answers if told <= a.sent < ended]
-        in_flight = [a for a in answers if a.sent < told <= a.sent + a.took]
+        stake = [a for a in answers if a.goes and a.sent + a.took >= told]
+        after = [a for a in answers if told <= a.sent < max(ended, told + LAG) and a.tokens == SHORT and not a.lost]
         lost = [a for a in answers if a.lost]
         case = cases[0]
         record.add(case, LOST, "requests", name, len(lost))
-        record.add(case, SENT, "requests", name, len(meanwhile) + len(in_flight))
+        record.add(case, SENT, "requests", name, len(stake))
         record.add(case, GONE, "s", name, ended - told)
         record.add(case, BEFORE, "ms", name, *(1000 * a.took for a in before if not a.lost))
-        good = [a for a in (*meanwhile, *in_flight) if not a.lost and a.tokens == SHORT]
-        record.add(case, MEANWHILE, "ms", name, *(1000 * a.took for a in good))
+        record.add(case, MEANWHILE, "ms", name, *(1000 * a.took for a in after))
         whys = ", ".join(sorted({a.lost for a in lost}))
-        progress(f"{name}: {len(lost)} of {len(meanwhile) + len(in_flight)} lost ({whys}), {ended - told:.1f} s")
+        progress(f"{name}: {len(lost)} of {len(stake)} lost ({whys}), {ended - told:.1f} s")
 
 
 def one_round(start: Contestant) -> tuple[list[Asked], float, float]:
     """All requests, when SIGTERM was sent, and when the last process of the group had ended (monotonic)."""
     with Cluster() as cluster:
-        stays, goes = start(cluster, "stays"), start(cluster, "goes")
+        stays, goes = start(cluster, "stays"), start(cluster, GOES)
         for group in (stays, goes):
             until(lambda g=group: _serves(g.leader), SERVING_SECONDS, "both groups serve")  # type: ignore[misc]
         service = Service([stays.leader, goes.leader])
@@ -93,12 +95,13 @@ def _serves(leader: Pod) -> bool:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: when it was sent (monotonic), how long it took, and why it was lost (empty: it was not)."""
+    """One request."""
 
-    sent: float
-    took: float
+    sent: float  #: monotonic
+    took: float  #: seconds
     tokens: int
-    lost: str
+    lost: str  #: why; empty: it was not
+    goes: bool  #: to the group that is told to go
 
 
 class Service:
@@ -122,13 +125,11 @@ def load(cluster: Cluster, service: Service) -> Iterator[list[Asked]]:
     answers: list[Asked] = []
     over = threading.Event()
 
-    def client(number: int) -> None:
-        for turn in itertools.count(number):
-            if over.is_set():
-                return
-            answers.append(ask(cluster, service.next(), LONG if turn % 5 == 0 else SHORT))
+    def client() -> None:
+        while not over.is_set():
+            answers.append(ask(cluster, service.next(), LONG if random.random() < 0.2 else SHORT))
 
-    clients = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(CLIENTS)]
+    clients = [threading.Thread(target=client, daemon=True) for _ in range(CLIENTS)]
     for thread in clients:
         thread.start()
     try:
@@ -150,13 +151,12 @@ def ask(cluster: Cluster, pod: Pod, tokens: int) -> Asked:
             lost = f"status {answer.status}"
         elif answer.json()["usage"]["completion_tokens"] != tokens:
             lost = "cut short"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         lost = type(error).__name__
-    except Exception as error:  # http.client has its own for an answer that breaks off
-        lost = type(error).__name__
+    took = time.monotonic() - sent
     if lost:
         time.sleep(0.05)  # a refused connection is no reason to ask ten thousand times
-    return Asked(sent, time.monotonic() - sent, tokens, lost)
+    return Asked(sent, took, tokens, lost, pod.name.startswith(GOES))
 
 
 # ----------------------------------------------------------------------------------------------------- contestants
