@@ -1,7 +1,7 @@
-"""python -m benchmarks NAME [--rounds N] [--only CASE] [--json FILE [--append]] [--plot FILE]
+"""python -m benchmarks NAME [--rounds N] [--minutes M] [--only CASE] [--json FILE [--append]] [--plot FILE]
 
 Measures, prints a table with ratios and the verdict on each budget, and writes what it measured. Long benchmarks can be
-split: `--append` adds the rounds of this run to those that FILE holds. `--show` measures nothing and prints FILE.
+split: `--append` adds the rounds of this run to those that FILE holds, `--minutes` ends a run in time. `--show` measures nothing and prints FILE.
 `ci` is the short subset that CI runs.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import shlex
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from benchmarks.record import Record
-from benchmarks.rounds import progress
+from benchmarks.rounds import progress, stop_after
 from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
 
 NAMES = {
@@ -46,6 +47,9 @@ def _run(options: argparse.Namespace, args: list[str]) -> int:
     record = _record(options)
     if not options.show:
         cases = _cases(benchmark, options.only)
+        if options.minutes:
+            stop_after(60 * options.minutes)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was measured is kept
         record.begin(shlex.join(["python", "-m", "benchmarks", *args]))
         try:
             benchmark.run(record, options.rounds or benchmark.ROUNDS, cases)
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", choices=NAMES, metavar="NAME", help="one of those below")
     parser.add_argument("--rounds", type=_positive, metavar="N", help="rounds of each contestant")
+    parser.add_argument("--minutes", type=float, metavar="M", help="begin no round that would end after M minutes")
     parser.add_argument("--only", action="append", default=[], metavar="CASE", help="this case only; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     parser.add_argument("--append", action="store_true", help="add to what FILE holds")
