@@ -8,7 +8,8 @@ start handoff, start supervised   wall time from process start to engine exec, o
 start CPU                         CPU time of the launcher's two processes up to the engine's exec, over the same
 formation                         CPU time of the leader for a group of 128, over that of a plain WebSocket server to
                                   which as many clients connect and say as many words
-memory                            PSS of guard and agent of that leader, over that of the plain server before anybody came
+memory                            PSS of guard and agent of that leader, over that of the plain server before anybody
+                                  came
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def main(update: bool) -> int:
     failed = [name for name in MEASURES if _worse(best[name], recorded.get(name))]
     if failed:
         print(
-            f"benchmarks ci: {', '.join(failed)} got more than {WORSE:g} x worse than {BASELINE.name} says, three times\n"
-            "  fix: find out why (python -m benchmarks overhead, scale), or if it is meant: python -m benchmarks ci --update"
+            f"benchmarks ci: {', '.join(failed)}: more than {WORSE:g} x what {BASELINE.name} says, {TRIES} times\n"
+            "  fix: find out why (python -m benchmarks overhead), or if it is meant: python -m benchmarks ci --update"
         )
     return int(bool(failed))
 
@@ -103,7 +104,8 @@ def start_cpu() -> dict[str, float]:
 
 def _cpu_of(argv: list[str]) -> float:
     """User and system seconds of a command and its children."""
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    null, env = subprocess.DEVNULL, overhead.plain_environment()
+    process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=env)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

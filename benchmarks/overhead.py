@@ -93,7 +93,7 @@ def seconds_to_exec(argv: list[str], fifo: Path | None, patience: float = 60.0) 
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK) if fifo else -1
     began = time.perf_counter()
     process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_plain_environment()
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=plain_environment()
     )
     try:
         if fifo:
@@ -112,7 +112,7 @@ def seconds_to_exec(argv: list[str], fifo: Path | None, patience: float = 60.0) 
     return took
 
 
-def _plain_environment() -> dict[str, str]:
+def plain_environment() -> dict[str, str]:
     """Nothing that says who this pod is, or that changes how Python starts."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("LAUNCHER_", "POD_", "PYTHON"))}
 
@@ -134,7 +134,7 @@ def imports(record: Record, rounds: int, shown: int = 12) -> None:
         command = contestants(Path(folder))["launcher --handoff"]  # it ends by itself, with the same imports
         samples: list[Counter[str]] = []
         for _ in alternate([command], rounds, "imports"):
-            asked = {**_plain_environment(), "PYTHONPROFILEIMPORTTIME": "1"}
+            asked = {**plain_environment(), "PYTHONPROFILEIMPORTTIME": "1"}
             with open(os.open(Path(folder) / "started", os.O_RDONLY | os.O_NONBLOCK)):
                 done = subprocess.run(command, env=asked, capture_output=True, text=True, check=True, timeout=60)
             samples.append(by_package(done.stderr))
