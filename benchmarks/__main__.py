@@ -1,9 +1,8 @@
 """python -m benchmarks NAME [--rounds N] [--minutes M] [--only CASE] [--json FILE [--append]] [--plot FILE]
 
 Measures, prints a table with ratios and the verdict on each budget, and writes what it measured. Long benchmarks can be
-split: `--append` adds the rounds of this run to those that FILE holds, `--minutes` ends a run in time. `--show` measures
-nothing and prints FILE.
-`ci` is the short subset that CI runs.
+split: `--append` adds the rounds of this run to those that FILE holds, `--minutes` ends a run in time. `--show`
+measures nothing and prints FILE. `ci` is the short subset that CI runs.
 """
 
 from __future__ import annotations
