@@ -66,6 +66,8 @@ def test_group_of_three_lives_through_what_containers_go_through(image: str, net
         assert "CapBnd:\t0000000000000000" in status
         assert c.launcher_memory() <= 64 << 20
         assert podman("exec", c.name, "sh", "-c", "touch /x 2>/dev/null || echo no") == "no"
+    assert second.ip in podman("exec", leader.name, "/opt/launcher/launcher", "status")
+    assert "shm" in podman("exec", leader.name, "/opt/launcher/launcher", "doctor", check=False)
     memory = {c.pod: round(c.launcher_memory() / 2**20, 1) for c in group}
     print(f"launcher's own memory, MiB: {memory}")
 
