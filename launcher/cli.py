@@ -33,6 +33,7 @@ OWN_VARIABLES = {
 }
 
 DOCTORS_OWN = ("group", "collective", "as_json")  #: options of doctor that are no settings
+DOCTORS_FLAGS = {"--group", "--collective", "--json"}
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.2
@@ -290,12 +291,24 @@ def plan(ctx: click.Context, /, as_json: bool, only: int | None, **flags: Any) -
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs.")
 @click.pass_context
 def doctor(ctx: click.Context, /, group: bool, collective: bool, as_json: bool, **flags: Any) -> int:
-    """Is this pod fit? Takes the options of run. Exit code 0: yes, 1: something failed."""
+    """Is this pod fit? Takes the options of run. Exit code 0: yes, 1: something failed.
+
+    Without options, in a pod whose PID 1 is a launcher, that one's options are taken.
+    """
+    args = sys.argv[2:]
+    if not set(args) - DOCTORS_FLAGS:
+        from launcher.preflight.process import options_of_pid_1
+
+        taken = options_of_pid_1(os.environ.get("LAUNCHER_PROC") or "/proc")
+        if taken:
+            args = taken
+            ctx = ctx.command.make_context(ctx.info_name, list(args), parent=ctx.parent)
+            flags = {k: v for k, v in ctx.params.items() if k not in DOCTORS_OWN}
     settings, environ, warnings = read(ctx, flags, os.environ)
     if group or collective:
         from launcher.preflight import group as pods
 
-        return pods.run(ctx.obj, settings, environ, warnings, sys.argv[2:], as_json, collective)
+        return pods.run(ctx.obj, settings, environ, warnings, args, as_json, collective)
     from launcher.preflight import doctor as pod
 
     return pod.run(settings, environ, warnings, os.environ, as_json)

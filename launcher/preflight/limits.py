@@ -32,7 +32,10 @@ def judge_memlock(limit: int | None, capable: bool, rdma: bool) -> Finding:
         return ok("memlock", what)
     if not rdma:
         return ok("memlock", f"{what}: enough without RDMA")
-    fix = 'add IPC_LOCK to securityContext.capabilities.add, or set "memlock": -1 as the container runtime\'s ulimit'
+    fix = (
+        "LimitMEMLOCK=infinity in the container runtime's unit; or securityContext.capabilities.add: [IPC_LOCK] "
+        "and runAsUser: 0 (another user gets no effective capability)"
+    )
     why = "RDMA locks the memory that it moves: ibv_reg_mr fails with 'Cannot allocate memory'"
     return (fail if limit < MEMLOCK_LEAST else warn)("memlock", what, why, fix)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from launcher.identity.service_links import strip
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
@@ -24,7 +25,7 @@ def judge_init(name: str, command: str, reaps: bool | None) -> Finding:
     words = command.split()
     if not name:
         return skipped("init", "PID 1 cannot be seen from here")
-    if "-c" not in words[:3] and any(os.path.basename(word) == "launcher" for word in words[:4]):
+    if options_in(words) is not None:
         return ok("init", "PID 1 is the launcher: it gets the pod's signals and reaps")
     if name in SHELLS and "-c" in words:
         return warn(
@@ -38,6 +39,20 @@ def judge_init(name: str, command: str, reaps: bool | None) -> Finding:
     if name in INITS:
         return ok("init", f"PID 1 is {name}, which passes signals on; the launcher reaps its own engine's orphans")
     return ok("init", f"PID 1 is {name}")
+
+
+def options_in(words: Sequence[str]) -> list[str] | None:
+    """The options of a launcher's command line; None: it is no launcher's run."""
+    at = next((i for i, word in enumerate(words[:4]) if os.path.basename(word) == "launcher"), None)
+    if at is None or "-c" in words[:at] or words[at + 1 : at + 2] in (["doctor"], ["status"], ["local"]):
+        return None
+    options = list(words[at + 1 :])
+    return options[1:] if options[:1] == ["run"] else options
+
+
+def options_of_pid_1(proc: str) -> list[str] | None:
+    """What the launcher of this container was started with; None: PID 1 is none, or may not be looked at."""
+    return options_in([word for word in text(Path(proc) / "1/cmdline").split("\0") if word])
 
 
 def check_links(node: Node) -> Iterator[Finding]:

@@ -71,7 +71,7 @@ def pods(cluster: Cluster) -> list[Pod]:
 
 def all_reduce(pods: list[Pod], python: Path, env: list[dict[str, str]]) -> list[PodProcess]:
     """The program itself on both pods, to its end."""
-    command = [python, PROGRAM, "--pods", "2", "--local", "1", "--backend", "gloo", "--seconds", "10"]
+    command = [str(python), str(PROGRAM), "--pods", "2", "--local", "1", "--backend", "gloo", "--seconds", "10"]
     command += ["--master", pods[0].ip, str(PORT)]
     started = [pod.start([*command, "--rank", str(i)], env[i]) for i, pod in enumerate(pods)]
     for process in started:

@@ -78,6 +78,15 @@ def test_without_options_only_the_pod_is_looked_at() -> None:
     assert findings(page, "nofile")
 
 
+def test_without_options_those_of_the_launcher_that_runs_here_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/comm").write_text("launcher")
+    (tmp_path / "1/cmdline").write_bytes(b"/opt/launcher/launcher\0--engine\0reference\0--grace\0005s\0")
+    page = json.loads(run("doctor", "--json", env={"LAUNCHER_PROC": str(tmp_path)}).stdout)
+    assert findings(page, "grace")[0]["what"].startswith("--grace 5")
+    assert findings(page, "settings")[0]["level"] == "ok"
+
+
 def test_plan_lists_every_variable_with_its_setter() -> None:
     args = ("plan", "--engine", "vllm", "--model", "m", "--size", "2", "--tp", "2", "--gpus-per-pod", "1", "--json")
     done = run(*args, "--backend", "mp", "--engine-version", "0.33.0", env={"NCCL_DEBUG": "INFO", "HF_TOKEN": "hf_1"})

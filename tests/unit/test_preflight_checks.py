@@ -403,6 +403,24 @@ def test_pid_1(name: str, command: str, reaps: bool | None, level: Level, words:
     assert found.level is level and words in found.what
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("/opt/launcher/launcher --tp 2 -- --x", ["--tp", "2", "--", "--x"]),
+        ("python3 -m launcher run --tp 2", ["--tp", "2"]),
+        ("/venv/bin/python /venv/bin/launcher", []),
+        ("sh -c launcher --tp 2", None),
+        ("launcher doctor --group", None),
+        ("sleep inf", None),
+        ("", None),
+    ],
+)
+def test_the_options_of_the_launcher_that_runs_here(tmp_path: Path, command: str, options: list[str] | None) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in command.split()))
+    assert process.options_of_pid_1(str(tmp_path)) == options
+
+
 def test_a_shell_that_starts_the_launcher_is_a_shell() -> None:
     found = process.judge_init("bash", "bash -c /opt/launcher/launcher --engine vllm && true", True)
     assert found.level is Level.WARN
