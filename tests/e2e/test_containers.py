@@ -16,23 +16,24 @@ import yaml
 from launcher.reference.tokens import expected_text
 from launcher.render import objects, service
 from launcher.render.objects import Options
-from tests.e2e import containers
-from tests.e2e.containers import Container, Network, podman
+from tests.e2e import images
+from tests.e2e.containers import Container, Network
 from tests.e2e.group import until
+from tests.e2e.podman import NAME, podman, sweep, why_not
 from tests.manifests import Pods, groups, overlay
 from tests.unit.test_k8s_groups import size_patch
 
 pytestmark = [
     pytest.mark.containers,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(containers.why_not() is not None, reason=str(containers.why_not())),
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 PATIENCE = 90.0
 
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    return containers.launcher_image()
+    return images.launcher_image()
 
 
 @pytest.fixture
@@ -103,9 +104,9 @@ def test_group_of_three_lives_through_what_containers_go_through(image: str, net
 def test_unmodified_image_starts_with_the_copied_launcher(
     version: str, image: str, network: Network, tmp_path: Path
 ) -> None:
-    if containers.python_home(version) is None:
+    if images.python_home(version) is None:
         pytest.skip(f"no Python {version} here that could be put into an image")
-    engine = containers.engine_image(version)
+    engine = images.engine_image(version)
     found = podman("run", "--rm", "--network=none", engine, "python3", "-c", "import sys; print(sys.version)")
     assert found.startswith(version)
     assert podman("run", "--rm", "--network=none", engine, "sh", "-c", "find / -xdev -name '*launcher*' | wc -l") == "0"
@@ -138,12 +139,12 @@ def test_size_of_what_is_added(image: str) -> None:
 )
 def test_engine_images_are_built_over_any_base(name: str, builder: str, image: str) -> None:
     """Over an image that has a Python and no engine: what the Dockerfiles add is there, and nothing else is."""
-    if containers.python_home("3.12") is None:
+    if images.python_home("3.12") is None:
         pytest.skip("no Python 3.12 here that could be put into an image")
     if shutil.which(builder) is None:
         pytest.skip(f"no {builder} here")
-    base = containers.engine_image("3.12")
-    built = containers.build(name, BASE_IMAGE=base, LAUNCHER_IMAGE=image, BUILDER=builder)
+    base = images.engine_image("3.12")
+    built = images.build(name, BASE_IMAGE=base, LAUNCHER_IMAGE=image, BUILDER=builder)
     run = ("run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--user=4711:4711", "--passwd=false")
     assert podman(*run, built, "--version").startswith("launcher")
     assert added(built) < 40e6
@@ -163,10 +164,10 @@ def test_engine_images_are_built_over_any_base(name: str, builder: str, image: s
 def test_what_a_killed_run_left_is_swept() -> None:
     with subprocess.Popen(["true"]) as ended:
         pass
-    left, mine = (f"{containers.NAME}-{pid}-left" for pid in (ended.pid, os.getpid()))
+    left, mine = (f"{NAME}-{pid}-left" for pid in (ended.pid, os.getpid()))
     for name in (left, mine):
         podman("volume", "create", name)
-    containers.sweep.__wrapped__()
+    sweep.__wrapped__()
     there = podman("volume", "ls", "--format", "{{.Name}}").split()
     podman("volume", "rm", mine)
     assert left not in there

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e import containers
-from tests.e2e.containers import Container, Network, podman
+from tests.e2e import images
+from tests.e2e.containers import Container, Network
+from tests.e2e.podman import podman, why_not
 from tests.manifests import groups, overlay
 from tests.real import launched, recipes
 from tests.real.install import NotInstallable, engine
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.containers,
     pytest.mark.real,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(containers.why_not() is not None, reason=str(containers.why_not())),
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 LAYERS = {"vllm-mp": "engines/vllm-mp", "vllm-ray": "engines/vllm-ray", "sglang": "engines/sglang"}
 
@@ -44,7 +45,7 @@ def test_real_engine_as_any_user_on_a_read_only_root(kind: str, network: Network
         expected = recipes.expected_completion(name)
     except NotInstallable as why:
         pytest.skip(str(why))
-    containers.launcher_image()
+    images.launcher_image()
     venv = installed.python.parent.parent
     environ = {**recipes.environment(name), "PATH": f"{venv}/bin:/usr/local/bin:/usr/bin:/bin"}
     # On a CPU both engines compile their samplers, and this image has no compiler; the engines' own images have one.
@@ -61,7 +62,7 @@ def test_real_engine_as_any_user_on_a_read_only_root(kind: str, network: Network
     (pods,) = groups(overlay([LAYERS[kind]], [], tmp_path, patches=[change]))
     folders = {str(venv), str(installed.python.resolve().parent.parent), str(tiny_model())}
     mounts = [f"-v={folder}:{folder}:ro" for folder in sorted(folders)]
-    group = [Container(network, pods, rank, containers.bare_image(), 10 + rank, mounts) for rank in range(2)]
+    group = [Container(network, pods, rank, images.bare_image(), 10 + rank, mounts) for rank in range(2)]
 
     def words() -> str:
         return "\n".join(f"== {c.name}\n{c.logs[-12000:]}" for c in group)
