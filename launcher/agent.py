@@ -335,10 +335,10 @@ class Agent:
 
         seats = self.coordinator.seats
         self.differences = compare.odd_ones({rank: seat.hello.facts for rank, seat in seats.items()})
-        new = [str(f) for f in self.differences if str(f) not in self._told_differences]
-        self._told_differences = tuple(str(f) for f in self.differences)
-        for text in new:
-            self.log(f"the pods differ: {text}", level="warning")
+        new = [f for f in self.differences if f.what not in self._told_differences]
+        self._told_differences = tuple(f.what for f in self.differences)
+        for f in new:
+            self.log(f"the pods differ: {f.what}", {"why": f.why, "fix": f.fix}, "warning")
 
     def _learn_network(self, leader: tuple[str, ...]) -> str:
         if self.identity.alone:

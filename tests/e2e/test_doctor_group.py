@@ -116,7 +116,7 @@ def test_the_preflight_of_a_start_names_the_odd_one_out(tmp_path: Path) -> None:
         group.start(rank, "--drain-settle", "0", env=env[rank])
     try:
         group.until_serving()
-        assert "the pods differ: group: driver: rank 1 has 535.129.03; the other has 570.86.15" in group.output(0)
+        assert "the pods differ: driver: rank 1 has 535.129.03; the other has 570.86.15" in group.output(0)
         status = group.status(0)
         assert [m["facts"]["driver"] for m in status["members"]] == ["570.86.15", "535.129.03"]
         assert any("535.129.03" in f["what"] for f in status["findings"])

@@ -171,6 +171,17 @@ def test_the_path_mtu_of_loopback(server: exchange.Server) -> None:
     assert exchange.path_mtu("127.0.0.1", server.port, 9000) == 9000
 
 
+def test_over_ipv6() -> None:
+    board = exchange.Board("token", [])
+    try:
+        server = exchange.Server("::1", 0, board)
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    assert exchange.ask("::1", server.port, "token", {"is": "ports"}) == []
+    assert exchange.path_mtu("::1", server.port, 9000) == 9000
+    server.close()
+
+
 def test_no_udp() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
