@@ -14,7 +14,8 @@ from launcher.data import dataclass
 from launcher.errors import ConfigError, LauncherError
 from launcher.render import layers
 from launcher.render.fields import Field
-from launcher.render.service import Service, quantity
+from launcher.render.service import Service
+from launcher.render.template import quantity
 from launcher.render.text import Document
 from launcher.settings import Settings
 from launcher.words import Identity, NodeFacts
