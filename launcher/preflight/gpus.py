@@ -48,7 +48,7 @@ def driver_version(node: Node) -> str:
 def _no_gpu(node: Node, present: int, facts: dict[str, str]) -> Finding:
     cpu = any("cpu" in node.facts.versions.get(name, "") for name in ("vllm", "torch"))
     if not node.uses_torch or cpu or node.settings.gpus_per_pod == 0:
-        return ok("gpus", "no GPU: the engine runs on the CPU", facts)
+        return ok("gpus", "no GPU, and none is needed", facts)
     if present:
         return fail(
             "gpus",

@@ -60,7 +60,9 @@ class Node:
 
     @property
     def uses_torch(self) -> bool:
-        """Whether the engine moves tensors between processes: the reference engine does not."""
+        """Whether the engine moves tensors between processes. Of an engine file only torch's version tells."""
+        if self.settings.engine_file:
+            return "torch" in self.facts.versions
         return self.engine != "reference"
 
     @property

@@ -95,6 +95,7 @@ def test_no_gpu(node: Node) -> None:
     assert worst(gpus.check(cpu)).level is Level.OK
     assert worst(gpus.check(said(node, gpus_per_pod=0))).level is Level.OK
     assert worst(gpus.check(said(node, engine="reference"))).level is Level.OK
+    assert worst(gpus.check(said(node, engine_file="llama.toml"))).level is Level.OK
 
 
 @pytest.mark.parametrize(
