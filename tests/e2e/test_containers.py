@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -205,6 +206,8 @@ def test_rendered_pod_is_played(image: str, network: Network) -> None:
         container["imagePullPolicy"] = "Never"
     # podman knows neither the fields of the downward API nor a folder in memory
     spec["containers"][0]["env"] = [{"name": k, "value": v} for k, v in environ.items()]
+    # and it would publish every port on this machine, where somebody may have it
+    del spec["containers"][0]["ports"]
     for volume in spec["volumes"]:
         if "emptyDir" in volume:
             volume["emptyDir"] = {}
@@ -224,6 +227,11 @@ def test_rendered_pod_is_played(image: str, network: Network) -> None:
 
             until("it serves", serves, PATIENCE, lambda: podman("logs", running, check=False))
             assert podman("exec", running, "id", "-u") == "12345"
+            infra = podman("pod", "inspect", "--format", "{{.InfraContainerID}}", name)
+            networks = json.loads(podman("inspect", "--format", "{{json .NetworkSettings.Networks}}", infra))
+            connection = http.client.HTTPConnection(networks[network.name]["IPAddress"], pods.port("agent"), timeout=10)
+            connection.request("GET", pods.engine["readinessProbe"]["httpGet"]["path"])
+            assert connection.getresponse().status == 200, "the kubelet's probe comes from outside"
         finally:
             podman("kube", "down", str(path), check=False)
             podman("pod", "rm", "-f", "-t", "0", name, check=False)
