@@ -22,6 +22,8 @@ HCA = "NCCL_IB_HCA"
 INDEX = "NCCL_IB_GID_INDEX"
 #: Each of these is a choice of the user's that an index of ours would overrule.
 OWN_CHOICE = ("NCCL_IB_ADDR_RANGE", "NCCL_IB_ADDR_FAMILY", "NCCL_IB_ROCE_VERSION_NUM")
+#: Traffic class (an octet of the IP header) and service level; what they mean is the switches' setting: only checked.
+QUALITY = {"NCCL_IB_TC": 255, "NCCL_IB_SL": 15}
 OTHER_INDEXES = ("NVSHMEM_IB_GID_INDEX", "UCX_IB_GID_INDEX", "MC_GID_INDEX")
 
 
@@ -125,6 +127,8 @@ def _possible(
         variables.append(around.variable("NVSHMEM_ENABLE_NIC_PE_MAPPING", "1", "NVSHMEM_HCA_LIST needs it"))
         variables.append(around.variable("NVSHMEM_HCA_LIST", names, why))
     warnings += _ucx_warnings(around, choice, among)
+    variables += [_as_it_is(around, name) for name in QUALITY if around.given(name)]
+    warnings += _quality_warnings(around)
     gid = GidChoice(why="InfiniBand needs no GID index")
     roce = [p for p in ports if p.roce]
     if roce:
@@ -162,6 +166,13 @@ def hca_matches(rule: str, port: Port) -> bool:
         named = port.device == name if exact else port.device.startswith(name)
         hit = hit or (named and number in ("", str(port.number)))
     return hit != exclude
+
+
+def _quality_warnings(around: Surroundings) -> Iterator[str]:
+    for name, most in QUALITY.items():
+        value = around.env.get(name, "")
+        if value and value != "-1" and not (value.isdecimal() and int(value) <= most):
+            yield f"{name}={value} is not a number from 0 to {most}"
 
 
 def _ucx_warnings(around: Surroundings, choice: HcaChoice, among: Sequence[Interface]) -> Iterator[str]:
