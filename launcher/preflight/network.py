@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from launcher.preflight.finding import Finding, Level, fail, ok, skipped
 from launcher.preflight.node import Node
+
+_VARIABLE = re.compile(r"([A-Z][A-Z0-9_]+)=")  # a warning about a variable begins with it
 
 
 def check(node: Node) -> Iterator[Finding]:
@@ -23,11 +26,7 @@ def check(node: Node) -> Iterator[Finding]:
     for note in found.notes:
         yield ok("rdma", note.removeprefix("RDMA: "))
     for warning in found.warnings:
-        what, _, fix = warning.rpartition("; ")
-        yield Finding(
-            "rdma" if "NCCL_IB" in warning or "RDMA" in warning or "GID" in warning else "network",
-            Level.WARN,
-            what or warning,
-            "collectives are slow, hang, or do not start",
-            fix if what else "",
-        )
+        about = "rdma" if any(word in warning for word in ("NCCL_IB", "RDMA", "GID")) else "network"
+        own = _VARIABLE.match(warning)
+        fix = f"take {own[1]} out of the environment: the launcher then finds the value itself" if own else ""
+        yield Finding(about, Level.WARN, warning, "collectives are slow, hang, or do not start", fix)

@@ -380,7 +380,10 @@ def test_the_network_in_findings(node: Node) -> None:
     chosen = Network("10.0.0.1", "told", (), (warning,), ("RDMA: none",), {"interface": "eth0", "mtu": "1500"})
     found = list(network.check(replace(node, network=chosen)))
     assert found[0].what == "10.0.0.1 on eth0 (MTU 1500): told"
-    assert found[-1].level is Level.WARN and found[-1].fix == "bring the links up"
+    assert found[-1].level is Level.WARN and found[-1].what == warning
+    of_user = replace(chosen, warnings=("NCCL_IB_GID_INDEX=5 cannot work: entry 5 of mlx5_0:1 is empty; 3 would",))
+    last = list(network.check(replace(node, network=of_user)))[-1]
+    assert (last.check, last.fix.split(":")[0]) == ("rdma", "take NCCL_IB_GID_INDEX out of the environment")
     broken = list(network.check(replace(node, trouble={"network": "--rdma require, but no device\n  fix: mount it"})))
     assert (broken[0].level, broken[0].fix) == (Level.FAIL, "mount it")
 
