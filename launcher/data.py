@@ -147,6 +147,16 @@ else:
 
         def __init__(self, *args, **given):
             values = self.__dict__  # past __setattr__, which refuses
+            if not args and given.keys() == known:
+                values.update(given)
+            elif not given and len(args) == count:
+                values.update(zip(names, args, strict=True))
+            else:
+                complete(values, args, given)
+            if after:
+                self.__post_init__()
+
+        def complete(values, args, given):
             if len(args) > count:
                 raise TypeError(f"{cls.__name__} takes {count} values, {len(args)} were given")
             if given:
@@ -154,20 +164,15 @@ else:
                     raise TypeError(f"{cls.__name__} has no {sorted(given.keys() - known)[0]!r}")
                 if not given.keys().isdisjoint(names[: len(args)]):
                     raise TypeError(f"{cls.__name__} got {sorted(given.keys() & set(names[: len(args)]))[0]!r} twice")
-            if len(args) < count:
-                values.update(defaults)
-                values.update(zip(names, args))  # noqa: B905  # there may be fewer
-                values.update(given)
-                for name, factory in factories.items():
-                    if name not in values:
-                        values[name] = factory()
-                if len(values) < count:
-                    lacking = [name for name in needed if name not in values]
-                    raise TypeError(f"{cls.__name__} lacks {', '.join(lacking)}")
-            else:
-                values.update(zip(names, args, strict=True))
-            if after:
-                self.__post_init__()
+            values.update(defaults)
+            values.update(zip(names, args))  # noqa: B905  # there may be fewer
+            values.update(given)
+            for name, factory in factories.items():
+                if name not in values:
+                    values[name] = factory()
+            if len(values) < count:
+                lacking = [name for name in needed if name not in values]
+                raise TypeError(f"{cls.__name__} lacks {', '.join(lacking)}")
 
         return __init__
 

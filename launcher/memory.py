@@ -48,10 +48,9 @@ class Keeper:
 
     def remember(self, **changes: Any) -> bool:
         """Write what changed. False if that failed for the first time (``trouble`` says why)."""
-        now = replace(self._now, **changes)
-        if self._path is None or now == self._now:
-            return True
-        self._now = now
+        if self._path is None or all(getattr(self._now, name) == value for name, value in changes.items()):
+            return True  # asked after every event
+        self._now = now = replace(self._now, **changes)
         body = asdict(now) | {
             "last": epoch_text(*now.last) if now.last else None,
             "first_failure": cause_object(now.first_failure) if now.first_failure else None,

@@ -52,6 +52,8 @@ LOCAL = 0  #: the connection of rank 0, inside the leader's process
 CHALLENGE_SECONDS = 2.0
 PREPARE_SECONDS = 120.0  #: members bound their own preparation; this is for one that broke
 NEWS_EVERY = 1.0
+MANY = 64  #: seats; with more, what takes a pass over all of them is not done at every word that one of them says
+LOOK_PER_SEAT = 20e-6  #: seconds between two such passes, for each seat: they may cost a twentieth of the time
 
 
 class Phase(str, Enum):
@@ -179,6 +181,9 @@ class Coordinator:
         self._drain_end = DrainEnd.IDLE
         self._not_before = now
         self._stage_since = now
+        self._look_at = now  # when `_look` may look again
+        self._look_due = False  # it was asked to and has not yet
+        self._text_at = now  # when what is missing may be put in words again
         self._news: tuple[object, ...] = ()
         self._news_at = now
         self._count_news: tuple[object, ...] = ()
@@ -287,7 +292,7 @@ class Coordinator:
         self._say(conn, m.Ack(0, self.seats[hello.rank].contact.mark(now)))
         self._note("member joined", rank=hello.rank, address=hello.address, incarnation=hello.incarnation)
         if self.phase is Phase.WAITING:
-            self._consider(conn, hello, now)
+            self._look(conn, hello, now)
 
     def _return(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
         """The same launcher on a new connection. It says hello only when clean, so whatever it ran is gone."""
@@ -347,7 +352,7 @@ class Coordinator:
         self._note("member left" if left else "member gone", rank=rank, why=closed.why)
         self._remove(rank, Cause(CauseKind.LOST, rank, closed.why), now)
         if self.phase is Phase.WAITING:
-            self._consider(conn, closed, now)
+            self._look(conn, closed, now)
 
     def _lose(self, conn: int, closed: Closed, now: float) -> None:
         """A connection ended while an epoch runs or stops."""
@@ -407,8 +412,9 @@ class Coordinator:
         self._say(conn, m.Ack(good, seat.contact.mark(now)))
         if first and seat.contact.proven is not None:
             self._clear(seat)
-            if self.phase is Phase.WAITING:
-                self._consider(conn, ping, now)
+            self._look_due = True
+        if self._look_due and self.phase is Phase.WAITING:
+            self._look(conn, ping, now)
 
     def _in_epoch(self) -> bool:
         return self.phase not in (Phase.WAITING, Phase.ABORTED)
@@ -425,11 +431,12 @@ class Coordinator:
 
     def _silent(self, now: float) -> None:
         """Members without contact for too long are lost."""
-        terms = self.config.terms
-        for rank, seat in sorted(self.seats.items()):  # if we were frozen, all are silent, and rank 0 is the reason
-            silent = seat.contact.silent_for(now)
-            if silent <= terms.lost_after or self.seats.get(rank) is not seat:
+        limit = now - self.config.terms.lost_after
+        late = [(rank, seat) for rank, seat in self.seats.items() if seat.contact.at < limit]
+        for rank, seat in sorted(late, key=lambda one: one[0]):  # if we were frozen, all are, and rank 0 is the reason
+            if self.seats.get(rank) is not seat:
                 continue
+            silent = seat.contact.silent_for(now)
             text = f"no sign of life from its launcher at {seat.hello.address} for {silent:.1f} s"
             self._note("member silent", level="warning", rank=rank, seconds=round(silent, 1))
             self._out.append(Hang(seat.conn))
@@ -437,8 +444,17 @@ class Coordinator:
 
     # -------------------------------------------------------------------------------------------- between epochs
 
+    def _look(self, conn: int, event: object, now: float) -> None:
+        """WAITING, and somebody came, went or proved that he hears us. The last of many is seen at the next ping."""
+        if now < self._look_at:
+            self._look_due = True
+        else:
+            self._consider(conn, event, now)
+
     def _consider(self, conn: int, event: object, now: float) -> None:
         """WAITING: is everything there for an epoch? Sets what we wait for, or begins one."""
+        self._look_due = False
+        self._look_at = now + (LOOK_PER_SEAT * len(self.seats) if len(self.seats) > MANY else 0.0)
         self._watch(conn, Tick(), now)
         if self.phase is not Phase.WAITING:
             return  # a newcomer that took a silent member's rank completed the group
@@ -857,8 +873,12 @@ class Coordinator:
 
     def _publish(self, now: float) -> None:
         """Tell everybody when what they can see has changed; mere counts at most once a second."""
+        known = (self.shown_phase, self.history.first, self.budget.total)
+        if now < self._text_at and known == self._news[:3]:
+            return
         text = self.waiting_for()
-        state = (self.shown_phase, self.history.first, self.budget.total, self.wait is Wait.MISMATCHED and text)
+        self._text_at = now + (NEWS_EVERY if len(self.seats) > MANY else 0.0)
+        state = (*known, self.wait is Wait.MISMATCHED and text)
         counts = (len(self.seats), text)
         if state == self._news and (counts == self._count_news or now - self._news_at < NEWS_EVERY):
             return
