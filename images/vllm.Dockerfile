@@ -21,10 +21,10 @@ RUN if [ "${WITH_RAY}" = 1 ]; then \
       || python3 -m pip install --no-cache-dir "ray[default]==${RAY_VERSION}"; \
     fi
 # Only /opt/launcher is added: nothing goes into the engine's site-packages. Compiled once more for this image's Python.
-# image.env is this image's ENV: `plan` and `doctor` tell it from what a user sets.
+# image.env is this image's ENV (nothing named like a secret): `plan` and `doctor` tell it from what a user sets.
 COPY --from=launcher /opt/launcher /opt/launcher
 RUN python3 -I -S -B -m compileall -q --invalidation-mode unchecked-hash /opt/launcher/lib \
  && ln -s /opt/launcher/launcher /usr/local/bin/launcher \
- && env -0 > /opt/launcher/image.env
+ && env -0 | grep -zviE '^[^=]*(proxy|index|token|secret|password|key)[^=]*=' > /opt/launcher/image.env
 USER 12345:12345
 ENTRYPOINT ["/opt/launcher/launcher"]
