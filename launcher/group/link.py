@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
@@ -30,7 +31,8 @@ from launcher.group import messages as m
 from launcher.group import proof
 
 HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
-OPEN_SECONDS = 3.0  #: for TCP and the WebSocket handshake
+OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much
+SHAKE_SECONDS = 10.0  #: for the handshake of one that answers: a leader to whom a thousand come at once is busy
 UNREAD_BYTES = 4 << 20  #: a peer that leaves more than this unread is closed
 BURST, PER_SECOND = 500, 100.0  #: messages that one member may send at once, and per second in the long run
 
@@ -283,17 +285,18 @@ class MemberLink:
         host = f"[{address}]" if ":" in address else address
         conn = await connect(
             f"ws://{host}:{self._port}/group",
+            sock=await asyncio.wait_for(_connected(address, self._port), OPEN_SECONDS),
             compression=None,
             ping_interval=None,
             max_size=m.MAX_FROM_LEADER,
-            open_timeout=OPEN_SECONDS,
+            open_timeout=SHAKE_SECONDS,
             close_timeout=0.5,
             proxy=None,
             logger=_SILENT,
             user_agent_header=None,
         )
         try:
-            await asyncio.wait_for(self._prove(conn), OPEN_SECONDS)
+            await asyncio.wait_for(self._prove(conn), SHAKE_SECONDS)
         except BaseException:
             _in_background(conn.close())
             raise
@@ -340,6 +343,20 @@ class MemberLink:
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
+
+
+async def _connected(address: str, port: int) -> socket.socket:
+    """A TCP connection to an IP address. Raises OSError."""
+    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)  # asks nobody
+    family, kind, protocol, _, where = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 _pending: set[asyncio.Future[None]] = set()
