@@ -13,6 +13,7 @@ from launcher.errors import UnavailableError, UsageError
 from launcher.settings import AGENT_PORT
 
 SHOWN_MEMBERS = 40
+SHOWN_FINDINGS = 5
 LARGEST = 4 << 20  #: bytes of an answer that are read: 1,024 members take 200 KiB
 
 
@@ -86,6 +87,7 @@ def table(status: Mapping[str, Any]) -> str:
     if isinstance(failure, dict):
         lines.append(f"  first failure: rank {_clean(failure.get('rank'))}: {_clean(failure.get('text'))}")
         lines += [f"    | {_clean(line)}" for line in _list(failure.get("tail"))[-5:]]
+    lines += _findings([f for f in _list(get("findings")) if isinstance(f, dict)])
     lines += _members([m for m in _list(get("members")) if isinstance(m, dict)])
     timeline = [
         f"{_clean(t.get('phase'))} {_seconds(t.get('seconds', 0))}s"
@@ -95,6 +97,13 @@ def table(status: Mapping[str, Any]) -> str:
     if timeline:
         lines += ["", "  " + " > ".join(timeline)]
     return "\n".join(lines)
+
+
+def _findings(findings: list[dict[str, Any]]) -> list[str]:
+    """What the preflight found that is not well; `launcher doctor` says why it matters and what to do."""
+    bad = [f for f in findings if f.get("level") in ("fail", "warn")]
+    shown = [f"  {_clean(f['level'])}: {_clean(f.get('check'))}: {_clean(f.get('what'))}" for f in bad[:SHOWN_FINDINGS]]
+    return [*shown, f"  and {len(bad) - SHOWN_FINDINGS} more: launcher doctor"] if len(bad) > SHOWN_FINDINGS else shown
 
 
 def _members(members: list[dict[str, Any]]) -> list[str]:

@@ -41,15 +41,19 @@ def page(posts: Mapping[str, Mapping[str, Any]], size: int) -> dict[str, Any]:
 def of_status(status: Mapping[str, Any]) -> dict[str, Any]:
     """The same page from the leader's /status: what the launchers told of their pods when they said hello."""
     ranks = []
-    for member in (m for m in status.get("members", []) if isinstance(m, dict)):
-        facts = member.get("facts") or {}
+    members = status.get("members")
+    for member in members if isinstance(members, list) else ():
+        if not isinstance(member, dict) or not isinstance(member.get("rank"), int):
+            continue
+        told = member.get("facts")
+        facts = {clean(k): clean(v) for k, v in told.items()} if isinstance(told, dict) else {}
         found = []
         for one in findings_in(facts):
             check, _, what = one["text"].partition(": ")
             found.append(from_object({"check": check, "level": one["level"], "what": what}))
         plain = {name: value for name, value in facts.items() if not name.startswith(FINDING)}
         own = post_of("-" if facts else "", member.get("address"), found, plain)
-        ranks.append(_rank(int(member["rank"]), {"check": {str(member["rank"]): own}}))
+        ranks.append(_rank(member["rank"], {"check": {str(member["rank"]): own}}))
     between = list(compare.odd_ones({row["rank"]: row["facts"] for row in ranks}))
     silent = [row["rank"] for row in ranks if not row["facts"]]
     if silent:
@@ -61,7 +65,7 @@ def of_status(status: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "ok": not n[Level.FAIL],
         "counts": {level.value: count for level, count in n.items()},
-        "size": int(status.get("size") or len(ranks)),
+        "size": len(ranks),
         "ranks": ranks,
         "between": [f.as_object() for f in between],
         "collective": None,
@@ -87,7 +91,9 @@ def as_text(page: Mapping[str, Any], paint: bool = False) -> str:
         lines += ["", "between the pods", *show.lines(between, show.width(), paint)]
     if page["collective"]:
         lines += ["", *collective_lines(page["collective"])]
-    own = [Variable(v["name"], v["value"], v["set_by"], v["why"]) for v in page["ranks"][0]["variables"]]
+    own = [
+        Variable(v["name"], v["value"], v["set_by"], v["why"]) for row in page["ranks"][:1] for v in row["variables"]
+    ]
     if own:
         lines += ["", "variables of rank 0: value, who set it, why", *variables.table(own, "  ")]
     everything = [from_object(f) for row in page["ranks"] for f in row["findings"]]

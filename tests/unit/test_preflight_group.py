@@ -229,6 +229,16 @@ def test_what_several_ranks_share_is_told_once() -> None:
     assert "ranks 0, 2: /dev/shm" in report.as_text(two)
 
 
+def test_the_report_of_a_group_that_runs() -> None:
+    facts = start.as_facts([fail("shm", "64 MiB", "y", "mount it", {"shm": "64 MiB"})], {"mtu": "9000"})
+    members = [{"rank": 0, "address": "10.0.0.1", "facts": {"mtu": "1500"}}, {"rank": 1, "facts": facts}, {"rank": 2}]
+    page = report.of_status({"members": [*members, "strange", {"rank": "x"}]})
+    text = report.as_text(page)
+    assert not page["ok"] and "rank 1: 64 MiB; mount it" in text
+    assert "MTU: rank 1 has 9000; the other has 1500" in text and "nothing is known of rank 2" in text
+    assert report.as_text(report.of_status({"members": 3})).startswith("launcher doctor: 0 pod")
+
+
 def test_a_rank_without_a_word() -> None:
     page = report.page({"check": {"0": post(0)}}, 2)
     assert not page["ok"] and "no word from rank 1" in report.as_text(page)
