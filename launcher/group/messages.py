@@ -369,12 +369,21 @@ LEADER_SAYS: dict[str, type[Any]] = {
 # ---------------------------------------------------------------------------------------------- on the wire
 
 
+#: What is asked for at every message: its word, its fields and their checks.
+_SHAPES: dict[type[Any], tuple[str, tuple[tuple[str, Check], ...]]] = {
+    kind: (word, tuple((f.name, f.metadata["check"]) for f in fields(kind)))
+    for word, kind in (*MEMBER_SAYS.items(), *LEADER_SAYS.items())
+}
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
 def encode(message: Message) -> str:
     """A message as JSON text."""
-    body: dict[str, Any] = {"is": type(message).__name__.lower()}
-    for f in fields(message):
-        body[f.name] = _plain(getattr(message, f.name))
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    word, checks = _SHAPES[type(message)]
+    body: dict[str, Any] = {"is": word}
+    for name, _ in checks:
+        body[name] = _plain(getattr(message, name))
+    return _ENCODER.encode(body)
 
 
 def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
@@ -394,13 +403,13 @@ def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
     if kind is None:
         raise Malformed("not a word of this protocol")
     values: dict[str, Any] = {}
-    for f in fields(kind):
-        if f.name not in body:
+    for name, check in _SHAPES[kind][1]:
+        if name not in body:
             continue
         try:
-            values[f.name] = f.metadata["check"](body[f.name])
+            values[name] = check(body[name])
         except (Malformed, TypeError) as error:
-            raise Malformed(f"{word}.{f.name} {error}") from None
+            raise Malformed(f"{word}.{name} {error}") from None
     try:
         return kind(**values)
     except TypeError:
