@@ -115,7 +115,7 @@ class Container:
         asked = self.pods.engine[name]["httpGet"]
         try:
             return self.get(asked["path"], self.pods.port(asked["port"])).status == 200
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     def get(self, path: str, port: int) -> http.client.HTTPResponse:
