@@ -117,4 +117,6 @@ def size_text(number: float) -> str:
 
 
 def home(environ: Mapping[str, str]) -> str:
-    return environ.get("HOME") or os.path.expanduser("~")
+    """HOME, or what the password file says; / for a user that is in none, as container runtimes have it (without its last slash)."""
+    found = environ.get("HOME") or os.path.expanduser("~")
+    return found.rstrip("/") if found.startswith("/") else ""

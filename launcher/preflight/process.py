@@ -43,11 +43,16 @@ def judge_init(name: str, command: str, reaps: bool | None) -> Finding:
 
 def options_in(words: Sequence[str]) -> list[str] | None:
     """The options of a launcher's command line; None: it is no launcher's run."""
-    at = next((i for i, word in enumerate(words[:4]) if os.path.basename(word) == "launcher"), None)
-    if at is None or "-c" in words[:at] or words[at + 1 : at + 2] in (["doctor"], ["status"], ["local"]):
+    at = next((i for i, word in enumerate(words[:5]) if _is_launcher(word)), None)
+    if at is None or "-c" in words[:at] or words[at + 1 : at + 2] in (["doctor"], ["status"], ["local"], ["-m"]):
         return None
     options = list(words[at + 1 :])
     return options[1:] if options[:1] == ["run"] else options
+
+
+def _is_launcher(word: str) -> bool:
+    """The console script, ``-m launcher``, or the program of the self-contained folder (``images/bundle``)."""
+    return os.path.basename(word) == "launcher" or word.endswith("launcher/run.py")
 
 
 def options_of_pid_1(proc: str) -> list[str] | None:

@@ -246,6 +246,11 @@ def test_folders_that_cannot_be_written(node: Node, monkeypatch: pytest.MonkeyPa
     assert {"hub", "kernels", "vLLM"} == {w for w in ("hub", "kernels", "vLLM") if any(w in b for b in bad)}
 
 
+def test_a_user_without_a_home(node: Node) -> None:
+    bare = replace(node, environ={**node.environ, "HOME": "~"})
+    assert disk.folders(bare)["vLLM's cache"] == "/.cache/vllm"
+
+
 def test_folders_follow_the_variables(node: Node) -> None:
     env = {**node.environ, "HF_HOME": "/hf", "VLLM_CACHE_ROOT": "/v", "TRITON_CACHE_DIR": "/t", "TMPDIR": "/x"}
     assert {"/hf", "/v", "/t", "/x"} <= set(disk.folders(replace(node, environ=env)).values())
@@ -412,6 +417,8 @@ def test_pid_1(name: str, command: str, reaps: bool | None, level: Level, words:
     [
         ("/opt/launcher/launcher --tp 2 -- --x", ["--tp", "2", "--", "--x"]),
         ("python3 -m launcher run --tp 2", ["--tp", "2"]),
+        ("python3 -I -S /opt/launcher/run.py --tp 2", ["--tp", "2"]),
+        ("python3 -I -S /opt/launcher/run.py -m launcher.x", None),
         ("/venv/bin/python /venv/bin/launcher", []),
         ("sh -c launcher --tp 2", None),
         ("launcher doctor --group", None),
