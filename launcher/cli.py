@@ -14,13 +14,16 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher import __version__
 from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
 from launcher.settings import Settings
+
+if TYPE_CHECKING:
+    from launcher.manifest import Told
 
 PREFIX = "LAUNCHER"
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -274,14 +277,36 @@ def run(ctx: click.Context, /, **flags: Any) -> int:
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs.")
 @click.option("--only", type=int, metavar="RANK", help="Print this rank only.")
+@click.option("-f", "--filename", metavar="FILE", help="Plan the pods of a manifest; -: standard input.")
 @click.pass_context
-def plan(ctx: click.Context, /, as_json: bool, only: int | None, **flags: Any) -> None:
-    """What every rank would run, and why. Touches no network and starts nothing."""
+def plan(ctx: click.Context, /, as_json: bool, only: int | None, filename: str | None, **flags: Any) -> None:
+    """What every rank would run, and why. Touches no network and starts nothing.
+
+    \b
+    launcher plan --engine vllm --model M --tp 8 --pp 2 --size 2 --gpus-per-pod 8
+    kubectl kustomize DIR | launcher plan -f -
+        the pods of a StatefulSet, LeaderWorkerSet or indexed Job; options given here win over the manifest's.
+        With --json: a list, one page for each set of pods
+    """
     from launcher import show
 
-    settings, environ, warnings = read(ctx, flags, os.environ)
-    page = show.plan(settings, environ, warnings)
-    click.echo(show.as_json(page) if as_json else show.as_text(page, only))
+    if filename is None:
+        settings, environ, warnings = read(ctx, flags, os.environ)
+        page = show.plan(settings, environ, warnings)
+        click.echo(show.as_json(page) if as_json else show.as_text(page, only))
+        return
+    from launcher import manifest
+
+    pages = []
+    for told in manifest.read(filename):
+        settings, environ, warnings = _of_manifest(ctx, flags, told)
+        pages.append(
+            {"manifest": told.title, **show.plan(settings, environ, (*told.warnings, *warnings), told.hostname)}
+        )
+    if as_json:
+        click.echo(show.as_json(pages))
+        return
+    click.echo("\n\n".join(f"{page['manifest']}\n\n{show.as_text(page, only)}" for page in pages))
 
 
 @cli.command(cls=Command)
@@ -399,6 +424,27 @@ def completion(shell: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------- into Settings
+
+
+def _of_manifest(
+    ctx: click.Context, flags: Mapping[str, Any], told: Told
+) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
+    """Settings of a manifest's pod; what was given on this command line wins."""
+    try:
+        pod = run.make_context("run", list(told.args))
+    except click.UsageError as error:
+        raise ConfigError(f"{told.title}: {error.format_message()}", "correct the container's args") from None
+    given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
+    if ctx.meta.get("engine_args"):
+        pod.meta["engine_args"] = ctx.meta["engine_args"]
+    settings, environ, warnings = read(pod, {**pod.params, **given}, told.environ)
+    if settings.token_file and "token_file" not in given:
+        settings, warnings = settings.replace(token_file=None), (*warnings, "--token-file: the Secret is not read here")
+    size = settings.size or 1
+    if told.replicas is not None and told.replicas % size:
+        more = f"replicas {told.replicas} is no multiple of --size {size}: the last group would never be whole"
+        warnings = (*warnings, more)
+    return settings, environ, warnings
 
 
 def read(

@@ -25,10 +25,12 @@ MASK = "***"
 SAME_AS = "the same as rank {}, but for its own address and rank"
 
 
-def plan(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]) -> dict[str, Any]:
-    """The whole page as plain data. Raises the same errors as a run would."""
+def plan(
+    settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], hostname: str | None = None
+) -> dict[str, Any]:
+    """The whole page as plain data, as on ``hostname`` (default: this one). Raises the same errors as a run would."""
     warned = list(warnings)
-    identity, sources = _identity(settings, environ, warned)
+    identity, sources = _identity(settings, environ, warned, hostname)
     engine = planning.engine_of(settings)
     planning.secret_of(settings)
     facts = _facts(settings, engine, environ, warned)
@@ -74,14 +76,14 @@ def plan(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]
 
 
 def _identity(
-    settings: Settings, environ: Mapping[str, str], warned: list[str]
+    settings: Settings, environ: Mapping[str, str], warned: list[str], hostname: str | None
 ) -> tuple[Identity, tuple[SourceReport, ...]]:
     try:
-        identity, sources, more = planning.identity_of(settings, environ)
+        identity, sources, more = planning.identity_of(settings, environ, hostname)
     except NoIdentityError:
         # Planning away from the cluster: every rank is shown anyway, so which one this is does not matter.
         asked = settings.replace(rank=0, leader=settings.leader or "leader")
-        identity, sources, more = planning.identity_of(asked, environ)
+        identity, sources, more = planning.identity_of(asked, environ, hostname)
         warned.append("nothing here tells this pod's rank and leader: planned as rank 0 of a group led by `leader`")
     warned += more
     return identity, sources
@@ -96,8 +98,9 @@ def _facts(settings: Settings, engine: Engine, environ: Mapping[str, str], warne
         warned.append(f"{error.message}; planned without")
         return NodeFacts(gpus=settings.gpus_per_pod)
     if wanted and wanted[0] not in facts.versions:
-        where = engine.interpreter(settings)
-        warned.append(f"{where} has no {wanted[0]} here: its version is not known (say it with --engine-version)")
+        if settings.engine_version is None:
+            where = engine.interpreter(settings)
+            warned.append(f"{where} has no {wanted[0]} here: its version is not known (say it with --engine-version)")
         facts = NodeFacts(gpus=settings.gpus_per_pod)
     return facts
 
@@ -187,7 +190,7 @@ def _process(process: Process, environ: Mapping[str, str]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- as text
 
 
-def as_json(page: Mapping[str, Any]) -> str:
+def as_json(page: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(page, indent=2)
 
 

@@ -43,13 +43,13 @@ class Document:
     comments: Comments = field(default_factory=dict)
 
 
-def yaml() -> Any:
-    """PyYAML, which only this command needs."""
+def yaml(what: str = "reading an InferenceService") -> Any:
+    """PyYAML, which only few commands need; ``what`` needs it."""
     try:
         import yaml as module
     except ImportError:
         raise ConfigError(
-            "reading an InferenceService needs PyYAML, which is not installed here",
+            f"{what} needs PyYAML, which is not installed here",
             "install the launcher with its extra: pip install 'launcher[render]'",
         ) from None
     return module
