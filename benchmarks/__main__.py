@@ -17,7 +17,7 @@ from types import ModuleType
 
 from benchmarks.record import Record
 from benchmarks.rounds import progress, stop_after
-from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
+from launcher.errors import ExitCode, LauncherError, UsageError
 
 NAMES = {
     "overhead": "one pod: start to engine exec, imports, memory, CPU of a steady group",
@@ -113,11 +113,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise ValueError(text)
     return number
-
-
-def not_here(why: str) -> ConfigError:
-    """This machine can't run a benchmark."""
-    return ConfigError(f"this benchmark cannot run here: {why}", "see benchmarks/README.md for what each one needs")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ class Crowd:
             if said["marks"].get(what, [0])[0] >= count:
                 return said
             if self.leader.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{what} never came to {count} members: {said}\n{self._log.read_text()[-3000:]}")
+                seen = {mark: found[0] for mark, found in said["marks"].items()}
+                last = self._log.read_text()[-3000:]
+                raise RuntimeError(f"{what} never came to {count} members: {seen}, {said['failures']}\n{last}")
             time.sleep(0.05)
 
     def cpu(self) -> float:
