@@ -117,6 +117,6 @@ def size_text(number: float) -> str:
 
 
 def home(environ: Mapping[str, str]) -> str:
-    """HOME, or what the password file says; / for a user that is in none, as container runtimes have it (without its last slash)."""
+    """HOME without a slash at its end, or what the password file says; / for a user that is in none."""
     found = environ.get("HOME") or os.path.expanduser("~")
     return found.rstrip("/") if found.startswith("/") else ""
