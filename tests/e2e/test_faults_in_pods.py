@@ -71,7 +71,7 @@ def test_a_rank_that_runs_out_of_memory_says_so(cluster: Cluster) -> None:
     made.start_all()
     status = made.until_serving(2, SECONDS)
     failure = status["first_failure"]
-    assert (failure["rank"], failure["cause"]) == (1, "oom"), failure
+    assert (failure["rank"], failure["cause"]) == (1, "out_of_memory"), failure
     assert "out of memory" in failure["text"]
     assert made.terminate_all() == {0: 0, 1: 0}, made.logs()
 
