@@ -449,6 +449,20 @@ def test_key_that_stands_twice_is_refused() -> None:
         service.read(SAMPLE.replace("  replicas: 2\n", "  replicas: 2\n  replicas: 3\n"), "is.yaml")
 
 
+def test_the_example_is_rendered_without_a_warning() -> None:
+    (one,) = service.read((K8S / "examples/inferenceservice.yaml").read_text(), "inferenceservice.yaml")
+    found = [d.data for documents in objects.render(one, Options(gang="volcano")).values() for d in documents]
+    assert not one.warnings
+    check_names(found)
+    for o in found:
+        check(o, OLDEST)
+        check(o, NEWEST)
+    for pods in groups(found):
+        assert pods.settings(1)[0].world == pods.size * pods.gpus
+        (shm,) = [v for v in pods.spec["volumes"] if v["name"] == "shm"]
+        assert shm["emptyDir"]["sizeLimit"] == "16Gi"
+
+
 # ------------------------------------------------------------------------------------------------- the command
 
 
