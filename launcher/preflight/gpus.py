@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.network.gpus import parse_smi, visible_gpus
+from launcher.network.gpus import Gpus, parse_smi, visible_gpus
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.node import Node, text
 
@@ -15,7 +15,7 @@ _VERSION = re.compile(r"Kernel Module[^\n]*?\s(\d+\.\d[\d.]*)\s")
 
 def check(node: Node) -> Iterator[Finding]:
     """Count, model and driver; idle or missing GPUs; a mask that hides some."""
-    found = visible_gpus(node.environ, node.dev, node.smi)
+    found = _learned(node) or visible_gpus(node.environ, node.dev, node.smi)
     driver = driver_version(node)
     facts = {"gpu.count": "" if found.count is None else str(found.count), "gpu.model": found.model, "driver": driver}
     if found.count is None:
@@ -37,6 +37,13 @@ def check(node: Node) -> Iterator[Finding]:
         yield ok("gpus", shown, facts)
         yield from _fit(node, found.count)
     yield from _variables(node, found.count, present)
+
+
+def _learned(node: Node) -> Gpus | None:
+    """What a start has learned already from nvidia-smi; without its words only the outcome is known."""
+    if node.smi is not None or node.settings.gpus_per_pod is not None or not node.facts.gpus:
+        return None
+    return Gpus(node.facts.gpus, node.facts.gpu_model, "learned at the start")
 
 
 def driver_version(node: Node) -> str:

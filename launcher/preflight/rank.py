@@ -309,6 +309,7 @@ def report_all(told: Told) -> None:
         word = "fit" if page["ok"] else "not fit"
     else:
         word = str(_posted(told, "verdict", REPORT_SECONDS).get("0"))
+        sys.stderr.write(f"launcher doctor: the group is {word}; rank 0 prints what was found\n")
     Path(told.verdict).write_text(word)
 
 

@@ -76,6 +76,13 @@ def test_the_proprietary_driver_names_itself_otherwise(node: Node) -> None:
     assert gpus.driver_version(node) == "535.129.03"
 
 
+def test_what_a_start_has_learned_is_believed(node: Node) -> None:
+    """Eight MIG instances of one GPU: one device file."""
+    (node.dev / "nvidia0").touch()
+    learned = replace(said(node, tp=8), facts=NodeFacts(gpus=8, gpu_model="NVIDIA H200 MIG 1g.18gb"))
+    assert worst(gpus.check(learned)).what == "8 x NVIDIA H200 MIG 1g.18gb"
+
+
 def test_too_few_and_idle_gpus(node: Node) -> None:
     few = worst(gpus.check(replace(said(node, tp=8), smi=smi(4))))
     assert few.level is Level.FAIL and "needs 8 GPUs here, and there are 4" in few.what
