@@ -119,10 +119,11 @@ def collective_lines(result: Mapping[str, Any]) -> list[str]:
     with_what = [clean(result.get("backend")), f"torch {clean(result.get('torch'))}"]
     with_what += [f"NCCL {clean(result['nccl'])}"] if result.get("nccl") else []
     with_what += [clean(result["transport"])] if result.get("transport") else []
-    head = f"all-reduce over {result.get('ranks')} ranks ({', '.join(with_what)})"
+    alone = result.get("ranks") == 1
+    head = f"all-reduce over {result.get('ranks')} rank{'' if alone else 's'} ({', '.join(with_what)})"
     rows = [("size", "latency", "bandwidth")]
     for row in result.get("rows", ()):
-        rows.append((_size(row["bytes"]), f"{row['us']:,.1f} us", f"{row['gbps']:.3g} Gb/s"))
+        rows.append((_size(row["bytes"]), f"{row['us']:,.1f} us", "-" if alone else f"{row['gbps']:.3g} Gb/s"))
     return [head, *show.columns(rows)]
 
 
