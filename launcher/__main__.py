@@ -6,6 +6,7 @@ agent. All other commands are plain programs.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -17,6 +18,7 @@ ASKS = ("--help", "-h", "--version")
 def main() -> None:
     """The console script."""
     if is_run(sys.argv[1:]):
+        gc.disable()  # what imports make stays; guard and agent turn it on again when they are up: a tenth of the start
         from launcher.process import guard
 
         guard.run(_agent)

@@ -8,6 +8,7 @@ what can't be read and 78 for what can't work.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shlex
 import sys
@@ -270,6 +271,8 @@ def run(ctx: click.Context, /, **flags: Any) -> int:
     settings, environ, warnings = read(ctx, flags, os.environ)
     fd: int = ctx.obj
     planning.identity_of(settings, environ)
+    gc.freeze()  # nothing of what was imported will ever be garbage
+    gc.enable()
     return agent.main(fd, settings, environ, warnings)
 
 

@@ -17,6 +17,7 @@ is non-blocking but the launcher's own stdout and stderr, which only the threads
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -128,6 +129,7 @@ class Guard:
     def run(self) -> int:
         """Fork the agent and guard it until something says how to exit."""
         self._start_agent()
+        gc.enable()
         while self._code is None:
             self._turn()
         return self._leave(self._code)
