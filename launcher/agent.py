@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
 import random
 import secrets
@@ -19,7 +18,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import memory, planning, roles
@@ -32,22 +30,22 @@ from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
 from launcher.group.lease import Terms
 from launcher.guard_line import GuardLine
 from launcher.log import Log
+from launcher.lookout import Lookout
 from launcher.memory import Keeper
 from launcher.pod_engine import PodEngine
 from launcher.process import channel as guard
 from launcher.settings import Settings
 from launcher.stages import signal_name
-from launcher.status import Timeline, failure_block, metrics_page, status_object, termination_message
+from launcher.status import Timeline, metrics_page, status_object
+from launcher.telling import Telling
 from launcher.words import Cause, CauseKind, Epoch, Identity, Plan
 
 if TYPE_CHECKING:
     from launcher.group.link import LeaderLink, MemberLink
-    from launcher.preflight.finding import Finding
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")  #: from it to us, no further
-PREFLIGHT_AFTER = 1.0  #: seconds; alone, the engine's start goes first
-PAGES_AFTER = 0.2  #: seconds at most; likewise
+PAGES_AFTER = 0.2  #: seconds at most; with one pod the engine's start goes first
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
 
@@ -82,15 +80,12 @@ class Agent:
         self._member_link: MemberLink | None = None
         self._remembered: Epoch | None = None
         self.phase = "starting"  #: as people see it
-        self._told_failure: Cause | None = None
-        self._network: planning.Network | None = None
-        self.findings: tuple[Finding, ...] = ()  #: of the preflight, about this pod
-        self.differences: tuple[Finding, ...] = ()  #: between the pods, on the leader
-        self._told_differences: tuple[str, ...] = ()
+        self._telling = Telling(self.log, settings.termination_log)
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
         self.environ = {
             k: v for k, v in roles.environment(environ, self.identity.rank).items() if k not in OF_THE_GUARD
         }
+        self.lookout = Lookout(settings, self.identity, self.environ, self.log)
         self.member = self._new_member(environ)
         self.engine = PodEngine(
             self._adapter,
@@ -203,14 +198,16 @@ class Agent:
             self.engine.health.stop()
         cause = leaving.cause if leaving.code else None
         if cause is not None:
-            self._tell_failure(cause, leaving.text)
-        self._write_termination(cause, leaving)
+            self._telling.failure(cause, self.member.news.restarts, leaving.text)
+        self._telling.termination(cause or self.member.news.first_failure, leaving.code, leaving.text)
         self._remember(clean=True)
         await self._close_leader_link()
         if self._member_link is not None:
             await asyncio.sleep(0.05)  # what was just said is still in the socket's hands
             self._member_link.hang()
-        why = leaving.text.partition("\n")[0] or ("" if leaving.code else "told to go")
+        why = leaving.text.partition("\n")[0] or (
+            "" if leaving.code else "the work is done" if self.engine.completes else "told to go"
+        )
         self.log("exits", {"code": leaving.code, "why": why})
         return leaving.code
 
@@ -269,21 +266,23 @@ class Agent:
         leader: tuple[str, ...] = ()
         if not self.identity.alone and self.identity.address is None:
             leader = await self._resolve_leader()
-        if self.settings.preflight == "on" and not self.identity.alone:  # imported while the versions are asked
-            asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "launcher.preflight.start")
+        self.lookout.warm_up()  # while the versions are asked
         facts = self.engine.facts = await planning.learn(self.settings, self._adapter, self.environ, self.engine.ask)
         checked = self._adapter.check(self.settings, self.identity, facts)
         for warning in checked.warnings:
             self.log(warning, level="warning")
         for why in checked.why:
             self.log(why)
-        address = self._learn_network(leader)
+        network = self._learn_network(leader)
+        address = network.address if network else self.identity.address or "127.0.0.1"
         names = tuple(address if r == self.identity.rank else f"<rank {r}>" for r in range(self.identity.size))
         outline = self.engine.plan_for(planning.sketch(self.identity, names))
         self.member.address = address
         self._recall(address)
         self.member.fingerprint = planning.fingerprint(self.settings, self._adapter, facts)
-        await self._look_around(outline)
+        looked = self._task(self._look_around(outline, network))
+        if not self.identity.alone:
+            await looked
         if self.coordinator is not None:
             self.coordinator.stages = tuple(co.Stage(s.name, s.timeout, s.on_timeout) for s in outline.stages)
         if not self.identity.alone and not self.identity.is_leader:
@@ -307,51 +306,25 @@ class Agent:
         if not self._keeper.remember(**changes):
             self.log("--state-dir cannot be written; going on without", {"why": self._keeper.trouble}, "warning")
 
-    async def _look_around(self, outline: Plan) -> None:
-        """The preflight: 2 s at most, its findings go with hello. With one pod nobody waits for it."""
-        if self.settings.preflight == "off":
-            return
+    async def _look_around(self, outline: Plan, network: planning.Network | None) -> None:
+        self.member.facts = await self.lookout.preflight(self.engine.facts, outline, network)
+
+    def _compare(self) -> None:
+        if self.coordinator is not None and not self.identity.alone:
+            self.lookout.compare({rank: seat.hello.facts for rank, seat in self.coordinator.seats.items()})
+
+    def _learn_network(self, leader: tuple[str, ...]) -> planning.Network | None:
         if self.identity.alone:
-            self._task(self._preflight(outline, PREFLIGHT_AFTER))
-        else:
-            await self._preflight(outline)
-
-    async def _preflight(self, outline: Plan, delay: float = 0.0) -> None:
-        await asyncio.sleep(delay)
-        from launcher.preflight import start
-        from launcher.preflight.node import Node
-
-        who, facts = self.identity, self.engine.facts
-        node = Node(self.settings, self.environ, os.environ, who, facts, outline, self._network, agent=True)
-        self.findings = await start.examine(node)
-        start.tell(self.findings, self.log)
-        self.member.facts = start.as_facts(self.findings, self._network.facts if self._network else {})
-
-    def _compare_members(self) -> None:
-        """On the leader, when the group is whole: who is the odd one out? Said when that changes."""
-        if self.coordinator is None or self.identity.alone:
-            return
-        from launcher.preflight import compare
-
-        seats = self.coordinator.seats
-        self.differences = compare.odd_ones({rank: seat.hello.facts for rank, seat in seats.items()})
-        new = [f for f in self.differences if f.what not in self._told_differences]
-        self._told_differences = tuple(f.what for f in self.differences)
-        for f in new:
-            self.log(f"the pods differ: {f.what}", {"why": f.why, "fix": f.fix}, "warning")
-
-    def _learn_network(self, leader: tuple[str, ...]) -> str:
-        if self.identity.alone:
-            return self.identity.address or "127.0.0.1"
+            return None
         nccl = planning.nccl_version(self.engine.facts)
-        self._network = found = planning.network(self.settings, self.identity, self.environ, leader, nccl)
+        found = planning.network(self.settings, self.identity, self.environ, leader, nccl)
         for warning in found.warnings:
             self.log(warning, level="warning")
         self.log("own address", {"address": found.address, "why": found.why})
         for note in found.notes:
             self.log(note)
         self.engine.network = found.ours
-        return found.address
+        return found
 
     async def _resolve_leader(self) -> tuple[str, ...]:
         from launcher.network.names import wait_for_address
@@ -439,7 +412,8 @@ class Agent:
             self._engine_ordered.set()
         elif isinstance(action, me.DoServe):
             self.engine.serve()
-            if self.engine.plan is not None and self.engine.plan.completes:
+            if self.engine.completes:
+                self.log("the work is done on all ranks")
                 self._to_member(me.Terminate(self.settings.grace))
         elif isinstance(action, me.DoDrain):
             self.engine.drain()
@@ -542,8 +516,8 @@ class Agent:
         first = self.coordinator.history.first if self.coordinator is not None else news.first_failure
         stopping = phase in ("stopping", "aborted") or self.member.state is me.State.STOPPING
         settled = not stopping and not self._finished_future.done()  # until then a better word may come
-        if settled and first is not None and first != self._told_failure:
-            self._tell_failure(first, "")
+        if settled and first is not None:
+            self._telling.failure(first, news.restarts)
         if self.member.address:
             self._remember(charged=news.charged, first_failure=news.first_failure)
             self._remember_epoch()
@@ -568,7 +542,7 @@ class Agent:
         self.phase = phase
         self.timeline.enter(phase)
         if phase == "preparing":
-            self._compare_members()
+            self._compare()
 
     def ready(self) -> tuple[bool, str]:
         if self.identity.rank != 0 and self.settings.worker_ready == "never":
@@ -580,24 +554,6 @@ class Agent:
         if self.engine.health is not None and not self.engine.health.ok:
             return False, f"the engine is not well: {self.engine.health.words}"
         return True, "serving"
-
-    def _tell_failure(self, cause: Cause, reason: str) -> None:
-        if cause == self._told_failure:  # the block is printed once
-            self.log.block([f"launcher: giving up: {reason} (first failure: {cause})"])
-            return
-        self._told_failure = cause
-        self.log.block(failure_block(cause, reason, self.member.news.restarts))
-
-    def _write_termination(self, cause: Cause | None, leaving: me.Exit) -> None:
-        text = termination_message(cause or self.member.news.first_failure, leaving.code, leaving.text)
-        path = Path(self.settings.termination_log)
-        if text and path.exists():
-            try:
-                path.write_text(text, encoding="utf-8")
-            except OSError as error:
-                self.log(
-                    "the termination message could not be written", {"path": path, "why": error.strerror}, "warning"
-                )
 
     # ------------------------------------------------------------------------------------------------------- our bugs
 

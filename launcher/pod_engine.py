@@ -88,6 +88,11 @@ class PodEngine:
             identity.rank, line.send, lambda epoch, stage: tell(me.Done(epoch, stage)), self._broke, self._oom_killed
         )
 
+    @property
+    def completes(self) -> bool:
+        """Whether the engine does a piece of work and is then done."""
+        return self.plan is not None and self.plan.completes
+
     async def ask(self, argv: Sequence[str], timeout: float) -> tuple[int, str]:
         """Run a short program in the engine's environment: its exit code and output."""
         return await self._line.ask(argv, timeout, self._environ)
@@ -191,7 +196,9 @@ class PodEngine:
     def drain(self) -> None:
         """Not ready any more; Idle follows when no request is left."""
         self.draining = True
-        if self.health is not None and self._identity.is_leader:
+        if self.completes and self.epoch is not None:
+            self._tell(me.Idle(self.epoch))  # there are no callers to wait for
+        elif self.health is not None and self._identity.is_leader:
             self.health.drain()
 
     # -------------------------------------------------------------------------------------------------------- stop

@@ -86,7 +86,7 @@ def status_object(agent: Agent) -> dict[str, Any]:
         "members": _members(agent),
         "restarts": member.news.restarts,
         "timeline": agent.timeline.rows(),
-        "findings": [f.as_object() for f in (*agent.findings, *agent.differences)],
+        "findings": [f.as_object() for f in (*agent.lookout.findings, *agent.lookout.differences)],
     }
     if lead is not None:
         status["failures"] = [

@@ -97,6 +97,7 @@ class DeclarativeEngine:
             health=health,
             ports=self._opened(values, rank),
             stop_grace=file.stop_grace,
+            completes=file.completes and all(s.gate and s.gate.kind == "exited" for s in file.stages[-1].steps),
         )
 
     def fingerprint(self, settings: Settings, facts: NodeFacts) -> Fingerprint:

@@ -105,6 +105,7 @@ class EngineFile:
     versions: tuple[str, ...]
     owned: tuple[str, ...]
     topology: bool
+    completes: bool
     stop_grace: float | None
     unset: tuple[str, ...]
     env: Mapping[str, Template]
@@ -162,6 +163,7 @@ def parse(raw: bytes, path: str) -> EngineFile:
         versions=top.texts("versions"),
         owned=_owned(top),
         topology=top.flag("topology"),
+        completes=completes,
         stop_grace=top.seconds("stop_grace"),
         unset=top.texts("unset"),
         env=read.env(top),
@@ -274,7 +276,7 @@ class Reader:
                 "write [leader] and [worker] with a command each, or [all] where every rank runs the same command, or"
                 " [[stages]] where one command waits for another",
             )
-        steps = [self._step(top.below(key, COMMAND), key, completes) for key in said]
+        steps = [self._step(top.below(key, COMMAND), key, completes, completes) for key in said]
         return (StageSpec(ENGINE_STAGE, tuple(steps), None),)
 
     def _stages(self, top: Table, completes: bool) -> tuple[StageSpec, ...]:
@@ -292,7 +294,7 @@ class Reader:
                 )
             on = table.choice("on", (LEADER, WORKER, ALL), ALL)
             ends = completes and (last or name == entries[-1].get("name"))
-            step = self._step(table, on, table.flag("completes", ends))
+            step = self._step(table, on, table.flag("completes", ends), ends)
             timeout = table.seconds("timeout")
             if not joins:
                 stages.append(StageSpec(name, (step,), timeout))
@@ -304,8 +306,9 @@ class Reader:
             stages[-1] = StageSpec(name, (*before.steps, step), longest)
         return tuple(stages)
 
-    def _step(self, table: Table, on: str, completes: bool) -> Step:
-        gate = self._gate(table) if "gate" in table.content else None
+    def _step(self, table: Table, on: str, completes: bool, ends: bool) -> Step:
+        """``ends``: when this command has ended with 0 the engine's work is done, so that is what is waited for."""
+        gate = self._gate(table) if "gate" in table.content else GateSpec("exited", None, 0.0) if ends else None
         return Step(
             on=on,
             command=self._command(table),

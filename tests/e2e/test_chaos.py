@@ -1,4 +1,6 @@
-"""Five ranks, a random fault every few seconds, and in the end a group that serves: `./run.sh slow -m chaos tests/e2e/test_chaos.py`.
+"""Five ranks, a random fault every few seconds, and in the end a group that serves.
+
+    ./run.sh slow -m chaos tests/e2e/test_chaos.py
 
 LAUNCHER_CHAOS_SECONDS (120) says how long, LAUNCHER_CHAOS_SEED replays the choices of a run (not its timing). All the
 while no process of one epoch may live beside one of another; at the end nothing may be left over and no launcher may

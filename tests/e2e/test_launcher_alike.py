@@ -115,8 +115,8 @@ def test_a_pod_of_another_group_reaches_this_leader(tmp_path: Path) -> None:
         group.start(1, env={"LAUNCHER_GROUP_ID": "ns/two"})
         text = "this is the leader of group ns/one, not of ns/two"
         group.until("the stranger is told", lambda: group.status(1).get("waiting_for") == text)
+        group.until("the leader waits", lambda: group.status(0).get("waiting_for") == "waiting for rank 1")
         assert group.phase(0) == "gathering"
-        assert group.status(0)["waiting_for"] == "waiting for rank 1"
         group.terminate(1)
         assert group.code(1) == 0
         group.restart(1)

@@ -140,10 +140,12 @@ def test_a_process_of_the_engine_that_left_the_family(tmp_path: Path) -> None:
         group.until("all of rank 1 gone", lambda: len(old & {p.key for p in group.engines()}) <= 3)
 
 
-def local(size: int, *args: str) -> tuple[subprocess.Popen[str], Group]:
+def local(
+    size: int, *args: str, engine: tuple[str, ...] = ("--engine", "reference")
+) -> tuple[subprocess.Popen[str], Group]:
     """`launcher local`; the group lends its free ports."""
     ports = Group(Path(), size, start=False)
-    command = [str(LAUNCHER), "local", "--size", str(size), "--engine", "reference", "--port", str(ports.port)]
+    command = [str(LAUNCHER), "local", "--size", str(size), *engine, "--port", str(ports.port)]
     command += ["--agent-port", str(ports.agent_port), "--group-port", str(ports.group_port)]
     command += ["--master-port", str(ports.peer_port), *args]
     process = subprocess.Popen(
@@ -183,3 +185,16 @@ def test_local_is_killed(tmp_path: Path) -> None:
     assert process.stdout
     process.stdout.close()
     until("nothing is left", lambda: not group.left(), words=lambda: str(descendants(os.getpid())))
+
+
+def test_an_engine_whose_work_is_done(tmp_path: Path) -> None:
+    """`completes = true`: when all ranks have ended with 0, every launcher exits with 0; one that fails is a failure."""
+    file = tmp_path / "job.toml"
+    script = 'sleep 0.{rank}; if ! test -e "$0"; then touch "$0"; exit 3; fi; sleep 0.3'
+    command = ["sh", "-c", script, str(tmp_path / "tried-{rank}")]
+    file.write_text(f'name = "job"\ncompletes = true\n[all]\ncommand = {json.dumps(command)}\n')
+    process, _ = local(2, "--restart-backoff", "0.3s", "--engine-file", str(file), engine=())
+    text, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, text
+    assert "job ended with exit code 3" in text or "engine ended with exit code 3" in text
+    assert text.count('exits code=0 why="the work is done"') == 2

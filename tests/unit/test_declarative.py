@@ -108,7 +108,8 @@ def test_torchrun() -> None:
             *("--max-restarts", "0", "train.py", "--lr", "0.1"),
         )
         (process,) = plan.stages[0].processes
-        assert process.completes and process.gate == Gate() and process.env == {"PYTHONUNBUFFERED": "1"}
+        assert plan.completes
+        assert process.completes and process.gate == Gate("exited") and process.env == {"PYTHONUNBUFFERED": "1"}
         assert plan.stop_grace == 10
     assert [p.ports for p in made] == [(Port(29500, "master"),), ()]
     assert plans(engine, 2, gpus=4, epoch=2)[0].ports == (Port(29501, "master"),)
@@ -258,6 +259,7 @@ gate = { kind = "http", target = "http://{address:8000}/ready" }
     ]  # fmt: skip
     assert gates[1][1] == Gate("started", settle=2.0)
     assert [s.processes[0].completes for s in leader.stages] == [True, False, True]
+    assert not leader.completes  # the last command has a gate of its own: it serves
     assert [s.timeout for s in leader.stages] == [None, 7, None]
     assert "stage store 7 s" in leader.stages[1].on_timeout
 

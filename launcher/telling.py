@@ -1,0 +1,37 @@
+"""How a failure is told to people: one block in the log, and the termination message that the platform shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.log import Log
+from launcher.status import failure_block, termination_message
+from launcher.words import Cause
+
+
+class Telling:
+    """Tells each first failure once."""
+
+    def __init__(self, log: Log, termination_log: str) -> None:
+        self._log = log
+        self._path = Path(termination_log)
+        self._told: Cause | None = None
+
+    def failure(self, cause: Cause, restarts: int, giving_up: str | None = None) -> None:
+        """``giving_up``: why the group does; then it is said again in a line."""
+        if cause != self._told:
+            self._told = cause
+            self._log.block(failure_block(cause, giving_up or "", restarts))
+        elif giving_up is not None:
+            self._log.block([f"launcher: giving up: {giving_up} (first failure: {cause})"])
+
+    def termination(self, cause: Cause | None, code: int, text: str) -> None:
+        """Where the platform has made a file for it. One that can't be written is said, and changes nothing."""
+        words = termination_message(cause, code, text)
+        if not words or not self._path.exists():
+            return
+        try:
+            self._path.write_text(words, encoding="utf-8")
+        except OSError as error:
+            why = {"path": self._path, "why": error.strerror}
+            self._log("the termination message could not be written", why, "warning")
