@@ -188,7 +188,7 @@ def test_local_is_killed(tmp_path: Path) -> None:
 
 
 def test_an_engine_whose_work_is_done(tmp_path: Path) -> None:
-    """`completes = true`: when all ranks have ended with 0, every launcher exits with 0; one that fails is a failure."""
+    """`completes = true`: when all ranks have ended with 0, every launcher exits with 0; a failure is one."""
     file = tmp_path / "job.toml"
     script = 'sleep 0.{rank}; if ! test -e "$0"; then touch "$0"; exit 3; fi; sleep 0.3'
     command = ["sh", "-c", script, str(tmp_path / "tried-{rank}")]
