@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.data import dataclass, field
 
@@ -221,9 +221,8 @@ class NodeFacts:
     gpu_model: str = ""
 
 
-@dataclass(frozen=True)
-class Member:
-    """One rank of an epoch, as the leader tells it to all."""
+class Member(NamedTuple):
+    """One rank of an epoch, as the leader tells it to all. A tuple: there may be a thousand, on each of a thousand."""
 
     rank: int
     incarnation: str

@@ -97,10 +97,22 @@ def _map(key: Check, item: Check, most: int) -> Check:
     return checked
 
 
-def _pair(value: Any) -> tuple[str, str]:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise Malformed("is not a pair")
-    return _INCARNATION(value[0]), _token(64)(value[1])
+def _people(value: Any) -> tuple[tuple[str, str], ...]:
+    """Incarnation and address of each rank. All at once: a thousand ranks are read on each of a thousand members."""
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_RANKS:
+        raise Malformed(f"is not a list of at most {MAX_RANKS}")
+    if not all(type(pair) in (list, tuple) for pair in value):
+        raise Malformed("is not a list of pairs")
+    try:
+        people = tuple([(incarnation, address) for incarnation, address in value])
+        words = "".join([incarnation + address for incarnation, address in people])
+    except (TypeError, ValueError):
+        raise Malformed("is not a list of pairs of texts") from None
+    if not words.isprintable() or " " in words:
+        raise Malformed("holds what is not a plain word")
+    if any(len(incarnation) > 32 or len(address) > 64 for incarnation, address in people):
+        raise Malformed("holds a word that is too long")
+    return people
 
 
 _INCARNATION = _token(32)
@@ -286,7 +298,7 @@ class Challenge:
 @dataclass(frozen=True)
 class Prepare:
     epoch: Epoch = _wire(_epoch)
-    members: tuple[tuple[str, str], ...] = _wire(_list(_pair, MAX_RANKS))  #: (incarnation, address) by rank
+    members: tuple[tuple[str, str], ...] = _wire(_people)  #: (incarnation, address) by rank
     token: str = _wire(_token(200), default="")
     values: dict[str, Any] = _wire(_map(_token(64), _scalar, 32), default_factory=dict)
 
