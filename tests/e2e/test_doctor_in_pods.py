@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pods import Cluster, Pod, until, why_not
+from tests.pods import Cluster, Pod, until
 
 pytestmark = [pytest.mark.pods, pytest.mark.timeout(300)]
 
 LAUNCHER = Path(sys.executable).with_name("launcher")
 ARGS = ("--engine", "reference", "--size", "2", "--service", "engine", "--grace", "20", "--drain-settle", "0")
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    reason = why_not()
-    if reason:
-        pytest.skip(f"pods cannot be made here: {reason}")
-    with Cluster() as made:
-        yield made
 
 
 def environment(pod: Pod) -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults import ON_FOUR, cut, kill_engine, survives
-from tests.pods import Cluster, PodError, until, why_not
+from tests.pods import Cluster, PodError, until
 from tests.real.launched import LaunchedGroup
 
 pytestmark = [pytest.mark.pods, pytest.mark.timeout(400)]
@@ -22,15 +22,6 @@ SIZE = 4
 ARGUMENTS = ("--engine", "reference", "--port", "8000", "--restart-backoff", "2s")
 ENV = {"PYTHONDONTWRITEBYTECODE": ""}
 SECONDS = 120.0  #: for the group to serve again: the lease, the back-off, and a noisy machine
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    reason = why_not()
-    if reason:
-        pytest.skip(f"pods cannot be made here: {reason}")
-    with Cluster() as made:
-        yield made
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 
 from launcher.engines.inside import collective
 from launcher.network.gpus import visible_gpus
-from tests.pods import ROOT, Cluster, Pod, PodProcess, why_not
+from tests.pods import ROOT, Cluster, Pod, PodProcess
 from tests.real import install
 
 pytestmark = [pytest.mark.real, pytest.mark.pods, pytest.mark.timeout(900)]
@@ -42,15 +41,6 @@ def torch() -> Path:
         return install.engine("vllm").python
     except install.NotInstallable as reason:
         pytest.skip(str(reason))
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    reason = why_not()
-    if reason:
-        pytest.skip(f"pods cannot be made here: {reason}")
-    with Cluster() as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of real engines share."""
+"""What several suites share."""
 
 from __future__ import annotations
 
