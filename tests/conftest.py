@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.pods import Cluster, why_not
+
+os.environ["COLUMNS"] = "120"  # what people see is wrapped to their terminal; in CI there is none
 
 
 @pytest.fixture

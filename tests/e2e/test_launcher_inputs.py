@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -140,5 +141,6 @@ def test_config_file_and_precedence(tmp_path: Path) -> None:
         timeout=60,
         check=True,
     ).stdout
-    assert '"flag"' in plan and "variable" not in plan
+    assert json.loads(plan)["settings"]["model"] == "--model flag"
+    assert '"flag"' in plan and '"file"' not in plan
     assert '"--workers", "3"' in " ".join(plan.split())
