@@ -100,6 +100,7 @@ class One:
         elif isinstance(action, me.Dial):
             self._link.dial(action.delay)
         elif isinstance(action, me.DoPrepare):
+            self._seen.mark("prepared")
             self._handle(me.Able(action.shared.epoch))
         elif isinstance(action, me.DoStage):
             self._seen.mark("started")
