@@ -127,7 +127,7 @@ _status = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(_json.filter(lambda v: isinstance(v, dict)) | _status)
 def test_any_object_becomes_a_table_that_a_terminal_can_show(status: Any) -> None:
     text = table(status)
