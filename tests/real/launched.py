@@ -116,8 +116,13 @@ class LaunchedGroup:
     def complete(self) -> str:
         """The greedy completion of the recipes' request."""
         leader = self.pods[0]
-        answer = leader.http(f"http://{leader.ip}:{PORT}/v1/completions", data=recipes.REQUEST, timeout=120)
-        assert answer.status == 200, answer.body
+        try:
+            answer = leader.http(
+                f"http://{leader.ip}:{PORT}/v1/completions", data=recipes.REQUEST, timeout=recipes.ANSWER_SECONDS
+            )
+        except OSError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+        assert answer.status == 200, f"{answer.body!r}\n{self.logs()}"
         return str(answer.json()["choices"][0]["text"])
 
     def models(self) -> list[str]:
