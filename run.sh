@@ -67,7 +67,7 @@ test)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -n 3 --dist worksteal -m "not pods and not real and not containers and not chaos" "$@"
+    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos" "$@"
     ;;
 lint)
     set_up dev
