@@ -71,7 +71,7 @@ def test_a_rank_beyond_the_size(tmp_path: Path) -> None:
         group.start(2, size=3)
         text = "rank 2 of size 3 came, but the leader's size is 2: check --size"
         group.until("the pod is told", lambda: group.status(2).get("waiting_for") == text)
-        assert text in group.output(2)
+        group.until("it is in the log", lambda: text in group.output(2))
         assert not group.engines()
 
 
@@ -87,7 +87,7 @@ def test_two_pods_with_one_rank(tmp_path: Path) -> None:
         group.until("the newcomer is told", lambda: "two pods are rank 1" in group.status(2).get("waiting_for", ""))
         told = group.status(2)["waiting_for"]
         assert group.addresses[1] in told and group.addresses[2] in told
-        assert "duplicate rank" in group.output(0)
+        group.until("it is in the log", lambda: "duplicate rank" in group.output(0))
         group.complete("still here", 5)
         group.kill_rank(1)
         del group.processes[1]

@@ -125,7 +125,7 @@ def test_a_worker_comes_back_with_another_address(tmp_path: Path) -> None:
         group.restart(1, address=f"{group.prefix}.77")
         assert group.until_serving(after=1) == 2
         assert group.status(0)["members"][1]["address"] == f"{group.prefix}.77"
-        assert re.search(r"address=\S+\.77 ", group.output(0))
+        group.until("it is in the log", lambda: bool(re.search(r"address=\S+\.77 ", group.output(0))))
     witness.check()
 
 
@@ -173,7 +173,10 @@ def test_shared_memory_is_given_back_epoch_after_epoch(tmp_path: Path) -> None:
             assert other.exists()
         finally:
             other.unlink()
-        assert "removed what the engine left in /dev/shm files=" in group.output(0) + group.output(1)
+        group.until(
+            "it is in the log",
+            lambda: bool("removed what the engine left in /dev/shm files=" in group.output(0) + group.output(1)),
+        )
         group.terminate()
         group.terminate()
         group.codes()

@@ -156,11 +156,11 @@ def test_other_secrets(tmp_path: Path) -> None:
         ]:
             group.start(1, *args)
             group.until("told", lambda w=words: w in group.status(1).get("waiting_for", ""))  # type: ignore[misc]
-            assert words in group.output(1)
-            assert group.status(0)["waiting_for"] == "waiting for rank 1"
+            group.until("it is in the log", lambda w=words: w in group.output(1))  # type: ignore[misc]
+            group.until("the leader waits", lambda: group.status(0).get("waiting_for") == "waiting for rank 1")
             group.terminate(1)
             assert group.code(1) == 0
-        assert "did not prove the group's secret" in group.output(0)
+        group.until("it is in the log", lambda: "did not prove the group's secret" in group.output(0))
         group.start(1, *right)
         group.until_serving()
 
@@ -171,4 +171,4 @@ def test_a_secret_that_only_a_worker_has(tmp_path: Path) -> None:
         group.start(1, *secret(tmp_path, "right", "one word that is secret"))
         words = "it has no --token-file and this pod has one"
         group.until("told", lambda: words in group.status(1).get("waiting_for", ""))
-        assert group.status(0)["waiting_for"] == "waiting for rank 1"
+        group.until("the leader waits", lambda: group.status(0).get("waiting_for") == "waiting for rank 1")
