@@ -47,7 +47,7 @@ ARGUMENTS = [
     *("--engine", "reference", "--restart-backoff", "0.5s", "--max-restarts", "100000", "--state-dir", "/tmp/state"),
     *("--", "--startup-seconds", str(STARTUP_SECONDS), "--on-peer-loss", "hang"),
 ]
-LEASE, STOP_GRACE, FROZEN = 10.0, 3.0, 5.0
+LEASE, FROZEN = 10.0, 5.0
 
 # What a launcher says first when something is wrong, with the time before it.
 _NOTICE = re.compile(

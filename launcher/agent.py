@@ -275,8 +275,7 @@ class Agent:
             self.log(why)
         network = self._learn_network(leader)
         address = network.address if network else self.identity.address or "127.0.0.1"
-        names = tuple(address if r == self.identity.rank else f"<rank {r}>" for r in range(self.identity.size))
-        outline = self.engine.plan_for(planning.sketch(self.identity, names))
+        outline = self.engine.plan_for(planning.outline(self.identity, address))
         self.member.address = address
         self._recall(address)
         self.member.fingerprint = planning.fingerprint(self.settings, self._adapter, facts)

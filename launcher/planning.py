@@ -220,6 +220,11 @@ def sketch(identity: Identity, addresses: Sequence[str] = ()) -> Shared:
     return Shared(Epoch(1, "0"), tuple(Member(r, str(r), a) for r, a in enumerate(names)))
 
 
+def outline(identity: Identity, address: str) -> Shared:
+    """An epoch before there is one, as a pod sees it that knows its own address and nobody else's."""
+    return sketch(identity, [address if r == identity.rank else f"<rank {r}>" for r in range(identity.size)])
+
+
 def with_environment(plan: Plan, variables: Mapping[str, str]) -> Plan:
     """The per-node variables under each process's own; what the user set in the environment stays."""
     if not variables:

@@ -58,10 +58,7 @@ def plan(
             "why": list(dict.fromkeys([*checked.why, *plans[0].why])),
         },
         "ranks": [_rank(p, roles.environment(environ, p.rank)) for p in named],
-        "variables": [
-            {"name": v.name, "value": v.value, "set_by": v.setter, "why": v.why}
-            for v in _variables(settings, identity, facts, plans[identity.rank], environ, warned)
-        ],
+        "variables": variables.as_objects(_variables(settings, identity, facts, plans[identity.rank], environ, warned)),
         "ports": [
             *_own_ports(settings, identity),
             *(
@@ -221,9 +218,8 @@ def as_text(page: Mapping[str, Any], only: int | None) -> str:
         for stage in rank["stages"]:
             lines += _stage(stage)
     if page["variables"] and only in (None, who["rank"]):
-        shown_here = [Variable(v["name"], v["value"], v["set_by"], v["why"]) for v in page["variables"]]
         title = f"variables of rank {who['rank']}: value, who set it, why"
-        lines += ["", title, *variables.table(shown_here)]
+        lines += ["", title, *variables.table(variables.from_objects(page["variables"]))]
     lines += ["", "ports", *_ports(page["ports"])]
     if page["settings"]:
         lines += ["", "said", *(f"    {said}" for said in page["settings"].values())]

@@ -6,8 +6,9 @@ user, which is everything else that is in the environment: the manifest, a Confi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launcher.engines import arguments
 from launcher.network.environment import Setter, Surroundings, Variable
@@ -103,6 +104,16 @@ def table(variables: Sequence[Variable], indent: str = "    ") -> list[str]:
     name = max(len(r[0]) for r in rows)
     value = min(32, max(len(r[1]) for r in rows))
     return [f"{indent}{n:<{name}}  {_cut(v):<{value}}  {s:<8}  {w}".rstrip() for n, v, s, w in rows]
+
+
+def as_objects(variables: Iterable[Variable]) -> list[dict[str, str]]:
+    """Variables for JSON."""
+    return [{"name": v.name, "value": v.value, "set_by": v.setter, "why": v.why} for v in variables]
+
+
+def from_objects(objects: Iterable[Mapping[str, Any]]) -> list[Variable]:
+    """What :func:`as_objects` made of them, back."""
+    return [Variable(o["name"], o["value"], o["set_by"], o["why"]) for o in objects]
 
 
 def _cut(text: str) -> str:

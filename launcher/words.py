@@ -145,7 +145,6 @@ class Plan:
     why: tuple[str, ...] = ()  #: choices and their reasons, in words, for ``launcher plan``
     scratch: tuple[str, ...] = ()  #: folders that this epoch makes; the newest two epochs' are kept
     stop_grace: float | None = None  #: seconds that this engine wants between TERM and KILL at a failure stop
-    shutdown_env: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     completes: bool = False  #: once all stages are done on all ranks the work is done, and the launcher leaves
 
 

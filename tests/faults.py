@@ -26,7 +26,6 @@ class Witness:
         self._group = group
         self._stop = threading.Event()
         self._old: set[tuple[int, int]] = set()
-        self._exempt: set[tuple[int, int]] = set()
         self.mixed = ""
         self.gone_at: float | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -35,10 +34,6 @@ class Witness:
         """Everything that runs now is the old epoch."""
         self._old = self._alive()
         self._thread.start()
-
-    def exempt(self, keys: set[tuple[int, int]]) -> None:
-        """Processes of a frozen machine: nobody can end them from outside (docs/protocol.md, the exception)."""
-        self._exempt = keys
 
     def end(self) -> None:
         self._stop.set()
@@ -50,10 +45,10 @@ class Witness:
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
             alive = self._alive()
-            old = (alive & self._old) - self._exempt
+            old = alive & self._old
             if not old and self.gone_at is None:
                 self.gone_at = time.monotonic()
-            if old and alive - self._old - self._exempt and not self.mixed:
+            if old and alive - self._old and not self.mixed:
                 self.mixed = f"old {sorted(old)} beside new {sorted(alive - self._old)}"
 
 

@@ -302,11 +302,6 @@ class Member:
         """Before the first Connected: ``former`` was the launcher in this very pod, and nothing of it is left."""
         self._replaces = (*self._replaces, former)[-64:]
 
-    @property
-    def lease_left(self) -> float | None:
-        """For /status: the guard's deadline, monotonic."""
-        return self._pings.deadline
-
     def _idle(self, event: object, now: float) -> None:
         """Nothing to do: the event belongs to a time that has passed."""
 

@@ -75,10 +75,10 @@ def differences(seats: Mapping[int, Seat], size: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def named(ranks: Iterable[int]) -> str:
-    """``rank 3``, ``ranks 1, 2``, ``no rank``; of very many the first dozen."""
+def named(ranks: Iterable[int], most: int = 12) -> str:
+    """``rank 3``, ``ranks 1, 2``, ``no rank``; of very many the first ``most``."""
     ranks = list(ranks)
     if not ranks:
         return "no rank"
-    shown = ", ".join(str(r) for r in ranks[:12]) + (f" and {len(ranks) - 12} more" if len(ranks) > 12 else "")
+    shown = ", ".join(str(r) for r in ranks[:most]) + (f" and {len(ranks) - most} more" if len(ranks) > most else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from launcher.group.seats import named
 from launcher.preflight.finding import Finding, fail, warn
 
 SLOWEST = "the group runs at the pace of its slowest rank, or does not start at all"
@@ -66,12 +67,11 @@ def _listed(odd: Mapping[int, str]) -> str:
     by_value: dict[str, list[int]] = {}
     for rank, value in odd.items():
         by_value.setdefault(value, []).append(rank)
-    return ", ".join(f"{_ranks(ranks)} {value or 'none'}" for value, ranks in by_value.items())
+    return ", ".join(f"{_have(ranks)} {value or 'none'}" for value, ranks in by_value.items())
 
 
-def _ranks(ranks: list[int]) -> str:
-    shown = ", ".join(str(r) for r in ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank {shown} has" if len(ranks) == 1 else f"ranks {shown} have"
+def _have(ranks: list[int]) -> str:
+    return f"{named(ranks, most=8)} {'has' if len(ranks) == 1 else 'have'}"
 
 
 def _others(count: int) -> str:

@@ -107,13 +107,8 @@ def as_object(report: Report) -> dict[str, Any]:
         if who is None
         else {"group": who.group, "rank": who.rank, "size": who.size, "name": who.name, "source": who.source},
         **show.as_object(report.findings),
-        "variables": variable_objects(report.variables),
+        "variables": variables.as_objects(report.variables),
     }
-
-
-def variable_objects(found: Sequence[Variable]) -> list[dict[str, str]]:
-    """Variables for JSON."""
-    return [{"name": v.name, "value": v.value, "set_by": v.setter, "why": v.why} for v in found]
 
 
 def _who(node: Node) -> str:
@@ -217,9 +212,8 @@ async def _resolved(name: str) -> tuple[str, ...]:
 
 def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
     address = node.network.address if node.network else identity.address or "127.0.0.1"
-    names = tuple(address if r == identity.rank else f"<rank {r}>" for r in range(identity.size))
-    sketch = planning.sketch(identity, names)
-    context = PlanContext(node.settings, identity, node.facts, sketch, planning.bind(node.settings))
+    outline = planning.outline(identity, address)
+    context = PlanContext(node.settings, identity, node.facts, outline, planning.bind(node.settings))
     try:
         return engine.plan(context, identity.rank)
     except (LauncherError, ValueError):

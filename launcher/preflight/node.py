@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.data import dataclass, field
+from launcher.process.cgroup import places
 from launcher.settings import Settings
 from launcher.words import EMPTY, Identity, NodeFacts, Plan
 
@@ -86,24 +87,15 @@ def text(path: Path) -> str:
 def cgroup(node: Node, v2: str, v1_controller: str, v1: str) -> int | None:
     """A limit of our cgroup (bytes, processes); None: unlimited, or nobody tells.
 
-    In a container the path in /proc/self/cgroup may be the host's while our own cgroup is mounted as the root, so both
-    places are tried. v1 writes "unlimited" as a number near 2**63.
+    v1 writes "unlimited" as a number near 2**63.
     """
-    root = node.sys / "fs/cgroup"
-    for line in text(node.proc / "self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            places = [root / path.strip("/") / v2, root / v2]
-        elif v1_controller in controllers.split(","):
-            places = [root / v1_controller / path.strip("/") / v1, root / v1_controller / v1]
-        else:
-            continue
-        for place in places:
-            said = text(place)
-            if said.isdigit():
-                return int(said) if int(said) < 1 << 60 else None
-            if said == "max":
-                return None
+    membership = text(node.proc / "self/cgroup")
+    for place in places(membership, str(node.sys / "fs/cgroup"), v2, v1_controller, v1):
+        said = text(Path(place))
+        if said.isdigit():
+            return int(said) if int(said) < 1 << 60 else None
+        if said == "max":
+            return None
     return None
 
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher import variables
 from launcher.data import dataclass, replace
 from launcher.engines.base import Engine
 from launcher.preflight import checks, doctor, exchange, group, report
@@ -142,7 +143,7 @@ def check(told: Told) -> None:
         found += reach(told, node, measured)
     name = node.identity.name if node.identity else socket.gethostname()
     own = report.post_of(name, told.own, found, node.network.facts if node.network else {})
-    told.post("check", {**own, "variables": doctor.variable_objects(doctor.variables_of(node)), **measured})
+    told.post("check", {**own, "variables": variables.as_objects(doctor.variables_of(node)), **measured})
 
 
 def reach(told: Told, node: Node, measured: dict[str, Any]) -> list[Finding]:

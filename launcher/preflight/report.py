@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher import variables
-from launcher.network.environment import Variable
 from launcher.preflight import compare, show
 from launcher.preflight.finding import Finding, Level, clean, counts, facts_of, fail, from_object, ok, warn
 from launcher.preflight.start import FINDING, findings_in
@@ -91,9 +90,7 @@ def as_text(page: Mapping[str, Any], paint: bool = False) -> str:
         lines += ["", "between the pods", *show.lines(between, show.width(), paint)]
     if page["collective"]:
         lines += ["", *collective_lines(page["collective"])]
-    own = [
-        Variable(v["name"], v["value"], v["set_by"], v["why"]) for row in page["ranks"][:1] for v in row["variables"]
-    ]
+    own = [v for row in page["ranks"][:1] for v in variables.from_objects(row["variables"])]
     if own:
         lines += ["", "variables of rank 0: value, who set it, why", *variables.table(own, "  ")]
     everything = [from_object(f) for row in page["ranks"] for f in row["findings"]]

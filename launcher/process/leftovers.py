@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
+from launcher.process import cgroup
 from launcher.process.tree import PROC
 
 SHM = "/dev/shm"
@@ -156,26 +157,17 @@ def gpu_memory_kept(before: Mapping[str, int], now: Mapping[str, int], tolerance
 def oom_kills(proc: str = PROC, cgroups: str = CGROUPS) -> int | None:
     """Processes that the OOM killer ended in our cgroup so far: compare before and after. None: nobody tells.
 
-    cgroup v2: ``oom_kill`` in memory.events; v1: in memory.oom_control (Linux 4.13). In a container the path that
-    /proc/self/cgroup names may be the host's while our own cgroup is mounted as the root: so both places are tried.
+    cgroup v2: ``oom_kill`` in memory.events; v1: in memory.oom_control (Linux 4.13).
     """
     try:
         with open(f"{proc}/self/cgroup", encoding="utf-8") as file:
-            lines = file.read().splitlines()
+            membership = file.read()
     except OSError:
         return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            places = [f"{cgroups}{path}/memory.events", f"{cgroups}/memory.events"]
-        elif "memory" in controllers.split(","):
-            places = [f"{cgroups}/memory{path}/memory.oom_control", f"{cgroups}/memory/memory.oom_control"]
-        else:
-            continue
-        for place in places:
-            count = _oom_kill(place)
-            if count is not None:
-                return count
+    for place in cgroup.places(membership, cgroups, "memory.events", "memory", "memory.oom_control"):
+        count = _oom_kill(place)
+        if count is not None:
+            return count
     return None
 
 

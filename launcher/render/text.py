@@ -28,7 +28,6 @@ KEYS = {
     "imagePullSecrets": "name",
 }
 FIRST = ("apiVersion", "kind", "metadata", "spec", "name", "namespace")
-WIDTH = 120
 
 # What no YAML parser takes for anything but this text.
 _PLAIN = re.compile(r"[A-Za-z_/.][\w./@%+-]*(?::[\w./@%+-]+)*")

@@ -136,10 +136,6 @@ class LaunchedGroup:
             f"--- rank {rank}\n" + "\n".join(p.output().splitlines()[-lines:]) for rank, p in self.processes.items()
         )
 
-    def own_lines(self, rank: int) -> list[str]:
-        """The launcher's own log lines of a rank."""
-        return [line for line in self.processes[rank].output().splitlines() if " launcher rank=" in line]
-
     def engine_processes(self, rank: int) -> list[Any]:
         """All processes of a rank's pod but the launcher's own, and what it asks an interpreter in passing."""
         return [p for p in self.pods[rank].processes() if str(LAUNCHER) not in p.command and p.state != "Z"]
