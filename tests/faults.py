@@ -25,7 +25,7 @@ class Witness:
     def __init__(self, group: LaunchedGroup) -> None:
         self._group = group
         self._stop = threading.Event()
-        self._old: set[tuple[int, int]] = set()
+        self._old: dict[tuple[int, int], str] = {}
         self.mixed = ""
         self.gone_at: float | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -39,17 +39,22 @@ class Witness:
         self._stop.set()
         self._thread.join(10)
 
-    def _alive(self) -> set[tuple[int, int]]:
-        return {(p.pid, p.started) for rank in list(self._group.pods) for p in self._group.engine_processes(rank)}
+    def _alive(self) -> dict[tuple[int, int], str]:
+        return {
+            (p.pid, p.started): f"rank {rank}: {p.command[:200]}"
+            for rank in list(self._group.pods)
+            for p in self._group.engine_processes(rank)
+        }
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
             alive = self._alive()
-            old = alive & self._old
+            old = [words for key, words in alive.items() if key in self._old]
+            new = [words for key, words in alive.items() if key not in self._old]
             if not old and self.gone_at is None:
                 self.gone_at = time.monotonic()
-            if old and alive - self._old and not self.mixed:
-                self.mixed = f"old {sorted(old)} beside new {sorted(alive - self._old)}"
+            if old and new and not self.mixed:
+                self.mixed = f"old {old} beside new {new}"
 
 
 def survives(group: LaunchedGroup, name: str, scenario: Scenario, seconds: float) -> str:

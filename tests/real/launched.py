@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.engines import versions
 from tests.pods import Cluster, Pod, PodError, PodProcess, until
 from tests.real import recipes
 from tests.real.install import engine
@@ -138,7 +139,10 @@ class LaunchedGroup:
 
     def engine_processes(self, rank: int) -> list[Any]:
         """All processes of a rank's pod but the launcher's own, and what it asks an interpreter in passing."""
-        return [p for p in self.pods[rank].processes() if str(LAUNCHER) not in p.command and p.state != "Z"]
+        passing = (str(LAUNCHER), versions.PREFIX)
+        return [
+            p for p in self.pods[rank].processes() if p.state != "Z" and not any(own in p.command for own in passing)
+        ]
 
     # -------------------------------------------------------------------------------------------------- ending
 
