@@ -200,7 +200,7 @@ class Agent:
         if cause is not None:
             self._telling.failure(cause, self.member.news.restarts, leaving.text)
         self._telling.termination(cause or self.member.news.first_failure, leaving.code, leaving.text)
-        self._remember(clean=True)
+        self._remember(clean=leaving.code != ExitCode.SOFTWARE)  # else what runs is ended by the guard, after us
         await self._close_leader_link()
         if self._member_link is not None:
             await asyncio.sleep(0.05)  # what was just said is still in the socket's hands
@@ -290,11 +290,12 @@ class Agent:
     def _recall(self, address: str) -> None:
         """What the launcher before us in this pod left in --state-dir.
 
-        As PID 1 we know that all it ran is gone: its PID namespace ended with it. The place tells a folder that was
-        wrongly shared between pods, or that outlived one.
+        Nothing that it ran is left if it ended in good order, and if we are PID 1: its PID namespace ended with it. The
+        place tells a folder that was wrongly shared between pods, or that outlived one.
         """
         former, here = self._keeper.before, memory.place(self.identity.name, address)
-        if former.incarnation and former.place == here and self._line.guarding is not None and self._line.guarding.init:
+        is_init = self._line.guarding is not None and self._line.guarding.init
+        if former.incarnation and former.place == here and (former.clean or is_init):
             self.member.replace(former.incarnation)
         killed = former.killed(self.identity.rank)
         if killed is not None:

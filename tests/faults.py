@@ -50,7 +50,8 @@ class Witness:
         while not self._stop.wait(0.1):
             alive = self._alive()
             old = [words for key, words in alive.items() if key in self._old]
-            new = [words for key, words in alive.items() if key not in self._old]
+            # what ends has no command line any more; a launcher that is killed looks so for a moment
+            new = [words for key, words in alive.items() if key not in self._old and not words.endswith("]")]
             if not old and self.gone_at is None:
                 self.gone_at = time.monotonic()
             if old and new and not self.mixed:

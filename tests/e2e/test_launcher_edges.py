@@ -38,6 +38,18 @@ def test_the_termination_message_is_short_and_keeps_the_end(tmp_path: Path) -> N
         assert "RuntimeError: injected crash of rank 0" in told.splitlines()[-1]
 
 
+def test_a_launcher_that_ended_well_leaves_nothing_to_wait_for(tmp_path: Path) -> None:
+    """Stopped and started again by hand, with --state-dir: the lease of the one before is not waited out."""
+    more = ("--lease", "120s", "--drain-settle", "0", "--state-dir", str(tmp_path / "state"))
+    with running(tmp_path, 2, *more) as group:
+        epoch = group.until_serving()
+        group.terminate()
+        assert group.codes() == [0, 0]
+        for rank in range(2):
+            group.restart(rank)
+        assert group.until_serving(after=epoch) == epoch + 1
+
+
 def test_nobody_reads_our_output(tmp_path: Path) -> None:
     """A pipe that is full from the start: the group forms, serves and drains."""
     reader, writer = os.pipe()
