@@ -171,6 +171,7 @@ class Coordinator:
         self._superseded: dict[str, None] = {}
         self._by_conn: dict[int, int] = {}
         self._members: tuple[str, ...] = ()  # incarnations of the current epoch, by rank
+        self._back: set[int] = set()  # ranks whose member of it was lost and is seated again: it lives
         self._frozen: float | None = None  # contact of a member that was lost in this epoch: F moves no further
         self._fresh = now  # F (lease.py), as last computed
         self._fresh_at = now
@@ -256,7 +257,7 @@ class Coordinator:
     def _take_in(self, hello: m.Hello, now: float) -> None:
         """What a hello remembers. What it says is clean counts later, in `_clear`."""
         if hello.died is not None:
-            self._explain_death(hello.rank, replace(hello.died, rank=hello.rank))
+            self._explain_death(hello, replace(hello.died, rank=hello.rank))
         if not self._members:  # from our first epoch on we know better
             self.history.inherit(hello.first_failure)
             self.budget.inherit(hello.charged, now)
@@ -268,15 +269,21 @@ class Coordinator:
             here = (seat.clears for seat in self.seats.values() if seat.contact.proven is not None)
             self._fences.put_foreign(hello, frozenset().union(*here), now)
 
-    def _explain_death(self, rank: int, died: Cause) -> None:
-        """A launcher that was killed is back and says how."""
+    def _explain_death(self, hello: m.Hello, died: Cause) -> None:
+        """A launcher that was killed is back and says how: the end of an epoch that it was in, and of no other."""
+        rank, replaces = hello.rank, hello.replaces
         if self.phase is Phase.STOPPING and self.cause is not None:
-            if self.cause.rank == rank and self.cause.kind is CauseKind.LOST:
+            same = self.cause.rank == rank and (not replaces or self._lost_member(rank) in replaces)
+            if same and self.cause.kind is CauseKind.LOST:
                 self.cause = replace(died, tail=died.tail or self.cause.tail)
-        elif self.history.refine(rank, died):
+        elif self.history.refine(rank, died, replaces):
             self._note("first failure explained", cause=str(self.history.first))
         elif rank == 0 and not self._members:
             self.history.inherit_death(died)
+
+    def _lost_member(self, rank: int) -> str:
+        """Who of this epoch is lost for all that is known; empty: it came back, so it had not died."""
+        return "" if rank in self._back else self._members[rank]
 
     def _clear(self, seat: Seat) -> None:
         """A member has answered on its connection: its hello is not an old one that was held up, and so it is true.
@@ -290,6 +297,9 @@ class Coordinator:
         self._by_conn[conn] = hello.rank
         self._say(conn, m.Accepted(self.config.incarnation))
         self._say(conn, m.Ack(0, self.seats[hello.rank].contact.mark(now)))
+        if self._members and self._members[hello.rank] == hello.incarnation:
+            self._back.add(hello.rank)
+        self.history.came_back(hello.incarnation)
         self._note("member joined", rank=hello.rank, address=hello.address, incarnation=hello.incarnation)
         if self.phase is Phase.WAITING:
             self._look(conn, hello, now)
@@ -492,6 +502,7 @@ class Coordinator:
         self.epoch = Epoch(self._n, self.config.incarnation)
         ranks = sorted(self.seats)
         self._members = tuple(self.seats[r].hello.incarnation for r in ranks)
+        self._back.clear()
         self.cause = None
         self._frozen = self._ready_at = self._drain_by = None
         self._started = False
@@ -797,7 +808,7 @@ class Coordinator:
         if self.cause.kind is not CauseKind.DRAIN:
             self.measures.failures[self.cause.kind.value] += 1
         stage = self.stages[self.stage].name if self.stages else ""
-        self.history.record(self.epoch, self.cause, now, served)
+        self.history.record(self.epoch, self.cause, now, served, self._lost_member(self.cause.rank))
         drained = self.cause.kind is CauseKind.DRAIN
         verdict = self.budget.judge(self.cause, stage, served, self._started and not drained, now)
         if self._abort is not None:

@@ -8,6 +8,7 @@ broken connections, even when their report arrived a moment earlier.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 from launcher.data import dataclass, replace
 from launcher.group.budget import STEADY
@@ -58,12 +59,13 @@ def with_neighbour(first: Cause, other: Cause) -> Cause:
 
 @dataclass(frozen=True)
 class Ended:
-    """How one epoch ended. ``at``: monotonic seconds of the leader."""
+    """How one epoch ended. ``at``: monotonic seconds of the leader; ``member``: the launcher of the cause's rank."""
 
     epoch: Epoch
     cause: Cause
     at: float
     served: float | None
+    member: str = ""
 
 
 class History:
@@ -75,8 +77,8 @@ class History:
         self._last_leader = False  # what is known as first is how the leader before us ended
         self.ended: deque[Ended] = deque(maxlen=20)
 
-    def record(self, epoch: Epoch, cause: Cause, at: float, served: float | None) -> None:
-        self.ended.append(Ended(epoch, cause, at, served))
+    def record(self, epoch: Epoch, cause: Cause, at: float, served: float | None, member: str = "") -> None:
+        self.ended.append(Ended(epoch, cause, at, served, member))
         if cause.kind is CauseKind.DRAIN:
             return
         if self.first is None or (served is not None and served >= STEADY):
@@ -92,12 +94,22 @@ class History:
         if self.first is None or self.first.kind is CauseKind.LEADER:
             self.first, self._last_leader = cause, True
 
-    def refine(self, rank: int, cause: Cause) -> bool:
-        """A member that was lost came back and says why: the better words take the place of "connection closed"."""
+    def came_back(self, member: str) -> None:
+        """A launcher is seated: it did not die of what ended the latest epoch, whatever becomes of it later."""
+        if self.ended and self.ended[-1].member == member:
+            self.ended[-1] = replace(self.ended[-1], member="")
+
+    def refine(self, rank: int, cause: Cause, replaces: Collection[str] = ()) -> bool:
+        """A member that was lost came back and says why: the better words take the place of "connection closed".
+
+        ``replaces``: whose death is told. Another pod of the rank, a launcher that came later, or one that was seated
+        again before it died explains nothing.
+        """
         changed = False
         if self.ended:
             last = self.ended[-1]
-            if last.cause.rank == rank and last.cause.kind is CauseKind.LOST:
+            same = last.cause.rank == rank and (not replaces or last.member in replaces)
+            if same and last.cause.kind is CauseKind.LOST:
                 told = replace(cause, tail=cause.tail or last.cause.tail)
                 self.ended[-1] = replace(last, cause=told)
                 if self.first == last.cause:

@@ -102,6 +102,20 @@ class TestRefine:
         assert history.first == Cause(CauseKind.AGENT, 2, "x", tail=("last words",))
         assert history.ended[-1].cause == history.first
 
+    def test_of_another_launcher_of_the_rank_it_explains_nothing(self) -> None:
+        """A pod that took the rank since, or a launcher that never was in the epoch, was killed for its own reasons."""
+        history = History()
+        history.record(Epoch(1, "l"), cause(CauseKind.LOST, 2), 1.0, 5.0, "first")
+        assert not history.refine(2, cause(CauseKind.AGENT, 2), ("second",))
+        assert history.refine(2, cause(CauseKind.AGENT, 2), ("zeroth", "first"))
+
+    def test_who_came_back_had_not_died(self) -> None:
+        history = History()
+        history.record(Epoch(1, "l"), cause(CauseKind.LOST, 2), 1.0, 5.0, "first")
+        history.came_back("another")
+        history.came_back("first")
+        assert not history.refine(2, cause(CauseKind.AGENT, 2), ("first",))
+
     def test_only_of_its_own_rank_and_only_of_a_loss(self) -> None:
         history = History()
         assert not history.refine(2, cause(CauseKind.AGENT, 2))
