@@ -24,14 +24,17 @@ from tests.simulation.world import World
 
 GROUP, OTHER = "ns/vllm-0", "ns/other-0"
 OPEN_SECONDS = 3.0  # as in link.py
+MOST_DRIFT = 0.01
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The two state machines under test; mutations put others here."""
+    """The two state machines under test, and the stand-ins of what carries them; mutations put others here."""
 
     coordinator: type[c.Coordinator] = c.Coordinator
     member: type[mb.Member] = mb.Member
+    guard: type[Guard] = Guard
+    agent: type[Agent] = Agent
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,13 @@ class Plan:
     restart_window: float
     kernel_accepts: bool  #: a frozen leader's connections open all the same (the kernel, or a proxy, takes them)
     state_file: bool  #: the leader's highest n outlives its pod
+    restart_backoff: float  #: the longest pause between two epochs
+    drift: float  #: clocks are off by so much at most
+    rates: tuple[float, ...] = ()  #: by rank: how fast the clocks of its pods are; empty: drawn for each pod
 
 
 def draw_plan(rng: random.Random) -> Plan:
-    size = rng.choices((1, 2, 3, 4, rng.randint(5, 8), rng.randint(9, 32)), (4, 32, 34, 16, 11, 3))[0]
+    size = rng.choices((1, 2, 3, 4, rng.randint(5, 8), rng.randint(9, 32)), (4, 26, 28, 14, 13, 15))[0]
     lease = rng.choice((10.0, 10.0, 5.0, 2.0))
     stages = []
     for _ in range(rng.choice((1, 1, 2, 3, 4))):
@@ -74,7 +80,7 @@ def draw_plan(rng: random.Random) -> Plan:
         stages=tuple(stages),
         start_time=(0.05, rng.choice((0.2, 1.0, 4.0))),
         term_time=(0.0, rng.choice((0.01, 0.5, 2.0))),
-        kill_time=(0.001, 0.17 * lease if slow < 0.25 else 0.05),
+        kill_time=(0.001, 0.2 * lease if slow < 0.25 else 0.05),
         prepare_time=(0.0, rng.choice((0.0, 0.05, 0.5, 0.5 * lease))),
         stubborn=rng.choice((0.0, 0.0, 0.3)),
         unclean=rng.choice((0.0, 0.0, 0.2)),
@@ -82,10 +88,12 @@ def draw_plan(rng: random.Random) -> Plan:
         grace=rng.choice((5.0, 15.0, 30.0)),
         longest_request=rng.choice((0.5, 4.0, 20.0)),
         fragile=rng.random() < 0.5,
-        max_restarts=rng.choice((0, 2, 3)) if rng.random() < 0.08 else 1000,
+        max_restarts=rng.choice((0, 1, 2, 3)) if rng.random() < 0.15 else 1000,
         restart_window=rng.choice((5.0, 3600.0)),
         kernel_accepts=rng.random() < 0.5,
         state_file=rng.random() < 0.5,
+        restart_backoff=rng.choice((60.0, 60.0, 2.0)),
+        drift=rng.choice((0.0, 0.001, MOST_DRIFT)),
     )
 
 
@@ -120,7 +128,6 @@ class Cluster:
         self.held_hellos = 0  #: so many new connections are held up, their hello in them
         self.ambushes: list[tuple[c.Phase, float, Callable[[], None]]] = []  #: faults that wait for a phase
         self.leader_n = 0
-        self.drift = world.rng.choice((0.0, 0.001, 0.009))
         self._names = 0
         self._nodes = 0
         self._addresses = 0
@@ -143,7 +150,8 @@ class Cluster:
             address = f"10.0.0.{self._addresses}"
         self._names += 1
         world, ours = self.world, group == GROUP
-        clock = Clock(world.between(0, 1e6), 1 + self.drift * world.rng.uniform(-1, 1))
+        drawn = 1 + self.plan.drift * world.rng.choice((-1.0, world.rng.uniform(-1, 1), 1.0))
+        clock = Clock(world.between(0, 1e6), self.plan.rates[rank] if self.plan.rates else drawn)
         name = f"r{rank}#{self._names}" if ours else f"other#{self._names}"
         pod = Pod(self, rank, name, address, clock, group, self.plan.size if ours else 2)
         pod.fingerprint = {"engine": "reference", "engine.version": self.version.get(rank, "1")}
@@ -258,6 +266,8 @@ class Cluster:
 
         def released() -> None:
             end.dark = False
+            if self.net.prompt:
+                end.flush()
 
         self.world.at(lasts, released)
 

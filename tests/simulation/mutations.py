@@ -1,25 +1,29 @@
 """The protocol with one rule broken at a time: what each rule is for, shown by what happens without it.
 
-A mutation is a state machine with one method changed. The simulation must catch every one (`test_mutations.py`): a rule
-whose loss nobody notices is either not needed or not checked.
+A mutation is a state machine (or what stands for the guard, or for the agent around it) with one method changed. The
+simulation must catch every one (`test_mutations.py`): a rule whose loss nobody notices is either not needed or not
+checked. A few rules are *covered*: another one stands behind them. Then the claim is what must be shown: in a plot that
+leads to where both matter either may be broken alone, and both together may not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.budget import Budget, Verdict
-from launcher.group.events import Closed
+from launcher.group.events import Closed, Hang
 from launcher.group.history import History
-from launcher.group.lease import Contact
+from launcher.group.lease import Contact, Terms
 from launcher.group.seats import Seat
 from launcher.words import Cause, CauseKind, Epoch
 from tests.simulation.cluster import Rules
+from tests.simulation.network import End
+from tests.simulation.pod import Agent, Guard
 
 
 @dataclass(frozen=True)
@@ -29,26 +33,35 @@ class Mutation:
     rule: str
     rules: Rules
     plot: str = ""  #: the plot that shows it; empty: random schedules do
-    covered: str = ""  #: why nothing happens without it
+    covered: str = ""  #: why nothing happens without it alone
+    cover: str = ""  #: the mutation that takes this cover away: in the plot each alone does nothing, both are caught
 
 
 ALL: dict[str, Mutation] = {}
 
 
-def leader(rule: str, plot: str = "", covered: str = "") -> Callable[[type[c.Coordinator]], type[c.Coordinator]]:
-    def add(kind: type[c.Coordinator]) -> type[c.Coordinator]:
-        ALL[kind.__name__] = Mutation(rule, Rules(coordinator=kind), plot, covered)
-        return kind
+def _adds(role: str) -> Callable[..., Callable[[_Kind], _Kind]]:
+    def mutation(rule: str, plot: str = "", covered: str = "", cover: str = "") -> Callable[[_Kind], _Kind]:
+        def add(kind: _Kind) -> _Kind:
+            ALL[kind.__name__] = Mutation(rule, replace(Rules(), **{role: kind}), plot, covered, cover)
+            return kind
 
-    return add
+        return add
+
+    return mutation
 
 
-def member(rule: str, plot: str = "", covered: str = "") -> Callable[[type[mb.Member]], type[mb.Member]]:
-    def add(kind: type[mb.Member]) -> type[mb.Member]:
-        ALL[kind.__name__] = Mutation(rule, Rules(member=kind), plot, covered)
-        return kind
+_Kind = TypeVar("_Kind", bound=type)
+leader, member, guard, agent = _adds("coordinator"), _adds("member"), _adds("guard"), _adds("agent")
 
-    return add
+
+def together(*mutations: Mutation) -> Rules:
+    """Several rules broken at once."""
+    roles = {}
+    for role, whole in ((f.name, getattr(Rules(), f.name)) for f in fields(Rules)):
+        broken = [kind for m in mutations if (kind := getattr(m.rules, role)) is not whole]
+        roles[role] = type("And".join(kind.__name__ for kind in broken), tuple(broken), {}) if broken else whole
+    return Rules(**roles)
 
 
 # -------------------------------------------------------------------------------------------------- one epoch
@@ -59,6 +72,50 @@ class NoFence(c.Coordinator):
     def _give_up_seat(self, seat: Seat) -> None:
         super()._give_up_seat(seat)
         self._fences.lost.clear()
+
+
+@leader("clocks differ: what stands for a lease here is 1.02 of it", "clocks_apart")
+class NoRoomForDrift(c.Coordinator):
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(config, now, rng)
+        self._fences.terms = _NoRoom(config.terms.lease)
+
+
+class _NoRoom(Terms):
+    @property
+    def fence(self) -> float:
+        return self.lease
+
+
+@leader(
+    "nothing is acked to a launcher that was declared lost",
+    "replaced_and_healed",
+    "its connection is hung up",
+    "NeverHangsUp",
+)
+class AcksTheLost(c.Coordinator):
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(config, now, rng)
+        self._once: dict[int, Seat] = {}
+
+    def _ack(self, conn: int, ping: m.Ping, now: float) -> None:
+        super()._ack(conn, ping, now)
+        seat = self._seat_of(conn)
+        if seat is not None:
+            self._once[conn] = seat
+        elif conn in self._once:
+            self._say(conn, m.Ack(ping.seq, self._once[conn].contact.mark(now)))
+
+
+@leader(
+    "the connection of a launcher that was declared lost is hung up",
+    "replaced_and_healed",
+    "nothing is acked to it any more, so its lease ends",
+    "AcksTheLost",
+)
+class NeverHangsUp(c.Coordinator):
+    def handle(self, event: Any, conn: int, now: float) -> list[c.Action]:
+        return [action for action in super().handle(event, conn, now) if not isinstance(action, Hang)]
 
 
 @leader("an epoch is over when all have said `stopped`")
@@ -78,12 +135,12 @@ class ForeignNotAwaited(c.Coordinator):
 
 @leader(
     "a fence falls when the member has answered on the connection of its hello, not when the hello comes",
-    "fence_and_late_hello",
+    "late_hello_of_a_lost_one",
 )
 class HelloBelieved(c.Coordinator):
-    def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
+    def _take_in(self, hello: m.Hello, now: float) -> None:
         self._fences.clear({hello.incarnation, *hello.replaces})
-        super()._admit(conn, hello, now)
+        super()._take_in(hello, now)
 
 
 @leader("a hello that was said before the one that counts is not heard", "late_hello")
@@ -168,12 +225,28 @@ class StagesOverlap(c.Coordinator):
 
 @leader(
     "a word of a member counts for its own epoch only",
-    covered="a connection keeps the order, a seat leaves the epoch with `stopped`, and members filter what is older",
+    "ended_while_preparing",
+    "a member says nothing of an epoch that is over for it, and a connection keeps the order",
+    "TellsOfOldEpochs",
 )
 class AnyEpoch(c.Coordinator):
     def _current(self, conn: int, epoch: Epoch) -> Seat | None:
         seat = self._seat_of(conn)
         return seat if seat is not None and seat.joined else None
+
+
+@member(
+    "a member says nothing of an epoch that is over for it",
+    "ended_while_preparing",
+    "the leader counts a word for its own epoch only",
+    "AnyEpoch",
+)
+class TellsOfOldEpochs(mb.Member):
+    def _able(self, event: mb.Able, now: float) -> None:
+        if event.epoch != self.epoch:
+            self._say(m.Prepared(event.epoch), now)
+        else:
+            super()._able(event, now)
 
 
 @member("the guard holds a deadline before `prepared` is said")
@@ -182,7 +255,12 @@ class NoDeadline(mb.Member):
         return [a for a in super().handle(event, now) if not isinstance(a, mb.SetDeadline)]
 
 
-@member("the lease is looked at before every stage", covered="the guard looks at its deadline before every start")
+@member(
+    "the lease is looked at before every stage",
+    "stalled_before_start",
+    "the guard looks at its deadline before every start",
+    "GuardStartsBlindly",
+)
 class StartsWithoutLease(mb.Member):
     def _start(self, message: m.Start, now: float) -> None:
         if message.epoch == self.epoch and message.stage > self.stage:
@@ -190,7 +268,23 @@ class StartsWithoutLease(mb.Member):
             self._out.append(mb.DoStage(message.epoch, message.stage))
 
 
-@member("without a valid lease nobody is able", covered="the lease is looked at again before every stage")
+@guard(
+    "the guard looks at its deadline before every start",
+    "stalled_before_start",
+    "the agent looks at its lease before every stage",
+    "StartsWithoutLease",
+)
+class GuardStartsBlindly(Guard):
+    def _may_start(self) -> bool:
+        return True
+
+
+@member(
+    "without a valid lease nobody is able",
+    "stalled_while_preparing",
+    "the lease is looked at again before every stage",
+    "StartsWithoutLease",
+)
 class AbleWithoutLease(mb.Member):
     def _able(self, event: mb.Able, now: float) -> None:
         if event.epoch == self.epoch:
@@ -209,7 +303,9 @@ class OldEvents(mb.Member):
 
 @member(
     "epochs are compared whole, not by their number",
-    covered="a member hears one leader at a time, and each connection begins with a hello",
+    "two_leaders_one_number",
+    "a member hears one leader at a time: what comes on a connection that was given up is for nobody",
+    "HearsOldConnections",
 )
 class NumberOnly(mb.Member):
     def handle(self, event: Any, now: float) -> list[Any]:
@@ -217,6 +313,29 @@ class NumberOnly(mb.Member):
         if self.epoch is not None and epoch is not None and epoch.n == self.epoch.n:
             event = replace(event, epoch=self.epoch)
         return super().handle(event, now)
+
+
+@agent(
+    "what comes on a connection that was given up is for nobody",
+    "two_leaders_one_number",
+    "epochs are compared whole, not by their number",
+    "NumberOnly",
+)
+class HearsOldConnections(Agent):
+    def _drop_link(self) -> None:
+        self._link = None
+
+    def heard(self, end: End, message: Any) -> None:
+        if end.conn or end is self._link or not hasattr(message, "epoch"):
+            super().heard(end, message)
+        else:
+            self.follow(message)  # what tells of no epoch (an ack, news) has no second guard
+
+
+@leader("a leader lets nobody of another group in")
+class AnyGroup(c.Coordinator):
+    def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
+        super()._admit(conn, replace(hello, group=self.config.group), now)
 
 
 # --------------------------------------------------------------------------------------------------- one fate
@@ -264,6 +383,24 @@ class FailureIgnored(c.Coordinator):
         """Do nothing."""
 
 
+@leader("who cannot prepare ends the attempt")
+class UnableIgnored(c.Coordinator):
+    def _unable(self, conn: int, message: m.Unable, now: float) -> None:
+        """Do nothing."""
+
+
+@member("a group that has given up is gone on every rank", "budget_spent")
+class AbortIgnored(mb.Member):
+    def _abort(self, message: m.Abort, now: float) -> None:
+        """Do nothing."""
+
+
+@member("who exits because the group has given up exits with its code", "budget_spent")
+class AbortForgiven(mb.Member):
+    def _abort(self, message: m.Abort, now: float) -> None:
+        super()._abort(replace(message, code=0), now)
+
+
 # --------------------------------------------------------------------------------------------------- recovers
 
 
@@ -283,11 +420,14 @@ class ChallengeSkipped(c.Coordinator):
         super()._challenge(seat, conn, hello, now)
         if seat.rival is not None:
             seat.rival.until = now
+            self._challenges(now)
 
 
 @leader(
     "a launcher that was superseded is not accepted again under its name",
-    covered="it says hello only when clean, and the holder of its rank is asked",
+    "late_hello_of_a_superseded_one",
+    "what a hello says counts when its connection has answered",
+    "HelloBelieved",
 )
 class SupersededAccepted(c.Coordinator):
     def _challenges(self, now: float) -> None:
@@ -303,6 +443,48 @@ class PreparesForEver(mb.Member):
                 self._ping(now)
         else:
             super()._beat(tick, now)
+
+
+class _NeverSpent(Budget):
+    def charged(self, now: float) -> int:
+        return 0
+
+
+@leader("a budget that is spent ends the group", "budget_spent")
+class BudgetNeverSpent(c.Coordinator):
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(config, now, rng)
+        self.budget.__class__ = _NeverSpent
+
+
+class _AnyPoint(Budget):
+    def _same_point(self, cause: Cause, stage: str, served: float | None) -> bool:
+        return False
+
+
+@leader("an engine that fails thrice at one point before it was ever ready ends the group", "never_ready")
+class SamePointIgnored(c.Coordinator):
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(config, now, rng)
+        self.budget.__class__ = _AnyPoint
+
+
+class _Hasty(Budget):
+    def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
+        return replace(super().judge(cause, stage, served, charge, now), delay=0.0)
+
+
+@leader("a back-off lies between a failed epoch and the next")
+class NoBackoff(c.Coordinator):
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(config, now, rng)
+        self.budget.__class__ = _Hasty
+
+
+@leader("the back-off has a limit", "fails_and_fails")
+class BackoffUnbounded(c.Coordinator):
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(replace(config, restart_backoff=1e9), now, rng)
 
 
 @member("a leader that never answers a hello is given up")
@@ -376,10 +558,32 @@ class ExitsWithOthers(mb.Member):
 
 
 class _Overwrites(History):
-    def record(self, epoch: Epoch, cause: Cause, at: float, served: float | None) -> None:
-        super().record(epoch, cause, at, served)
+    def record(self, epoch: Epoch, cause: Cause, at: float, served: float | None, member: str = "") -> None:
+        super().record(epoch, cause, at, served, member)
         if cause.kind is not CauseKind.DRAIN:
             self.first = cause
+
+
+@leader("a launcher that was killed is told as such when the next one is back")
+class DeathUnexplained(c.Coordinator):
+    def _explain_death(self, hello: m.Hello, died: Cause) -> None:
+        """Do nothing."""
+
+
+@leader("the death of a launcher that was in no epoch explains none", "replaced_and_killed")
+class AnyDeathExplains(c.Coordinator):
+    def _explain_death(self, hello: m.Hello, died: Cause) -> None:
+        super()._explain_death(replace(hello, replaces=()), died)
+
+
+@leader("a launcher that came back and was killed later did not end the epoch before", "back_and_killed")
+class DeathAfterReturn(c.Coordinator):
+    def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
+        ended = self.history.ended[-1] if self.history.ended else None
+        super()._seat(conn, hello, now)
+        if ended is not None:
+            self.history.ended[-1] = ended
+        self._back.clear()
 
 
 @leader("the first failure stays")

@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.group.coordinator import Phase
 from launcher.words import CauseKind
-from tests.simulation.cluster import Cluster
+from tests.simulation.cluster import Cluster, Trouble
 from tests.simulation.network import EVERYBODY
 from tests.simulation.pod import Pod
 
@@ -34,6 +34,7 @@ PLAIN: Mapping[str, Any] = {
     "fragile": False,
     "max_restarts": 1000,
     "restart_window": 3600.0,
+    "restart_backoff": 60.0,
     "kernel_accepts": False,
 }
 
@@ -46,6 +47,7 @@ class Plot:
     phase: Phase = Phase.RUNNING
     more: Mapping[str, Any] = field(default_factory=dict)  #: of the plan, over PLAIN
     lasts: float = 3 * LEASE
+    after: float = 0.01  #: the moment; before a group that runs is touched, some seconds pass
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class Plot:
         """Set the scene; when faults end."""
         net, world = cluster.net, cluster.world
         net.base, net.jitter, net.prompt, net.gives_up = 0.0005, 0.0005, True, 1e9
-        after = world.between(0.5, 3.0) if self.phase is Phase.RUNNING else 0.01
+        after = world.between(0.5, 3.0) if self.phase is Phase.RUNNING else self.after
         cluster.ambushes.append((self.phase, after, lambda: self.act(cluster)))
         return 8 + self.lasts
 
@@ -142,6 +144,16 @@ def cut_and_replaced(cluster: Cluster) -> None:
     cluster.make_pod(1)
 
 
+def replaced_and_healed(cluster: Cluster) -> None:
+    """A worker is cut off from its leader and a second pod takes its rank; the cut heals before any lease ends."""
+    leader, pod = _pod(cluster, 0), _pod(cluster, 1)
+    cluster.truth.touch("cut off and replaced", 1, lasts=1e9)
+    for a, b in ((leader.node, pod.node), (pod.node, leader.node)):
+        cluster.net.cut(a, b)
+        cluster.world.at(0.5 * LEASE, cluster.net.heal, a, b)
+    cluster.make_pod(1)
+
+
 def leader_cut_off(cluster: Cluster) -> None:
     """The leader's node is cut off while its engine runs; its members are reset and find a new leader."""
     _isolate(cluster, _pod(cluster, 0))
@@ -171,22 +183,30 @@ def late_hello(cluster: Cluster) -> None:
     _reset(cluster)
 
 
-def fence_and_late_hello(cluster: Cluster) -> None:
-    """A hello is held up, and comes after the member has joined anew, started its engine, and been cut off."""
+def late_hello_of_a_superseded_one(cluster: Cluster) -> None:
+    """A hello is held up; its member joins anew, starts its engine and is cut off, and another pod takes the rank."""
     cluster.held_hellos = 1
     cluster.hold_for = 2.0 * LEASE
     _reset(cluster)
-    cluster.world.at(1.7 * LEASE, _isolate_but_for_hello, cluster)
+    cluster.world.at(1.7 * LEASE, _isolate_but_for_hello, cluster, 0.0)
 
 
-def _isolate_but_for_hello(cluster: Cluster) -> None:
+def late_hello_of_a_lost_one(cluster: Cluster) -> None:
+    """The same, but the member is lost by its silence before another pod has its rank: nobody has superseded it."""
+    cluster.held_hellos = 1
+    cluster.hold_for = 2.4 * LEASE
+    _reset(cluster)
+    cluster.world.at(1.7 * LEASE, _isolate_but_for_hello, cluster, 5.5)
+
+
+def _isolate_but_for_hello(cluster: Cluster, after: float) -> None:
     """What was said before is repeated by a middlebox; nothing new comes through."""
     pod = _pod(cluster, 1)
     agent = pod.agent
     if agent is not None and agent.link is not None:
         cluster.truth.touch("connection dark", 1, lasts=1e9)
         agent.link.dark = agent.link.peer.dark = True
-        cluster.make_pod(1)
+        cluster.make_pod(1, after=after)
 
 
 def lost_while_gathering(cluster: Cluster) -> None:
@@ -246,6 +266,82 @@ def out_of_memory(cluster: Cluster) -> None:
     proc.guard.breaks(proc, CauseKind.OOM, 137)
 
 
+def stalled_before_start(cluster: Cluster) -> None:
+    """An agent has said `prepared` and is stalled: `start` waits for it until its guard's deadline has passed."""
+    _stall(cluster, 1, 1.5 * LEASE)
+
+
+def stalled_while_preparing(cluster: Cluster) -> None:
+    """An agent is stalled before it knows that it is able, and then its leader: both wake when the others are gone."""
+    _stall(cluster, 1, 2.5 * LEASE)
+    cluster.world.at(0.1, _stall, cluster, 0, 2.5 * LEASE)
+
+
+def _stall(cluster: Cluster, rank: int, lasts: float) -> None:
+    pod = _pod(cluster, rank)
+    agent = pod.agent
+    assert agent is not None
+    agent.stalled = True
+    cluster.truth.touch("agent stalled", rank, lasts=1e9)
+    cluster.truth.silent("the stall", pod, lasts)
+    cluster.world.at(lasts, agent.thaw)
+
+
+def two_leaders_one_number(cluster: Cluster) -> None:
+    """An epoch is made by a leader whose words are held up from that moment; its members find a new leader, which knows
+    of no such epoch and gives the same number to another. Then what the old one had said comes through."""
+    cluster.world.at(0.0, _one_dies, cluster)
+    cluster.ambushes.append((Phase.PREPARING, 0.0, lambda: _gagged(cluster)))
+
+
+def _gagged(cluster: Cluster) -> None:
+    old, members = _pod(cluster, 0), [_pod(cluster, rank) for rank in (1, 2)]
+    for pod in members:
+        cluster.truth.touch("cut from the old leader", pod.rank, lasts=1e9)
+        cluster.net.cut(old.node, pod.node)
+        cluster.world.at(2.5 * LEASE, cluster.net.heal, old.node, pod.node)
+    _new_leader(cluster)
+
+
+def budget_spent(cluster: Cluster) -> None:
+    """Whenever the group runs, a process ends, and each end is charged."""
+    if cluster.calm_at is None:
+        _one_dies(cluster)
+        cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: budget_spent(cluster)))
+
+
+def never_ready(cluster: Cluster) -> None:
+    """The engine of a rank fails before it is ready, always at the same point."""
+    cluster.trouble[1] = Trouble(CauseKind.EXITED, 1, 1.0, 0.04)
+
+
+def back_and_killed(cluster: Cluster) -> None:
+    """A member is lost by a reset and comes back; while the group waits for another one its launcher is killed."""
+    _reset(cluster)
+    cluster.wanted.discard(2)
+    cluster.world.at(0.01, _kill_worker, cluster, 2)
+    cluster.world.at(4.0, _agent_of, cluster, 1)
+
+
+def replaced_and_killed(cluster: Cluster) -> None:
+    """A pod is killed and another one made; while the group waits, the launcher of the new one is killed."""
+    _kill_worker(cluster, 1)
+    cluster.wanted.discard(2)
+    cluster.world.at(0.01, _kill_worker, cluster, 2)
+    cluster.world.at(6.0, _agent_of, cluster, 1)
+
+
+def _kill_worker(cluster: Cluster, rank: int) -> None:
+    _kill(cluster, _pod(cluster, rank), silent=False)
+
+
+def _agent_of(cluster: Cluster, rank: int) -> None:
+    guard = _pod(cluster, rank).guard
+    assert guard is not None
+    cluster.truth.killed("agent killed", guard.pod)
+    guard.kill_agent()
+
+
 def one_leaves_slowly(cluster: Cluster) -> None:
     """A worker is told to go, and takes its time with the exit: its goodbye is held up."""
     pod = _pod(cluster, 1)
@@ -266,8 +362,20 @@ PLOTS: dict[str, Plot] = {
     "back_too_soon": Plot(back_too_soon, more={"term_time": (0.7, 0.9), "lease": 20.0}),
     "old_charges": Plot(old_charges, more={"restart_window": 5.0}),
     "cut_and_replaced": Plot(cut_and_replaced),
+    # the old engine's clock is as slow, and the leader's as fast, as they may be, and the kill takes all that it may
+    "clocks_apart": Plot(cut_and_replaced, more={"rates": (1.01, 0.99, 1.0), "kill_time": (0.2 * LEASE, 0.2 * LEASE)}),
+    "replaced_and_healed": Plot(replaced_and_healed),
     "leader_cut_off": Plot(leader_cut_off),
     "leader_cut_off_and_agents_killed": Plot(leader_cut_off_and_agents_killed),
     "late_hello": Plot(late_hello, lasts=4 * LEASE),
-    "fence_and_late_hello": Plot(fence_and_late_hello, lasts=4 * LEASE),
+    "late_hello_of_a_superseded_one": Plot(late_hello_of_a_superseded_one, lasts=4 * LEASE),
+    "late_hello_of_a_lost_one": Plot(late_hello_of_a_lost_one, more={"kill_time": (1.5, 1.9)}, lasts=4 * LEASE),
+    "stalled_before_start": Plot(stalled_before_start, Phase.STARTING, after=0.0),
+    "stalled_while_preparing": Plot(stalled_while_preparing, Phase.PREPARING, {"prepare_time": (0.02, 0.02)}),
+    "two_leaders_one_number": Plot(two_leaders_one_number, lasts=4 * LEASE),
+    "budget_spent": Plot(budget_spent, more={"max_restarts": 2}),
+    "fails_and_fails": Plot(budget_spent, more={"restart_backoff": 2.0}),
+    "never_ready": Plot(never_ready, Phase.PREPARING, after=0.0),
+    "back_and_killed": Plot(back_and_killed),
+    "replaced_and_killed": Plot(replaced_and_killed),
 }

@@ -139,7 +139,7 @@ class Guard:
         self._deadline, self._expired, self._lease_kill, self._stopping = None, False, False, False
         self._last_report = self.world.now
         incarnation = self.cluster.new_incarnation(self.pod)
-        self.agent = Agent(self, incarnation, tuple(self.replaces), died)
+        self.agent = self.cluster.rules.agent(self, incarnation, tuple(self.replaces), died)
         self.remember(incarnation)
         self.agent.begin()
         if self.asked_grace is not None:
@@ -157,6 +157,10 @@ class Guard:
             return
         agent.die()
         self.agent = None
+        self.cluster.truth.agents_killed.add(agent.member.incarnation)
+        if self.cluster.plan.max_restarts == 0:  # Policy in process/channel.py
+            self._end_tree(lambda: self.pod.container_ends(137))
+            return
         died = Cause(CauseKind.AGENT, self.pod.rank, f"the launcher of rank {self.pod.rank} was {how}")
         self._end_tree(lambda: self.later(self.world.between(0.05, 0.6), self.start_agent, died))
 
@@ -183,8 +187,7 @@ class Guard:
         """Start a process; or say why not."""
         if agent is not self.agent or self.dead:
             return "gone"
-        self._check_lease()
-        if self._expired:
+        if not self._may_start():
             return "expired"
         if self._stopping or self._lease_kill:
             return "stopping"
@@ -193,6 +196,11 @@ class Guard:
         self.cluster.truth.process_started(proc)
         self._live(proc)
         return None
+
+    def _may_start(self) -> bool:
+        """The deadline is looked at before every start, whether or not its timer has run."""
+        self._check_lease()
+        return not self._expired
 
     def _live(self, proc: Proc) -> None:
         """What will become of a process if nobody ends it."""
@@ -351,6 +359,8 @@ class Agent:
         self.stalled = False
         self.terminated = False
         self.knows_failure = False  #: it has taken part in an epoch that failed
+        self.joined = False  #: some leader has heard its hello and given it a seat
+        self.exit: mb.Exit | None = None
         self.left: dict[Epoch, float] = {}  #: when this member last took part in an epoch, in true time
         self._queues: dict[Any, deque[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
         now = self.local
@@ -362,6 +372,7 @@ class Agent:
             incarnation=incarnation,
             terms=cluster.terms,
             stop_grace=cluster.plan.stop_grace,
+            may_restart=cluster.plan.max_restarts > 0,
             replaces=replaces,
             died=died,
             last=guard.memory.last,
@@ -378,6 +389,7 @@ class Agent:
                 terms=cluster.terms,
                 max_restarts=cluster.plan.max_restarts,
                 restart_window=cluster.plan.restart_window,
+                restart_backoff=cluster.plan.restart_backoff,
                 stop_grace=cluster.plan.stop_grace,
                 highest_n=pod.highest_n,
             )
@@ -503,6 +515,8 @@ class Agent:
         actions = self.member.handle(event, self.local)
         if self.member.state is not before:
             self.world.note(self.pod.name, self.member.state.value, type(event).__name__)
+            if self.member.state is mb.State.STOPPING and type(event) is m.Stop:
+                self.truth.stops_by_word(self, epoch)
             if before in _IN_EPOCH and self.member.state not in _IN_EPOCH and epoch is not None:
                 self.left[epoch] = self.world.now
             if self.member.state is mb.State.STOPPING and self.member.cause is not None:
@@ -674,6 +688,7 @@ class Agent:
 
     def _exit(self, action: mb.Exit) -> None:
         self.world.note(self.pod.name, "exits", action.code, action.text)
+        self.exit = action
         self.truth.exits(self, action)
         self.guard.agent_exits(self, action.code)
 
@@ -775,7 +790,7 @@ class Pod:
     def start(self) -> None:
         """The container runtime starts the launcher."""
         if self.alive and not self.deleting and (self.guard is None or self.guard.dead):
-            self.guard = Guard(self)
+            self.guard = self.cluster.rules.guard(self)
             self.guard.start_agent()
 
     def container_ends(self, code: int) -> None:

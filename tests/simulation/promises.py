@@ -5,9 +5,11 @@
     one epoch   no process starts while one of another epoch lives anywhere in the group
     one fate    when a rank fails, every process of the epoch is dead: in seconds if somebody can tell, else in a lease
     recovers    (schedule.py) once faults stop, the group runs
-    explains    an epoch's end has the cause that truly was, and the first failure stays until it is over
+    explains    an epoch's end has the cause that truly was, and the first failure stays until it is over; a launcher
+                that was killed is told as such when the next one in its pod is back
 
-and beside them: nobody exits for being alone; a drain cuts no request, charges nothing, and stops rank 0 first.
+and beside them: nobody exits for being alone; a drain cuts no request, charges nothing, and stops rank 0 first; whether
+to try again, when, and when no more (restarts.py).
 
 Two exceptions, both documented in docs/protocol.md: processes of a frozen machine (and for a moment after it thaws),
 and two groups of pods that have no launcher in common (nobody is left who could tell the new about the old).
@@ -20,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
-from launcher.group.events import SayAll
+from launcher.group.events import Say, SayAll
 from launcher.words import Cause, CauseKind, Epoch
+from tests.simulation.restarts import Restarts
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
@@ -66,6 +69,7 @@ class EpochTruth:
         self.hurried = False
         self.calm = True  #: nothing was done to any of its pods, and nobody was told to stop
         self.guards: set[Guard] = set()
+        self.ended = False  #: its leader has told somebody to stop
 
 
 class Truth:
@@ -76,14 +80,17 @@ class Truth:
         self.live: list[Proc] = []
         self.touches: list[Touch] = []
         self.terms_told: dict[int, float] = {}  #: rank -> when one of its pods was last told to go
-        self.charges: list[float] = []
-        self.aborted: set[str] = set()
+        self.restarts = Restarts(cluster)
+        self.agents_killed: set[str] = set()  #: incarnations of launchers that were killed and followed in their pod
         self.thawed, self.strangers = 0, 0  #: starts under the two exceptions
         self.ran = 0
         self.drains = 0
         self._first: dict[str, Cause] = {}
         self._phase: dict[str, c.Phase] = {}
         self._over: dict[str, Epoch] = {}
+        self._causes: dict[str, Cause] = {}  #: by leader: how its latest epoch ended, as it tells now
+        self._lived_on: set[tuple[str, Epoch, int]] = set()  #: by leader: members of an epoch that were seated again
+        self._deaths_told: dict[str, set[str]] = {}  #: by leader: launchers whose successors have told it of their end
 
     # ------------------------------------------------------------------------------------------------ what happens
 
@@ -114,6 +121,14 @@ class Truth:
         if truth.failed_at is None:
             truth.failed_at = self.world.now
         self._must_die(truth, pod)
+        if kind is CauseKind.UNABLE:
+            net = self.cluster.net
+            answers = self.cluster.plan.prepare_time[1] + 2 * (net.base + net.jitter) + 0.5
+            self.world.at(answers, self._check_ended, truth, rank, self.world.now)
+
+    def _check_ended(self, truth: EpochTruth, rank: int, since: float) -> None:
+        if not truth.ended and truth.leader.alive and self.calm(since):
+            self.world.broken("one fate", f"rank {rank} cannot prepare {truth.epoch}, and nobody has ended it")
 
     def killed(self, what: str, pod: Pod) -> None:
         """An agent or a whole pod is killed, and the kernel closes its connections."""
@@ -137,8 +152,11 @@ class Truth:
         self.world.at(max(noticed, silent), self._check_fate, truth, now, False)
 
     def silent(self, what: str, pod: Pod, lasts: float, leader: Pod | None = None) -> None:
-        """From now on ``pod`` and the leader (or everybody) cannot speak. Nobody can tell, so the lease must."""
-        after = 1.011 * self.cluster.plan.lease + 0.001
+        """From now on ``pod`` and the leader (or everybody) cannot speak. Nobody can tell, so the lease must.
+
+        A guard acts 0.8 lease after a ping by a clock that is 1 % slow at most, and has 0.2 lease for the kill.
+        """
+        after = (0.8 / 0.99 + 0.2) * self.cluster.plan.lease + 0.001
         if lasts <= after:
             return
         for truth in self.epochs.values():
@@ -146,7 +164,7 @@ class Truth:
                 self.world.at(after, self._check_silence, truth, what, pod.rank, self.world.now)
 
     def _check_fate(self, truth: EpochTruth, since: float, noticed: bool) -> None:
-        if (noticed and not self._calm(since)) or truth.drain_by is not None:
+        if (noticed and not self.calm(since)) or truth.drain_by is not None:
             return  # in a drain rank 0 has the time of the grace, whoever else has ended
         self._all_dead(truth, f"{self.world.now - since:.1f} s after a failure")
 
@@ -160,7 +178,7 @@ class Truth:
             names = ", ".join(f"{p.name} of rank {p.rank}" for p in alive[:4])
             self.world.broken("one fate", f"{when}, {len(alive)} processes of epoch {truth.epoch} live: {names}")
 
-    def _calm(self, since: float) -> bool:
+    def calm(self, since: float) -> bool:
         """Nothing silent is going on, or has been going on lately: every report arrives at once."""
         return not any(t.until > since - 1 and not t.sharp and t.since <= self.world.now for t in self.touches)
 
@@ -242,7 +260,7 @@ class Truth:
         truth = self.epochs[proc.epoch]
         if proc.rank == 0 or truth.drain_by is None or truth.hurried or truth.failed_at is not None:
             return
-        early = self.world.now < truth.drain_by and self._calm(truth.made_at)
+        early = self.world.now < truth.drain_by and self.calm(truth.made_at)
         if early and any(p.rank == 0 and p.epoch == proc.epoch for p in self.live):
             self.world.broken("drain", f"rank {proc.rank} is stopped before rank 0 in the drain of {proc.epoch}")
 
@@ -276,7 +294,7 @@ class Truth:
             truth.calm = False  # the word to start may still be on its way to another rank
         if truth is None or agent.pod.rank != 0 or action.cause.kind is not CauseKind.DRAIN or not agent.in_flight:
             return
-        if truth.failed_at is not None or truth.hurried or not self._calm(truth.made_at):
+        if truth.failed_at is not None or truth.hurried or not self.calm(truth.made_at):
             return
         if truth.drain_by is None or self.world.now < truth.drain_by - 0.02 * self.cluster.plan.grace:
             self.world.broken("drain", f"{agent.in_flight} requests are cut in the drain of {epoch}")
@@ -285,14 +303,8 @@ class Truth:
         if action.code == 0:
             if not agent.terminated:
                 self.world.broken("alone", f"{agent.pod.name} exits 0 and nobody told it to go")
-        elif agent.pod.group != self.cluster.truth.group:
-            return
-        elif not self.aborted:
-            self.world.broken("alone", f"{agent.pod.name} exits {action.code} ({action.text}) and no leader gave up")
-
-    @property
-    def group(self) -> str:
-        return "ns/vllm-0"
+        elif agent.pod in self.cluster.pods:  # and not another group's
+            self.restarts.exits(agent, action)
 
     # ----------------------------------------------------------------------------------------------- state machines
 
@@ -310,20 +322,37 @@ class Truth:
         """A coordinator took a step."""
         leader = agent.coordinator
         assert leader is not None
+        made: Epoch | None = None
         for action in actions:
-            if type(action) is SayAll and type(action.message) is m.Prepare:
-                self._epoch_made(agent, leader, action.message)
+            if type(action) is SayAll:
+                self.restarts.said(agent, action.message)
+                if type(action.message) is m.Prepare:
+                    made = action.message.epoch
+                    self._epoch_made(agent, leader, action.message)
+            if type(action) in (Say, SayAll) and type(action.message) is m.Stop:
+                self.epochs[action.message.epoch].ended = True
         name = leader.config.incarnation
         if leader.history.ended and leader.history.ended[-1].epoch != self._over.get(name):
             self._over[name] = leader.history.ended[-1].epoch
             self._epoch_over(agent, leader)
+        if made is not None:
+            self.restarts.begins(agent, leader, made)
+        if type(event) is m.Hello:
+            if event.group != leader.config.group and any(
+                type(getattr(a, "message", 0)) is m.Accepted for a in actions
+            ):
+                self.world.broken("whole", f"rank {event.rank} of {event.group} is let into {leader.config.group}")
+            self._greeted(leader, event)
+        self._deaths_explained(leader)
+        if leader.phase is c.Phase.WAITING:
+            self.restarts.waits(agent, leader)
         before = self._phase.get(name, c.Phase.WAITING)
         if leader.phase is not before:
             self._phase[name] = leader.phase
             self.world.note(f"leader {agent.pod.name}", f"is {leader.phase.value}", str(leader.epoch))
             self.cluster.on_phase(leader.phase)
             if leader.phase is c.Phase.ABORTED:
-                self._gave_up(leader)
+                self.restarts.gave_up(agent, leader)
             if leader.phase is c.Phase.RUNNING:
                 self.ran += 1
         self._first_stays(leader)
@@ -354,20 +383,8 @@ class Truth:
     def _epoch_over(self, agent: Agent, leader: c.Coordinator) -> None:
         ended = leader.history.ended[-1]
         truth, cause = self.epochs[ended.epoch], ended.cause
-        charges = leader.budget._charges
-        charged = bool(charges) and charges[-1] == agent.local
-        if charged:
-            self.charges.append(self.world.now)
-        window = self.cluster.plan.restart_window * 1.02 + 1  # (what is inherited begins its window anew)
-        inherited = len({e.leader for e in self.epochs.values()}) > 1
-        known = sum(1 for at in self.charges if inherited or self.world.now - at <= window)
-        if leader.budget.charged(agent.local) > known:
-            self.world.broken("drain", f"{leader.budget.charged(agent.local)} restarts are charged; there were {known}")
-        if charged and not truth.started and not leader._started:
-            self.world.broken("drain", f"{ended.epoch} was charged and had started nothing")
+        self.restarts.over(agent, leader, ended)
         if cause.kind is CauseKind.DRAIN:
-            if charged:
-                self.world.broken("drain", f"{ended.epoch} ended by a drain and was charged")
             if cause.rank not in self.terms_told:
                 self.world.broken(
                     "explains", f"{ended.epoch} ended by a drain of rank {cause.rank}, which was not told"
@@ -412,13 +429,46 @@ class Truth:
         if cause.rank != touch.rank and f"; rank {touch.rank} had been silent" not in cause.text:
             self.world.broken("explains", f"{truth.epoch} ended by {touch.what} of rank {touch.rank}; told is: {cause}")
 
-    def _gave_up(self, leader: c.Coordinator) -> None:
-        self.aborted.add(leader.config.incarnation)
-        assert leader._abort is not None
-        spent = len(self.charges) > self.cluster.plan.max_restarts
-        if spent or self.cluster.ever_unable or "same point" in leader.verdict:
+    def stops_by_word(self, agent: Agent, epoch: Epoch | None) -> None:
+        """A member begins to stop because it heard `stop`."""
+        truth = self.epochs.get(epoch) if epoch is not None else None
+        if truth is None or not truth.ended:
+            self.world.broken("one fate", f"{agent.pod.name} is made to stop in {epoch}, which nobody has ended")
+
+    def _greeted(self, leader: c.Coordinator, hello: m.Hello) -> None:
+        """A launcher has taken a seat. For the first time: it tells how the one before it ended, if it was killed."""
+        seat = leader.seats.get(hello.rank)
+        if seat is None or seat.hello is not hello:
             return
-        self.world.broken("recovers", f"the group gave up for no reason: {leader.verdict}")
+        lately = [leader.epoch] if leader.epoch is not None else []
+        for epoch in (*lately, *(ended.epoch for ended in list(leader.history.ended)[-1:])):
+            if self.epochs[epoch].members[hello.rank] == hello.incarnation:
+                self._lived_on.add((leader.config.incarnation, epoch, hello.rank))
+        for agent in self.cluster.agents():
+            if agent.member.incarnation == hello.incarnation and not agent.joined:
+                agent.joined = True
+                told = self._deaths_told.setdefault(leader.config.incarnation, set())
+                told |= self.agents_killed.intersection(hello.replaces)
+
+    def _deaths_explained(self, leader: c.Coordinator) -> None:
+        """The latest epoch's end was the death of a launcher: that is told, when it is known, and of no other."""
+        if not leader.history.ended:
+            return
+        name, ended = leader.config.incarnation, leader.history.ended[-1]
+        if ended.cause is self._causes.get(name) and name not in self._deaths_told:
+            return
+        self._causes[name] = ended.cause
+        members, rank = self.epochs[ended.epoch].members, ended.cause.rank
+        lived_on = (name, ended.epoch, rank) in self._lived_on
+        told = members[rank] in self._deaths_told.get(name, ())
+        if ended.cause.kind is CauseKind.LOST and told and not lived_on:
+            self.world.broken(
+                "explains", f"{ended.epoch}: the launcher of rank {rank} was killed, and told is {ended.cause}"
+            )
+        if ended.cause.kind is CauseKind.AGENT and members[rank] not in self.agents_killed:
+            self.world.broken("explains", f"{ended.epoch} ended by {ended.cause}; and that launcher was not killed")
+        if ended.cause.kind is CauseKind.AGENT and lived_on:
+            self.world.broken("explains", f"{ended.epoch} ended by {ended.cause}; and that launcher had come back")
 
     def _first_stays(self, leader: c.Coordinator) -> None:
         name, first = leader.config.incarnation, leader.history.first

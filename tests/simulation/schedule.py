@@ -51,7 +51,7 @@ def run(seed: int, rules: Rules | None = None, plot: Plot | None = None) -> Outc
     outcome.epochs, outcome.ran = len(cluster.truth.epochs), cluster.truth.ran
     outcome.drains = cluster.truth.drains
     outcome.thawed, outcome.strangers = cluster.truth.thawed, cluster.truth.strangers
-    outcome.events, outcome.gave_up = world.events, bool(cluster.truth.aborted)
+    outcome.events, outcome.gave_up = world.events, bool(cluster.truth.restarts.aborts)
     outcome.log = world.log
     return outcome
 

@@ -1,0 +1,201 @@
+"""Whether the group tries again as it should: what an epoch's end costs, how long the next one waits, when it is over.
+
+    charges     a failure of an epoch that had started something is charged, and nothing else is
+    the budget  more charges within the window than are allowed: the group gives up, at that very moment
+    one point   three failures in a row at the same point, never ready: the same
+    back-off    between a failed epoch and the next lies a pause that doubles, up to its limit, and no longer one
+    the end     a group that has given up is gone: every launcher exits, with the first failure and the code of the last
+
+These books are kept apart from the leader's: what it said to its members (`start`, `running`, `drain`) tells what each
+epoch came to. Only of charges that a leader inherits nothing is known here but how many there were in all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import ExitCode
+from launcher.group import coordinator as c
+from launcher.group import member as mb
+from launcher.group import messages as m
+from launcher.group.budget import SAME_POINT, STEADY
+from launcher.group.history import Ended
+from launcher.words import Cause, CauseKind, Epoch
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+    from tests.simulation.pod import Agent
+
+FIRST_PAUSE = 0.5
+OF_THE_ENGINE = frozenset({CauseKind.EXITED, CauseKind.SIGNALLED, CauseKind.OOM})
+OUTSIDE = frozenset({CauseKind.LOST, CauseKind.LEADER, CauseKind.AGENT, CauseKind.JOIN})
+
+
+@dataclass
+class Attempt:
+    """What a leader has said of one epoch."""
+
+    stage: int = -1  #: the last that it started
+    ready_at: float | None = None
+    draining: bool = False
+
+
+@dataclass
+class Books:
+    """Of one leader, in its own time."""
+
+    charges: list[float] = field(default_factory=list)
+    in_a_row: int = 0
+    point: tuple[object, ...] | None = None
+    at_point: int = 0
+    over_at: float = -1e9
+    least: float = 0.0
+    most: float = 0.0
+
+
+class Restarts:
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.charges: list[float] = []  #: of all leaders, in true time
+        self.aborts: list[m.Abort] = []
+        self._attempts: dict[Epoch, Attempt] = defaultdict(Attempt)
+        self._books: dict[str, Books] = defaultdict(Books)
+
+    # -------------------------------------------------------------------------------------------- what a leader says
+
+    def said(self, agent: Agent, message: Any) -> None:
+        kind = type(message)
+        if kind is m.Start:
+            self._attempts[message.epoch].stage = message.stage
+        elif kind is m.Running:
+            self._attempts[message.epoch].ready_at = agent.local
+        elif kind is m.Drain:
+            self._attempts[message.epoch].draining = True
+
+    def begins(self, agent: Agent, leader: c.Coordinator, epoch: Epoch) -> None:
+        """An epoch is made."""
+        books = self._books[leader.config.incarnation]
+        waited = agent.local - books.over_at
+        if waited < books.least - 1e-9:
+            self.world.broken(
+                "back-off",
+                f"{epoch} begins {waited:.2f} s after failure {books.in_a_row} in a row; {books.least:.2f} s are due",
+            )
+
+    def waits(self, agent: Agent, leader: c.Coordinator) -> None:
+        """A leader took a step between epochs."""
+        if leader.wait is c.Wait.BACKOFF:
+            books = self._books[leader.config.incarnation]
+            waited = agent.local - books.over_at
+            if waited > books.most + self.cluster.terms.beat:
+                self.world.broken("back-off", f"{waited:.1f} s after an epoch's end; {books.most:.1f} s are the most")
+
+    # ------------------------------------------------------------------------------------------------ an epoch is over
+
+    def over(self, agent: Agent, leader: c.Coordinator, ended: Ended) -> None:
+        books, attempt, now = self._books[leader.config.incarnation], self._attempts[ended.epoch], agent.local
+        drained = ended.cause.kind is CauseKind.DRAIN
+        due = attempt.stage >= 0 and not drained and not attempt.draining
+        self._charged(leader, ended, due, now)
+        books.over_at = now
+        if drained:
+            books.least = books.most = 0.0
+            return
+        served = None if attempt.ready_at is None else now - attempt.ready_at
+        self._pause(books, served)
+        if not due:
+            return
+        self.charges.append(self.world.now)
+        books.charges = [at for at in books.charges if now - at <= self.cluster.plan.restart_window] + [now]
+        self._count_point(books, ended.cause, attempt, served)
+        if leader.phase is c.Phase.ABORTED:
+            return
+        if len(books.charges) > self.cluster.plan.max_restarts:
+            self.world.broken("budget", f"{len(books.charges)} restarts are charged, and the group does not give up")
+        if books.at_point >= SAME_POINT:
+            self.world.broken(
+                "budget", f"{books.at_point} failures in a row at one point, and the group does not give up"
+            )
+
+    def _charged(self, leader: c.Coordinator, ended: Ended, due: bool, now: float) -> None:
+        charges = leader.budget._charges
+        charged = bool(charges) and charges[-1] == now
+        if charged is not due:
+            self.world.broken(
+                "budget", f"{ended.epoch} ({ended.cause}) {'was charged' if charged else 'was not charged'}"
+            )
+        window = self.cluster.plan.restart_window * 1.02 + 1  # (what is inherited begins its window anew)
+        known = sum(1 for at in self.charges if self._inherits() or self.world.now - at <= window) + due
+        if leader.budget.charged(now) > known:
+            self.world.broken("budget", f"{leader.budget.charged(now)} restarts are charged; there were {known}")
+
+    def _inherits(self) -> bool:
+        return len({epoch.leader for epoch in self._attempts}) > 1
+
+    def _pause(self, books: Books, served: float | None) -> None:
+        if served is not None and served >= STEADY:
+            books.in_a_row = 0
+        books.in_a_row += 1
+        books.most = min(self.cluster.plan.restart_backoff, FIRST_PAUSE * 2.0 ** (books.in_a_row - 1))
+        books.least = books.most / 2
+
+    @staticmethod
+    def _count_point(books: Books, cause: Cause, attempt: Attempt, served: float | None) -> None:
+        if served is not None or cause.kind in OUTSIDE:
+            books.point, books.at_point = None, 0
+            return
+        point = (cause.kind, cause.process, cause.code, attempt.stage)
+        books.at_point = books.at_point + 1 if point == books.point else 1
+        books.point = point
+
+    # ------------------------------------------------------------------------------------------------- giving up
+
+    def gave_up(self, agent: Agent, leader: c.Coordinator) -> None:
+        abort, books = leader._abort, self._books[leader.config.incarnation]
+        assert abort is not None
+        self.aborts.append(abort)
+        if not self._may_give_up(abort, books):
+            self.world.broken("recovers", f"the group gave up for no reason: {leader.verdict}")
+        self._says_why(leader, abort)
+        told = [a for a in self.cluster.agents() if self._hears(a, agent, leader)]
+        net = self.cluster.net
+        self.world.at(2 * (net.base + net.jitter) + 0.1, self._all_gone, told, self.world.now)
+
+    def _may_give_up(self, abort: m.Abort, books: Books) -> bool:
+        if abort.code == ExitCode.CONFIG and abort.cause.kind is CauseKind.UNABLE:
+            return self.cluster.ever_unable
+        known = self.charges if self._inherits() else books.charges
+        return len(known) > self.cluster.plan.max_restarts or books.at_point >= SAME_POINT
+
+    def _says_why(self, leader: c.Coordinator, abort: m.Abort) -> None:
+        if not leader.history.ended:
+            return
+        last = leader.history.ended[-1].cause
+        if abort.cause not in (leader.history.first, last) and abort.cause.kind is not CauseKind.UNABLE:
+            self.world.broken("explains", f"the group gave up; told is {abort.cause}, first was {leader.history.first}")
+        if abort.code == 0 or (last.kind in OF_THE_ENGINE and last.code and abort.code != last.code):
+            self.world.broken("explains", f"the group gave up with code {abort.code}; the last failure: {last}")
+
+    def _hears(self, agent: Agent, of: Agent, leader: c.Coordinator) -> bool:
+        """A launcher that is seated, on the connection that it believes in."""
+        seat = leader.seats.get(agent.pod.rank)
+        if seat is None or seat.hello.incarnation != agent.member.incarnation:
+            return False
+        return agent is of or (agent.link is not None and agent.link.peer is of.ends.get(seat.conn))
+
+    def _all_gone(self, told: list[Agent], since: float) -> None:
+        left = [a.pod.name for a in told if a.alive and not a.stalled and not a.guard.frozen]
+        if left and self.cluster.truth.calm(since):
+            self.world.broken("one fate", f"the group gave up, and {', '.join(left)} did not exit")
+
+    def exits(self, agent: Agent, action: mb.Exit) -> None:
+        """A launcher ends with a code that is not 0: somebody gave up, and it says why."""
+        if self.cluster.plan.max_restarts == 0 and action.code == ExitCode.PEERS_LOST and action.cause is not None:
+            return  # nobody is left to give up, and no restart is allowed
+        if not any((a.code, a.cause) == (action.code, action.cause) for a in self.aborts):
+            self.world.broken(
+                "alone", f"{agent.pod.name} exits {action.code} ({action.cause}: {action.text}); no leader has said so"
+            )
