@@ -15,6 +15,19 @@ old leader, and F is not later than that.
                    everybody hears is "rank 3 is silent" and not "my lease ran out"
     fence          1.02 lease   what others wait before they count on it: clocks may drift by 1 % each way
 
+The sums, in true time and in leases, for clocks that are wrong by 1 % at most:
+
+    the old engine is dead  at the latest 0.8 / 0.99 + 0.2 = 1.0081 after the good ping was sent: the guard acts by a
+                            slow clock; the kill takes what it takes, by no clock of ours
+    the fence falls         at the earliest 1.02 / 1.01 = 1.0099 after that ping arrived, by a fast one
+    of a leader before us   a member's age `quiet`, d in truth, is at most 1.01 d, and the rest is waited by a clock of
+                            speed x: d + (1.02 - 1.01 d) / x, at the least (x = 1.01, or d = 1.0099) again 1.0099
+    the leader's verdict    at the latest (0.675 + half a beat) / 0.99 = 0.7071 after F, by a slow clock
+    the first guard         at the earliest 0.8 / 1.01 - 1.5 beats / 0.99 = 0.7163 after F, by a fast one
+
+So 0.0018 lease are left between death and fence (18 ms of 10 s): 1.02 is right, and not by much. A budget of the kill
+that were measured by the slow clock, too, would need 1.0202.
+
 Contact lags by at most two beats, so an outage shorter than lease / 2 ends nothing if what was sent in it comes through
 soon after it. TCP repeats 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss: at the default of 10 s an outage of up to
 3 s certainly ends nothing, and one of up to 5 s where the pause between repeats is bounded (TCP_RTO_MAX_MS).
