@@ -489,8 +489,8 @@ class Coordinator:
 
     def _give_up_waiting(self, now: float) -> None:
         limit = self.config.join_timeout
-        if not limit or self._members or now - self._born < limit:
-            return
+        if not limit or self._n or now - self._born < limit:
+            return  # an epoch that anybody here knows of: it is not the group's first gathering, though it may be ours
         names = ", ".join(f"rank {r}" for r in self.missing[:16])
         text = f"{names} did not come within {limit:g} s (--join-timeout)"
         self._give_up(Cause(CauseKind.JOIN, 0, text), int(ExitCode.UNAVAILABLE), text, now)

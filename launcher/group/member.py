@@ -279,7 +279,7 @@ class Member:
         self._attempts = 0  # hellos said
         self._replaces = config.replaces
         self._died = config.died
-        self._served_once = False  # an epoch began: --join-timeout has done its work
+        self._served_once = config.last is not None  # an epoch began, here or before us: --join-timeout is done
         self._stop_told = False  # the leader asked for this stop and waits for `stopped`
         self._leave_by: float | None = None
         self._exit: Exit | None = None  # how to exit when the stop is done

@@ -60,6 +60,7 @@ class Plan:
     state_file: bool  #: the leader's highest n outlives its pod
     restart_backoff: float  #: the longest pause between two epochs
     drift: float  #: clocks are off by so much at most
+    join_timeout: float | None = None
     rates: tuple[float, ...] = ()  #: by rank: how fast the clocks of its pods are; empty: drawn for each pod
 
 
@@ -94,6 +95,7 @@ def draw_plan(rng: random.Random) -> Plan:
         state_file=rng.random() < 0.5,
         restart_backoff=rng.choice((60.0, 60.0, 2.0)),
         drift=rng.choice((0.0, 0.001, MOST_DRIFT)),
+        join_timeout=rng.choice((10.0, 30.0)) if rng.random() < 0.1 else None,
     )
 
 

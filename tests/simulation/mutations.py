@@ -487,6 +487,27 @@ class BackoffUnbounded(c.Coordinator):
         super().__init__(replace(config, restart_backoff=1e9), now, rng)
 
 
+@leader("a new leader of a group that has run waits for whoever is away", "leader_replaced_and_one_away")
+class GathersAnew(c.Coordinator):
+    def _give_up_waiting(self, now: float) -> None:
+        n, self._n = self._n, 0
+        super()._give_up_waiting(now)
+        self._n = n
+
+
+@member("a new launcher in a pod that was in an epoch waits for its leader", "agents_killed_and_one_away")
+class JoinsAnew(mb.Member):
+    def __init__(self, config: mb.Config, now: float) -> None:
+        super().__init__(config, now)
+        self._served_once = False
+
+
+@leader("who can gather no group in time gives up", "never_whole")
+class GathersForEver(c.Coordinator):
+    def _give_up_waiting(self, now: float) -> None:
+        """Do nothing."""
+
+
 @member("a leader that never answers a hello is given up")
 class WaitsForAccepted(mb.Member):
     def _seek(self, tick: Any, now: float) -> None:

@@ -36,6 +36,7 @@ PLAIN: Mapping[str, Any] = {
     "restart_window": 3600.0,
     "restart_backoff": 60.0,
     "kernel_accepts": False,
+    "join_timeout": None,
 }
 
 
@@ -315,23 +316,44 @@ def never_ready(cluster: Cluster) -> None:
     cluster.trouble[1] = Trouble(CauseKind.EXITED, 1, 1.0, 0.04)
 
 
+def leader_replaced_and_one_away(cluster: Cluster) -> None:
+    """A worker is away for longer than --join-timeout, and the leader is made anew: it has never seen a whole group."""
+    cluster.wanted.discard(2)
+    _kill_rank(cluster, 2)
+    cluster.world.at(1.0, _kill_rank, cluster, 0)
+
+
+def never_whole(cluster: Cluster) -> None:
+    """All pods are made anew, but one that does not come back for a while: nobody knows that the group has ever run."""
+    cluster.wanted.discard(2)
+    for rank in (2, 1, 0):
+        _kill_rank(cluster, rank)
+
+
+def agents_killed_and_one_away(cluster: Cluster) -> None:
+    """The leader is away for longer than --join-timeout, and a worker's agent is killed: only its guard remembers."""
+    cluster.wanted.discard(0)
+    _kill_rank(cluster, 0)
+    cluster.world.at(1.0, _agent_of, cluster, 1)
+
+
 def back_and_killed(cluster: Cluster) -> None:
     """A member is lost by a reset and comes back; while the group waits for another one its launcher is killed."""
     _reset(cluster)
     cluster.wanted.discard(2)
-    cluster.world.at(0.01, _kill_worker, cluster, 2)
+    cluster.world.at(0.01, _kill_rank, cluster, 2)
     cluster.world.at(4.0, _agent_of, cluster, 1)
 
 
 def replaced_and_killed(cluster: Cluster) -> None:
     """A pod is killed and another one made; while the group waits, the launcher of the new one is killed."""
-    _kill_worker(cluster, 1)
+    _kill_rank(cluster, 1)
     cluster.wanted.discard(2)
-    cluster.world.at(0.01, _kill_worker, cluster, 2)
+    cluster.world.at(0.01, _kill_rank, cluster, 2)
     cluster.world.at(6.0, _agent_of, cluster, 1)
 
 
-def _kill_worker(cluster: Cluster, rank: int) -> None:
+def _kill_rank(cluster: Cluster, rank: int) -> None:
     _kill(cluster, _pod(cluster, rank), silent=False)
 
 
@@ -376,6 +398,9 @@ PLOTS: dict[str, Plot] = {
     "budget_spent": Plot(budget_spent, more={"max_restarts": 2}),
     "fails_and_fails": Plot(budget_spent, more={"restart_backoff": 2.0}),
     "never_ready": Plot(never_ready, Phase.PREPARING, after=0.0),
+    "leader_replaced_and_one_away": Plot(leader_replaced_and_one_away, more={"join_timeout": 10.0}),
+    "never_whole": Plot(never_whole, more={"join_timeout": 10.0}),
+    "agents_killed_and_one_away": Plot(agents_killed_and_one_away, more={"join_timeout": 10.0}),
     "back_and_killed": Plot(back_and_killed),
     "replaced_and_killed": Plot(replaced_and_killed),
 }

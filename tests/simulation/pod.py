@@ -360,7 +360,7 @@ class Agent:
         self.terminated = False
         self.knows_failure = False  #: it has taken part in an epoch that failed
         self.joined = False  #: some leader has heard its hello and given it a seat
-        self.exit: mb.Exit | None = None
+        self.given_up = False  #: it has heard that the group has given up
         self.left: dict[Epoch, float] = {}  #: when this member last took part in an epoch, in true time
         self._queues: dict[Any, deque[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
         now = self.local
@@ -372,6 +372,7 @@ class Agent:
             incarnation=incarnation,
             terms=cluster.terms,
             stop_grace=cluster.plan.stop_grace,
+            join_timeout=cluster.plan.join_timeout,
             may_restart=cluster.plan.max_restarts > 0,
             replaces=replaces,
             died=died,
@@ -390,6 +391,7 @@ class Agent:
                 max_restarts=cluster.plan.max_restarts,
                 restart_window=cluster.plan.restart_window,
                 restart_backoff=cluster.plan.restart_backoff,
+                join_timeout=cluster.plan.join_timeout,
                 stop_grace=cluster.plan.stop_grace,
                 highest_n=pod.highest_n,
             )
@@ -512,6 +514,7 @@ class Agent:
         before, epoch = self.member.state, self.member.epoch
         if type(event) is m.News and event.first_failure is None and event.phase != "stopping":
             self.knows_failure = False  # the leader knows: it was no failure, or it is long over
+        self.given_up |= type(event) is m.Abort
         actions = self.member.handle(event, self.local)
         if self.member.state is not before:
             self.world.note(self.pod.name, self.member.state.value, type(event).__name__)
@@ -688,7 +691,6 @@ class Agent:
 
     def _exit(self, action: mb.Exit) -> None:
         self.world.note(self.pod.name, "exits", action.code, action.text)
-        self.exit = action
         self.truth.exits(self, action)
         self.guard.agent_exits(self, action.code)
 

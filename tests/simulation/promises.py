@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
-from launcher.group.events import Say, SayAll
+from launcher.group.events import Say, SayAll, Tick
 from launcher.words import Cause, CauseKind, Epoch
 from tests.simulation.restarts import Restarts
 
@@ -344,8 +344,9 @@ class Truth:
                 self.world.broken("whole", f"rank {event.rank} of {event.group} is let into {leader.config.group}")
             self._greeted(leader, event)
         self._deaths_explained(leader)
-        if leader.phase is c.Phase.WAITING:
+        if leader.phase is c.Phase.WAITING and type(event) is Tick:
             self.restarts.waits(agent, leader)
+            self.restarts.gathers(agent, leader)
         before = self._phase.get(name, c.Phase.WAITING)
         if leader.phase is not before:
             self._phase[name] = leader.phase

@@ -86,7 +86,7 @@ class Restarts:
             )
 
     def waits(self, agent: Agent, leader: c.Coordinator) -> None:
-        """A leader took a step between epochs."""
+        """A leader looked between epochs whether the next may begin."""
         if leader.wait is c.Wait.BACKOFF:
             books = self._books[leader.config.incarnation]
             waited = agent.local - books.over_at
@@ -151,13 +151,23 @@ class Restarts:
         books.at_point = books.at_point + 1 if point == books.point else 1
         books.point = point
 
+    def gathers(self, agent: Agent, leader: c.Coordinator) -> None:
+        """A leader is without a whole group: not for longer than it may be, if it is the first time."""
+        limit = self.cluster.plan.join_timeout
+        if limit is None or leader.wait is not c.Wait.GATHERING or leader._n or leader.history.ended:
+            return
+        if agent.local - agent.member._born > limit + self.cluster.terms.beat:
+            self.world.broken("alone", f"{agent.pod.name} gathers its first group for more than {limit:g} s")
+
     # ------------------------------------------------------------------------------------------------- giving up
 
     def gave_up(self, agent: Agent, leader: c.Coordinator) -> None:
         abort, books = leader._abort, self._books[leader.config.incarnation]
         assert abort is not None
         self.aborts.append(abort)
-        if not self._may_give_up(abort, books):
+        if abort.cause.kind is CauseKind.JOIN:
+            self._first_gathering(agent, [s.hello.last_epoch for s in leader.seats.values()])
+        elif not self._may_give_up(abort, books):
             self.world.broken("recovers", f"the group gave up for no reason: {leader.verdict}")
         self._says_why(leader, abort)
         told = [a for a in self.cluster.agents() if self._hears(a, agent, leader)]
@@ -171,7 +181,7 @@ class Restarts:
         return len(known) > self.cluster.plan.max_restarts or books.at_point >= SAME_POINT
 
     def _says_why(self, leader: c.Coordinator, abort: m.Abort) -> None:
-        if not leader.history.ended:
+        if not leader.history.ended or abort.cause.kind is CauseKind.JOIN:
             return
         last = leader.history.ended[-1].cause
         if abort.cause not in (leader.history.first, last) and abort.cause.kind is not CauseKind.UNABLE:
@@ -187,7 +197,8 @@ class Restarts:
         return agent is of or (agent.link is not None and agent.link.peer is of.ends.get(seat.conn))
 
     def _all_gone(self, told: list[Agent], since: float) -> None:
-        left = [a.pod.name for a in told if a.alive and not a.stalled and not a.guard.frozen]
+        # (who spoke at the moment when the leader went may have been reset before it had read that all is over)
+        left = [a.pod.name for a in told if a.alive and not a.stalled and (a.given_up or a.link is not None)]
         if left and self.cluster.truth.calm(since):
             self.world.broken("one fate", f"the group gave up, and {', '.join(left)} did not exit")
 
@@ -195,7 +206,20 @@ class Restarts:
         """A launcher ends with a code that is not 0: somebody gave up, and it says why."""
         if self.cluster.plan.max_restarts == 0 and action.code == ExitCode.PEERS_LOST and action.cause is not None:
             return  # nobody is left to give up, and no restart is allowed
+        if agent.pod.rank and action.cause is not None and action.cause.kind is CauseKind.JOIN and action.cause.rank:
+            self._first_gathering(agent, [agent.member.epoch])
+            return
         if not any((a.code, a.cause) == (action.code, action.cause) for a in self.aborts):
             self.world.broken(
                 "alone", f"{agent.pod.name} exits {action.code} ({action.cause}: {action.text}); no leader has said so"
             )
+
+    def _first_gathering(self, agent: Agent, known: list[Epoch | None]) -> None:
+        """--join-timeout has passed: only where nobody who is here knows of an epoch, and not a moment early."""
+        limit = self.cluster.plan.join_timeout
+        if limit is None or agent.local - agent.member._born < limit:
+            self.world.broken(
+                "alone", f"{agent.pod.name} does not wait any more, after {self.world.now - agent.born:.1f} s"
+            )
+        if any(epoch is not None for epoch in known):
+            self.world.broken("alone", f"{agent.pod.name} gives up a gathering that is not the first: {known}")
