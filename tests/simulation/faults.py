@@ -73,6 +73,17 @@ def pod_killed(cluster: Cluster) -> None:
         cluster.kill_pod(pod)
 
 
+def container_killed(cluster: Cluster) -> None:
+    """kill -9 of a guard, which is PID 1: the container is started anew, under the same name and address."""
+    guard = some_guard(cluster)
+    if guard is not None and not guard.frozen:
+        procs = list(guard.procs)
+        cluster.truth.killed("container killed", guard.pod)
+        guard.pod.kill_container()
+        for proc in procs[:1]:
+            cluster.neighbours_break(proc)
+
+
 # ------------------------------------------------------------------------------------------------------- silent ones
 
 
@@ -468,6 +479,7 @@ FAULTS: dict[Callable[[Cluster], None], float] = {
     process_dies: 10,
     agent_killed: 10,
     pod_killed: 10,
+    container_killed: 6,
     node_lost: 5,
     stalled: 8,
     frozen: 3,

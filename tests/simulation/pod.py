@@ -804,6 +804,19 @@ class Pod:
         elif self.alive:
             self.cluster.world.at(self.cluster.world.between(0.2, 3.0), self.start)
 
+    def kill_container(self) -> None:
+        """kill -9 of the guard: all of the container ends, and the kubelet starts it anew. Nobody in it remembers."""
+        assert self.guard is not None
+        agent = self.guard.agent
+        self.guard.vanish()
+        self.guard.agent = None
+        if agent is not None:
+            agent.die()
+        if self.deleting:
+            self.cluster.pod_is_gone(self)
+        else:
+            self.cluster.world.at(self.cluster.world.between(0.2, 3.0), self.start)
+
     def kill(self, silent: bool) -> None:
         """All of it vanishes at once. ``silent``: with its node, so that no connection is closed."""
         if not self.alive:
