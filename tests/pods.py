@@ -355,6 +355,14 @@ class Pod:
         )
         self._write_hosts()
 
+    def give_up_name(self) -> None:
+        """As one that was deleted by force on a node that nobody reaches: another may be made of its name, and this one
+        runs on."""
+        taken = self.cluster._pods
+        del taken[self.name]
+        self.name = next(name for n in itertools.count(1) if (name := f"{self.name} (former {n})") not in taken)
+        taken[self.name] = self
+
     def memory_peak(self) -> int:
         """The most memory that the pod held at once, in bytes. Needs `memory_limit`."""
         if self._memory is None:
