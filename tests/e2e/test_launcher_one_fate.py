@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.agent import SCAN_EVERY
 from tests.e2e.group import Group, running, seconds
 
 Print = pytest.CaptureFixture[str]
@@ -78,6 +79,21 @@ def test_kill_9_of_the_launcher(tmp_path: Path, what: str, rank: int, capsys: Pr
         group.until("its last words", lambda: said in group.output(rank))
         with capsys.disabled():
             print(f"\nkill -9 of the {what} of rank {rank}: every engine process dead after {dead:.2f} s")
+
+
+def test_kill_9_of_a_whole_pod(tmp_path: Path) -> None:
+    """Nobody is left there to tell: what its engine said last is known to the leader, who was told as it came."""
+    with running(tmp_path, 2, *NO_RESTART, "--", "--fault-ranks", "1", "--output-rate", "2") as group:
+        group.until_serving()
+        reports = SCAN_EVERY * 3
+        time.sleep(reports)  # its lines go to the leader once a second
+        group.kill_rank(1)
+        check_end(group, 75, r"rank 1: its launcher at \S+ is gone: the connection closed.*", ranks=(0,))
+        told, said = group.termination(0), group.output(1).splitlines()
+        words = [line.removeprefix("  | ") for line in told.splitlines() if line.startswith("  | ")]
+        assert words and set(words) <= set(said), (words, said)
+        assert any("the chain is whole" in line for line in words), told
+        assert all(f"launcher:   | {line}" in group.output(0) for line in words)
 
 
 # The neighbour takes no notice of a broken chain, so there is no doubt about who was first.
