@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.group import Group, Witness, running, seconds
+from tests.e2e.group import Group, Witness, running, seconds, until
+from tests.lifetimes import TICK, Ends, began
 
 Print = pytest.CaptureFixture[str]
 QUICK = ("--restart-backoff", "0.3", "--max-restarts", "100", "--stop-grace", "1", "--lease", "3")
@@ -44,6 +45,22 @@ def test_the_group_serves_again_after_each_kill(tmp_path: Path, capsys: Print) -
     witness.check()
     with capsys.disabled():
         print("", *rows, sep="\n")
+
+
+def test_an_engine_that_takes_long_to_end_is_waited_for(tmp_path: Path) -> None:
+    """It takes no notice of TERM, and there is no back-off: the next epoch begins when it has been killed."""
+    slow = ("--restart-backoff", "0", "--max-restarts", "9", "--stop-grace", "2")
+    with running(tmp_path, 2, *slow, "--", "--ignore-term", "--on-peer-loss", "hang") as group, Ends() as ends:
+        epoch = group.until_serving()
+        for proc in group.engines():
+            ends.watch(proc.key)
+        hurt(group, "root", 1)
+        assert group.until_serving(after=epoch) == epoch + 1
+        assert not ends.left
+        dead, new = sorted(ends.at.values()), [began(proc.key) for proc in group.engines()]
+        assert len(dead) == len(new) == 4
+        assert dead[-1] - dead[0] > 1.5, "the stop grace was given"
+        assert dead[-1] <= min(new) + TICK
 
 
 def test_the_first_failure_is_told_everywhere(tmp_path: Path) -> None:
@@ -193,15 +210,20 @@ def shm(group: Group) -> set[str]:
 def test_twenty_kills_leave_shared_memory_flat(tmp_path: Path, capsys: Print) -> None:
     with running(tmp_path, 2, *QUICK, "--", "--shm-bytes", "8000000") as group, Witness(group) as witness:
         epoch = group.until_serving()
-        used = [shm_used()]
+        used, memory = [shm_used()], []
         for turn in range(20):
             hurt(group, "root", turn % 2)
             epoch = group.until_serving(after=epoch)
             assert len(shm(group)) == 2
             used.append(shm_used())
+            memory.append([size for rank in range(2) for size in group.resident(rank)])
+        # Others make files there too, and remove them: what stays is ours.
+        until("/dev/shm is as it was", lambda: shm_used() <= max(used[:5]) + 8_000_000 // 1024, words=lambda: str(used))
     witness.check()
     with capsys.disabled():
         print(f"\n/dev/shm in KiB over 20 kills: {used}")
+        print(f"resident KiB of each guard and agent after the 5th, {memory[4]}, and the last, {memory[-1]}")
+    assert all(last < 1.1 * before for before, last in zip(memory[4], memory[-1], strict=True)), memory
 
 
 def shm_used() -> int:
