@@ -167,6 +167,8 @@ def survives(group: LaunchedGroup, engine: str, name: str, scenario: Scenario, s
     except AssertionError as error:
         raise AssertionError(f"{name}: {error}\n{group.logs()}") from None
     words = f"rank {failure['rank']}: {failure['text']}"
+    if (failed := int(status["epoch"]) - epoch) > 1:
+        words += f" ({failed} epochs failed until it served)"
     return Survived(engine, name, None if noticed is None else noticed - wall, stopped - at, serving, words)
 
 
