@@ -171,8 +171,17 @@ def chase(is_victim: Callable[[Proc], bool], proc: str = PROC, rounds: int = 20)
             return
         for pid in (last, last - 1):
             found = read(pid, proc)
-            if found and not found.gone and is_victim(found):
+            if found and not found.gone and is_victim(found) and _is_process(pid, proc):
                 send(pid, signal.SIGKILL)
+
+
+def _is_process(pid: int, proc: str) -> bool:
+    """Not a thread. Threads have numbers of the same kind, and a signal to one of the agent's would kill the agent."""
+    try:
+        with open(f"{proc}/{pid}/status", "rb", buffering=0) as file:
+            return b"\nTgid:\t%d\n" % pid in file.read(1024)
+    except OSError:
+        return False
 
 
 def descends(child: Proc, root_pid: int, proc: str = PROC) -> bool:

@@ -168,7 +168,7 @@ def test_chaos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             raise
         tell(f"{sum(chaos.done.values())} faults, {group.epoch()} epochs: {dict(sorted(chaos.done.items()))}")
         tell(f"serving {time.monotonic() - calm:.1f} s after the last fault; {len(group.engines())} engine processes")
-        assert (group.guard(chaos.spared), group.agent(chaos.spared)) == spared, "this launcher was to live through it"
+        assert (group.guard(chaos.spared), group.agent(chaos.spared)) == spared, "\n".join(chaos.log)
         after = group.resident(chaos.spared)
         tell(
             f"resident KiB of guard and agent of rank {chaos.spared}, never killed: {before} at first, {after} at last"

@@ -106,3 +106,20 @@ def test_a_group_that_holds_a_stranger_is_not_killed_as_a_whole() -> None:
         both.kill()
         both.wait()
         both.stdout.close()
+
+
+CHASE_BESIDE_THREADS = """
+import os, threading
+from launcher.process import tree
+over = threading.Event()
+for _ in range(200):
+    threading.Thread(target=over.wait, daemon=True).start()
+    tree.chase(lambda p: p.pid != os.getpid() and p.ppid == os.getppid())
+print("alive")
+"""
+
+
+def test_the_chase_spares_who_starts_a_thread() -> None:
+    """A thread's number is given out like a pid; a signal to it is one to its whole process."""
+    done = subprocess.run([sys.executable, "-c", CHASE_BESIDE_THREADS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done
