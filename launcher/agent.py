@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")  #: from it to us, no further
+OF_THE_ENGINE = (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Orphaned, guard.Stopped)
 PAGES_AFTER = 0.2  #: seconds at most; with one pod the engine's start goes first
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
@@ -440,7 +441,7 @@ class Agent:
     # ------------------------------------------------------------------------------------------------ from the guard
 
     def _hear_guard(self, report: guard.Report) -> None:
-        if isinstance(report, (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Stopped)):
+        if isinstance(report, OF_THE_ENGINE):
             self.engine.hear(report)
         elif isinstance(report, guard.LeaseExpired):
             self._to_member(me.Expired())

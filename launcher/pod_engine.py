@@ -83,10 +83,10 @@ class PodEngine:
         self._before: planning.Before | None = None
         self._scratch: list[str] = []
         self._not_back = ""  # GPU memory that an ended epoch still holds, in words
-        self._vital = vital.Vital(self._vital_ended)
         self.stages = StageRunner(
             identity.rank, line.send, lambda epoch, stage: tell(me.Done(epoch, stage)), self._broke, self._oom_killed
         )
+        self._vital = vital.Vital(self._vital_ended, lambda: self.stages.pids)
 
     @property
     def completes(self) -> bool:
@@ -134,7 +134,7 @@ class PodEngine:
         self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
         await planning.sweep(self._scratch)
         self._scratch = self._scratch[-2:]
-        self.epoch = shared.epoch
+        self.epoch, self.draining = shared.epoch, False
         self._log.epoch = str(shared.epoch.n)
         self.recorded.clear()
         self._frozen_since.clear()
@@ -225,6 +225,7 @@ class PodEngine:
         """The guard says that nothing runs; the rest of the epoch's traces go too, then the member may say so."""
         if report.id != f"stop-{self._stops}":
             return  # an earlier stop's: a later one is on its way
+        self._vital.settle()
         if not report.clean:
             left = ", ".join(f"pid {pid} ({name}, state {state})" for pid, _, name, state in report.left)
             self._tell(me.Gone(False, f"could not be killed: {left}"))
@@ -253,6 +254,8 @@ class PodEngine:
             self.recorded[(report.pid, report.start_time)] = None
         if isinstance(report, guard.Stopped):
             self._task(self._stopped(report))
+        elif isinstance(report, guard.Orphaned):
+            self._vital.orphaned(report.pid)
         else:
             self.stages.hear(report)
 
@@ -277,27 +280,26 @@ class PodEngine:
         self._report()
 
     def _vital_names(self) -> tuple[str, ...]:
-        """Which processes of the tree must live on, while the group serves."""
-        if self.plan is None or self.draining or self._state() is not me.State.RUNNING:
+        """Which processes of the tree must live on, once they are there."""
+        if self.plan is None or self.draining or self._state() not in (me.State.STARTING, me.State.RUNNING):
             return ()
         return tuple(name for stage in self.plan.stages for p in stage.processes for name in p.vital)
 
-    def _vital_ended(self, pid: int, name: str, status: int | None) -> None:
-        if self.epoch is None or self.draining:
-            return
-        if any(vital.ending(root) for root in self.stages.pids):
-            return  # it went with its root, of which the guard will tell
-        who, rank = f"process {pid} ({name}) of the engine", self._identity.rank
-        if status is None:
+    def _vital_ended(self, end: vital.End) -> None:
+        if self.epoch is None or self.draining or end.along:
+            return  # or it went with its root, of which the guard will tell
+        if not end.killed and self._state() is me.State.STARTING:
+            return  # a process that ends by itself while the engine starts is the engine's own affair
+        who, rank, tail = f"process {end.pid} ({end.name}) of the engine", self._identity.rank, self.stages.output.last
+        if end.status is None:
             text = f"{who} ended although nobody asked it to"
-            cause = Cause(CauseKind.DIED, rank, text, name, None, self.stages.output.last)
+            cause = Cause(CauseKind.DIED, rank, text, end.name, None, tail)
         else:
-            code = os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(end.status)
             report = guard.Exited("", None if code < 0 else code, -code if code < 0 else None, "")
-            cause = how_it_ended(rank, who, report, self.stages.output.last, self._oom_killed)
-            kind = CauseKind.DIED if cause.kind is CauseKind.EXITED else cause.kind
-            cause = replace(cause, kind=kind, process=name)
-        self._broke(self.epoch, cause)
+            cause = how_it_ended(rank, who, report, tail, self._oom_killed)
+            cause = replace(cause, kind=cause.kind if end.killed else CauseKind.DIED, process=end.name)
+        self._broke(self.epoch, cause, end.age)
 
     def _oom_killed(self) -> bool:
         before, now = self._before.oom_kills if self._before else None, planning.oom_kills()

@@ -17,6 +17,7 @@ from typing import Any
 from launcher import probe
 from launcher.data import dataclass, field
 from launcher.process import channel as guard
+from launcher.process import tree
 from launcher.words import Cause, CauseKind, Epoch, Gate, Plan, Process
 
 TAIL_LINES = 20
@@ -66,7 +67,7 @@ class StageRunner:
         rank: int,
         order: Callable[[guard.Spawn], None],
         done: Callable[[Epoch, int], None],
-        broke: Callable[[Epoch, Cause], None],
+        broke: Callable[[Epoch, Cause, float], None],
         killed_by_oom: Callable[[], bool],
     ) -> None:
         self._rank = rank
@@ -78,7 +79,8 @@ class StageRunner:
         self._epoch: Epoch | None = None
         self._environ: Mapping[str, str] = {}
         self._live = False
-        self._kill_at = 0.0
+        self._stop_at = self._kill_at = 0.0
+        self._went_before: list[Running] = []
         self._stage = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
@@ -110,11 +112,14 @@ class StageRunner:
     def cancel(self, grace: float = 0.0) -> None:
         """The engine is being stopped, with KILL after ``grace`` seconds: from now on ends are no failures.
 
-        But one by a signal that is not the stop's own TERM came before it, or by somebody else's hand: it is told, for
-        it may be why the neighbour failed that the stop is about, whose word was faster.
+        But what has begun to end by now came before the stop, and may be why the neighbour failed that it is about,
+        whose word was faster: it is told, however late (to give back a GPU's memory may take seconds). And an end by a
+        signal that is not the stop's own TERM is by somebody else's hand.
         """
         self._live = False
-        self._kill_at = time.monotonic() + grace
+        self._stop_at = time.monotonic()
+        self._kill_at = self._stop_at + grace
+        self._went_before = [r for r in self.running.values() if r.pid and not r.ended and tree.ending(r.pid)]
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
@@ -157,12 +162,20 @@ class StageRunner:
             self._open_gate(one)
             return
         tail = one.lines.last or tuple(line for line in report.tail.splitlines() if line.strip())[-TAIL_LINES:]
-        self._fail(one, how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom))
+        cause = how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom)
+        self._fail(one, cause, report.at)
 
-    def _fail(self, one: Running, cause: Cause) -> None:
+    def _fail(self, one: Running, cause: Cause, at: float = 0.0) -> None:
+        """``at``: when it was noticed, monotonic; 0: now."""
+        if self._epoch is None:
+            return
+        now = time.monotonic()
         killed = cause.kind in (CauseKind.SIGNALLED, CauseKind.OOM) and cause.code != 128 + signal.SIGTERM
-        if self._epoch is not None and (self._live or (killed and time.monotonic() < self._kill_at)):
-            self._broke(self._epoch, cause)
+        if one in self._went_before:
+            at = min(at or now, self._stop_at)
+        elif not self._live and not (killed and now < self._kill_at):
+            return
+        self._broke(self._epoch, cause, max(0.0, now - at) if at else 0.0)
 
     # ------------------------------------------------------------------------------------------------------ gates
 

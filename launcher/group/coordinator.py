@@ -42,7 +42,7 @@ from launcher.group import messages as m
 from launcher.group.budget import STEADY, Budget
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
 from launcher.group.fences import Fences
-from launcher.group.history import WINDOW, History, explains_better, with_neighbour
+from launcher.group.history import WINDOW, History, came_before, explains_better, with_neighbour
 from launcher.group.lease import Contact, Terms
 from launcher.group.measures import DrainEnd, Measures
 from launcher.group.seats import Rival, Seat, alike, differences, named
@@ -176,7 +176,7 @@ class Coordinator:
         self._fresh_at = now
         self._ready_at: float | None = None
         self._started = False  # a stage of this epoch was started: its end is charged
-        self._cause_at = now
+        self._cause_at = self._broke_at = now  # when the leader heard of it, and when it was, as far as anybody knows
         self._drain_by: float | None = None
         self._drain_end = DrainEnd.IDLE
         self._not_before = now
@@ -582,16 +582,17 @@ class Coordinator:
     def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
         seat = self._seat_of(conn)
         if seat is not None and message.epoch == self.epoch:
-            self._also(replace(message.cause, rank=seat.hello.rank), now)
+            noticed = message.noticed if isinstance(message, m.Failed) else 0.0
+            self._also(replace(message.cause, rank=seat.hello.rank), now - noticed)
 
     def _also(self, cause: Cause, now: float) -> None:
-        """A failure after the first: it is the cause only if it explains the first and came right after it."""
+        """A failure beside the first, of ``now``: the cause only if it explains the first and came right after it."""
         assert self.cause is not None
         if self.cause.kind is CauseKind.DRAIN or now - self._cause_at > WINDOW:
             return
-        if explains_better(cause, self.cause):
+        if explains_better(cause, self.cause) or (now < self._broke_at and came_before(cause, self.cause)):
             self._note("failure explained", level="warning", cause=str(cause))
-            self.cause = cause
+            self.cause, self._broke_at = with_neighbour(cause, self.cause), now
         else:
             self.cause = with_neighbour(self.cause, cause)
 
@@ -752,7 +753,7 @@ class Coordinator:
             self._measure_drain(cause, now)
         if not drained:
             self.measures.detected.add(noticed)
-        self.cause, self._cause_at = cause, now
+        self.cause, self._cause_at, self._broke_at = cause, now, now - noticed
         self._go(Phase.STOPPING, now)
         if not drained:
             self._note("epoch failed", level="error", epoch=str(self.epoch), cause=str(cause))

@@ -154,6 +154,13 @@ class Exited(NamedTuple):
     code: int | None
     signal: int | None
     tail: str  #: the last 16 KiB that it wrote, both streams together
+    at: float = 0.0  #: when the guard noticed, CLOCK_MONOTONIC; 0: not told
+
+
+class Orphaned(NamedTuple):
+    """A process ended that the guard had not started: its parent was gone before, so the guard has reaped it."""
+
+    pid: int
 
 
 class Stopped(NamedTuple):
@@ -201,6 +208,7 @@ Report = (
     | NotStarted
     | Output
     | Exited
+    | Orphaned
     | Stopped
     | LeaseExpired
     | SignalReceived
@@ -213,7 +221,8 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         *(Spawn, Stop, Kill, Deadline, Deliver, Ping, Handoff, Policy, Incarnation, Remember, Say),
-        *(Guarding, Started, NotStarted, Output, Exited, Stopped, LeaseExpired, SignalReceived, Dropped, Pong),
+        *(Guarding, Started, NotStarted, Output, Exited, Orphaned, Stopped),
+        *(LeaseExpired, SignalReceived, Dropped, Pong),
     )
 }
 

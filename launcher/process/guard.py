@@ -39,6 +39,7 @@ from launcher.process.channel import (
     Kill,
     LeaseExpired,
     NotStarted,
+    Orphaned,
     Output,
     Ping,
     Policy,
@@ -197,8 +198,11 @@ class Guard:
                 self._agent_ended(status)
             elif pid in self._children:
                 self._root_ended(self._children[pid], status)
+            else:
+                self._agent.report(Orphaned(pid), OUTPUT_BOUND)
 
     def _root_ended(self, child: Child, status: int) -> None:
+        noticed = time.monotonic()
         if child.status is not None:
             self._learn_exec(child)
         for fd in list(child.pipes):
@@ -210,7 +214,7 @@ class Guard:
         killed = os.WIFSIGNALED(status)
         code = None if killed else os.WEXITSTATUS(status)
         number = os.WTERMSIG(status) if killed else None
-        self._agent.report(Exited(child.id, code, number, child.tail))
+        self._agent.report(Exited(child.id, code, number, child.tail, noticed))
 
     # --------------------------------------------------------------------------------------------------- output
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 PROC = "/proc"
+PF_EXITING = 0x4  #: of the flags in /proc/PID/stat (include/linux/sched.h)
 
 #: A process for good: pid and start time (clock ticks after boot). A pid alone is reused.
 Key = tuple[int, int]
@@ -136,6 +137,16 @@ def read(pid: int, proc: str = PROC) -> Proc | None:
         ticks=int(fields[11]) + int(fields[12]),
         threads=int(fields[17]),
     )
+
+
+def ending(pid: int, proc: str = PROC) -> bool:
+    """Whether a process has ended, or has begun to: its descriptors are closed before it becomes a zombie."""
+    try:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & PF_EXITING)
 
 
 def kill(victims: Iterable[Proc], table: Table, groups: set[int]) -> None:
