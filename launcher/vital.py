@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 from launcher.data import dataclass
 from launcher.process.tree import Key, Proc, ending
 
-HOLD = 0.1  #: seconds that the guard has to say whose child a process was in the end
+HOLD = 0.1  #: seconds in which a better word than ours may come: the guard's, or a stop
 #: They ask a process to end: an engine that goes down sends them to its own.
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: include/uapi/linux/pidfd.h: _IOWR(0xFF, 11, struct pidfd_info), its first 64 bytes; the exit code is the last word.
@@ -109,6 +109,8 @@ class Vital:
                 one.ending_since = time.monotonic()
             else:
                 self._close(key)
+        for pid in [pid for pid, (end, _, _) in self._held.items() if end.status == 0]:
+            self._tell(pid, along=True)
 
     def settle(self) -> None:
         """Nothing of the engine is left, and all of the guard's words are heard: what is still held is told."""
@@ -135,10 +137,12 @@ class Vital:
         orphan = ending(one.parent)
         along = orphan or any(ending(root) for root in self._roots())
         end = End(key[0], one.name, status, along, 0.0 if since is None else now - since)
-        if status is not None and not end.killed:
+        if status == 0 and not along:
+            pass  # it ended in good order, and hardly for itself: a better word may be on its way
+        elif status is not None and not end.killed:
             self._ended(end)
             return
-        if not orphan or one.reaped_by_guard:
+        elif not orphan or one.reaped_by_guard:
             self._ended(_as(end, along=orphan, age=end.age))
             return
         timer = asyncio.get_running_loop().call_later(HOLD, self._tell, key[0], False)

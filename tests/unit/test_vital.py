@@ -28,11 +28,13 @@ pid = os.fork()
 if pid == 0:
     if "bound" in kind:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    os.write(say, b"x")
     if "main thread ends" in kind:
         import threading
         threading.Thread(target=time.sleep, args=(60,)).start()
+        os.write(say, b"x")
         ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)  # exit(2), of one thread
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+    os.write(say, b"x")
     time.sleep(60)
     os._exit(0)
 os.read(ready, 1)
@@ -173,6 +175,27 @@ def test_what_had_begun_to_end_before_a_stop_is_told_however_late() -> None:
 
     end = told("main thread ends", stop)
     assert end.age >= 0.05 and end.killed and not end.along
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_end_in_good_order_waits_for_a_better_word(stopped: bool) -> None:
+    """Processes that go with a neighbour end so, mostly. If a stop comes meanwhile, its cause is better than this."""
+
+    async def end_worker(pod: Pod) -> None:
+        os.kill(pod.worker, signal.SIGUSR1)
+        for _ in range(1_000_000):
+            if not pod.vital._watched:
+                break
+            await asyncio.sleep(0)
+        assert not pod.ends
+        if stopped:
+            pod.vital.forget()
+
+    if not tells_the_reaped():
+        pytest.skip("a kernel before 6.15")
+    end = told("lives on", end_worker)
+    assert (end.along, end.status) == (stopped, 0)
+    assert stopped or end.age >= vital.HOLD
 
 
 def test_what_ends_after_a_stop_is_the_stops_own_doing() -> None:
