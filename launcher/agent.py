@@ -36,7 +36,7 @@ from launcher.pod_engine import PodEngine
 from launcher.process import channel as guard
 from launcher.settings import Settings
 from launcher.stages import signal_name
-from launcher.status import Timeline, metrics_page, status_object
+from launcher.status import Timeline, metrics_page, monotonic_of, status_object, wall_clock
 from launcher.telling import Telling
 from launcher.words import Cause, CauseKind, Epoch, Identity, Plan
 
@@ -80,7 +80,7 @@ class Agent:
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
         self._remembered: Epoch | None = None
-        self.phase = "starting"  #: as people see it
+        self.phase = "setup"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log)
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
         self.environ = {
@@ -124,8 +124,12 @@ class Agent:
         )
         member = me.Member(config, time.monotonic())
         member.news = m.News(
-            "gathering", charged=former.charged + (killed is not None), first_failure=former.first_failure or killed
+            "gathering",
+            charged=former.charged + (killed is not None),
+            first_failure=former.first_failure or killed,
+            first_epoch=former.first_epoch,
         )
+        member.first_at = former.first_at and monotonic_of(former.first_at)
         return member
 
     def _new_coordinator(self) -> co.Coordinator:
@@ -175,9 +179,9 @@ class Agent:
         who = self.identity
         self.log(
             "started",
-            {"group": who.group, "rank": f"{who.rank}/{who.size}", "source": who.source, "leader": who.leader},
+            {"group": who.group, "size": who.size, "source": who.source, "leader": who.leader},
         )
-        self._enter("starting")
+        self._enter("setup")
         for step in (self._listen, self._learn):
             await asyncio.wait([self._task(step()), self._finished_future], return_when=asyncio.FIRST_COMPLETED)
             if self._finished_future.done():
@@ -338,8 +342,8 @@ class Agent:
         from launcher.group.link import MemberLink
 
         def failed(why: str) -> None:
-            self.log.waiting(f"waiting for the leader {self.identity.leader}: {why}")
-            self.member.refusal = why
+            self.member.refusal = f"waiting for the leader {self.identity.leader}: {why}"
+            self.log.waiting(self.member.refusal)
 
         self._member_link = MemberLink(
             self.identity.group,
@@ -417,7 +421,7 @@ class Agent:
                 self.log("the work is done on all ranks")
                 self._to_member(me.Terminate(self.settings.grace))
         elif isinstance(action, me.DoDrain):
-            self.engine.drain()
+            self.engine.drain(action.seconds)
         elif isinstance(action, me.DoStop):
             self.engine.stop(action.grace, action.cause)
         elif isinstance(action, me.Exit) and not self._finished_future.done():
@@ -512,15 +516,20 @@ class Agent:
         if phase != self.phase:
             self._enter(phase)
         news = self.member.news
-        if news.phase in ("gathering", "mismatched", "fenced", "stopping") and news.text:
-            self.log.waiting(news.text)
+        if self.member.state not in (me.State.CLEANING, me.State.SEEKING):  # there it is the leader that is waited for
+            told = news.phase in ("gathering", "mismatched", "fenced", "stopping")
+            bound = {} if news.wait is None else {"at_most_s": round(news.wait, 1)}
+            self.log.waiting(news.text if told else "", bound)
         first = self.coordinator.history.first if self.coordinator is not None else news.first_failure
         stopping = phase in ("stopping", "aborted") or self.member.state is me.State.STOPPING
         settled = not stopping and not self._finished_future.done()  # until then a better word may come
         if settled and first is not None:
             self._telling.failure(first, news.restarts)
         if self.member.address:
+            at = self.member.first_at
+            first_at = None if news.first_failure is None or at is None else round(wall_clock(at), 1)
             self._remember(charged=news.charged, first_failure=news.first_failure)
+            self._remember(first_epoch=news.first_epoch, first_at=first_at)
             self._remember_epoch()
 
     def _remember_epoch(self) -> None:
@@ -534,7 +543,7 @@ class Agent:
     @property
     def _phase_now(self) -> str:
         if self.member.state in (me.State.CLEANING, me.State.SEEKING):
-            return "seeking" if not self.identity.is_leader else "starting"
+            return "seeking" if not self.identity.is_leader else "setup"
         if self.coordinator is not None:
             return self.coordinator.shown_phase
         return self.member.news.phase
@@ -551,7 +560,7 @@ class Agent:
         if not self.engine.serving:
             return False, f"not serving: {self.phase}"
         if self.engine.draining:
-            return False, "draining"
+            return False, self.engine.drain_words
         if self.engine.health is not None and not self.engine.health.ok:
             return False, f"the engine is not well: {self.engine.health.words}"
         return True, "serving"

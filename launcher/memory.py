@@ -31,6 +31,8 @@ class Memory:
     last: tuple[Epoch, tuple[str, ...]] | None = None  #: the newest epoch, and its members' incarnations by rank
     charged: int = 0
     first_failure: Cause | None = None
+    first_epoch: int | None = None  #: the number of the epoch that it ended
+    first_at: float | None = None  #: when that was: seconds since 1970
 
     def killed(self, rank: int) -> Cause | None:
         """How the launcher before ended, if not in good order."""
@@ -79,6 +81,8 @@ class Keeper:
                 last=epoch_from(body["last"]) if body["last"] else None,
                 charged=max(0, int(body["charged"])),
                 first_failure=cause_from(cause) if cause else None,
+                first_epoch=int(body["first_epoch"]) if body.get("first_epoch") is not None else None,
+                first_at=float(body["first_at"]) if body.get("first_at") is not None else None,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return Memory()

@@ -19,9 +19,25 @@ if TYPE_CHECKING:
 
 TERMINATION_BYTES = 4000  #: the kubelet reads 4096
 PHASES = (
-    *("starting", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
-    *("preparing", "running", "draining", "stopping", "aborted"),
+    *("setup", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
+    *("preparing", "starting", "running", "draining", "stopping", "aborted"),
 )
+_BOOT = time.time() - time.monotonic()
+
+
+def wall_clock(at: float) -> float:
+    """A monotonic time of this process as seconds since 1970, always the same for the same time."""
+    return _BOOT + at
+
+
+def monotonic_of(at: float) -> float:
+    """The other way round."""
+    return at - _BOOT
+
+
+def stamp(at: float) -> str:
+    """Seconds since 1970 as people and programs read them: UTC."""
+    return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Timeline:
@@ -44,19 +60,21 @@ class Timeline:
         return [
             {
                 "phase": phase,
-                "at": datetime.fromtimestamp(at, timezone.utc)
-                .isoformat(timespec="milliseconds")
-                .replace("+00:00", "Z"),
+                "at": stamp(at),
                 "seconds": round(end - since, 3),
             }
             for (phase, at, since), end in zip(self._entries, ends, strict=True)
         ]
 
 
-def failure_object(cause: Cause | None) -> dict[str, Any] | None:
+def failure_object(cause: Cause | None, epoch: int | None, at: float | None) -> dict[str, Any] | None:
+    """A failure; ``epoch``: the number of the one that it ended, ``at``: monotonic seconds."""
     if cause is None:
         return None
     return {
+        "epoch": epoch,
+        "at": None if at is None else stamp(wall_clock(at)),
+        "age_s": None if at is None else round(time.monotonic() - at, 1),
         "rank": cause.rank,
         "cause": cause.kind.value,
         "process": cause.process,
@@ -70,6 +88,10 @@ def status_object(agent: Agent) -> dict[str, Any]:
     """The /status of one pod."""
     who, member, lead = agent.identity, agent.member, agent.coordinator
     ready, why = agent.ready()
+    if lead is not None:
+        first = (lead.history.first, lead.history.first_n, lead.history.first_at)
+    else:
+        first = (member.news.first_failure, member.news.first_epoch, member.first_at)
     status: dict[str, Any] = {
         "phase": agent.phase,
         "ready": ready,
@@ -81,8 +103,9 @@ def status_object(agent: Agent) -> dict[str, Any]:
         "name": who.name,
         "source": who.source,
         "engine": agent.settings.engine_file or agent.settings.engine,
-        "waiting_for": member.news.text or member.refusal,
-        "first_failure": failure_object(lead.history.first if lead else member.news.first_failure),
+        "waiting_for": waiting_for(member.news.text, member.news.wait, member.news_at) or member.refusal,
+        "first_failure": failure_object(*first),
+        "members_present": len(lead.seats) if lead else member.news.present,
         "members": _members(agent),
         "restarts": member.news.restarts,
         "timeline": agent.timeline.rows(),
@@ -91,16 +114,23 @@ def status_object(agent: Agent) -> dict[str, Any]:
     if lead is not None:
         status["failures"] = [
             {
-                "epoch": e.epoch.n,
                 "served_s": None if e.served is None else round(e.served, 1),
-                **(failure_object(e.cause) or {}),
+                **(failure_object(e.cause, e.epoch.n, e.at) or {}),
             }
             for e in lead.history.ended
         ]
     return status
 
 
+def waiting_for(text: str, wait: float | None, since: float) -> str:
+    """What is waited for, and for how long still: ``wait`` seconds counted from ``since``."""
+    if not text or wait is None:
+        return text
+    return f"{text}; {max(0.0, since + wait - time.monotonic()):.0f} s left"
+
+
 def _members(agent: Agent) -> list[dict[str, Any]]:
+    """On the leader every rank, on a worker what it knows itself: the leader and its own."""
     now = time.monotonic()
     who, member, lead = agent.identity, agent.member, agent.coordinator
     if lead is None:

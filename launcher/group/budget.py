@@ -57,6 +57,10 @@ class Budget:
             self._charges.popleft()
         return len(self._charges)
 
+    def used(self, now: float) -> str:
+        """In words: how much of the budget is spent."""
+        return f"{self.charged(now)} of {self._max} restarts"
+
     def inherit(self, count: int, now: float) -> None:
         """A member remembers ``count`` charges of a leader before us."""
         while self.charged(now) < min(count, self._max):

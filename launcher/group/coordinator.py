@@ -168,6 +168,8 @@ class Coordinator:
         self._born = now
         self._n = config.highest_n
         self._fences = Fences(config.terms)
+        self._fenced: dict[str, int] = {}  # incarnation -> its rank, for words
+        self._pause = ""  # why the next epoch does not begin at once, in words
         self._superseded: dict[str, None] = {}
         self._by_conn: dict[int, int] = {}
         self._members: tuple[str, ...] = ()  # incarnations of the current epoch, by rank
@@ -258,7 +260,8 @@ class Coordinator:
         if hello.died is not None:
             self._explain_death(hello.rank, replace(hello.died, rank=hello.rank))
         if not self._members:  # from our first epoch on we know better
-            self.history.inherit(hello.first_failure)
+            at = None if hello.first_age is None else now - hello.first_age
+            self.history.inherit(hello.first_failure, hello.first_epoch, at)
             self.budget.inherit(hello.charged, now)
         epoch = hello.last_epoch
         if epoch is None:
@@ -290,7 +293,7 @@ class Coordinator:
         self._by_conn[conn] = hello.rank
         self._say(conn, m.Accepted(self.config.incarnation))
         self._say(conn, m.Ack(0, self.seats[hello.rank].contact.mark(now)))
-        self._note("member joined", rank=hello.rank, address=hello.address, incarnation=hello.incarnation)
+        self._note("member joined", member=hello.rank, address=hello.address, incarnation=hello.incarnation)
         if self.phase is Phase.WAITING:
             self._look(conn, hello, now)
 
@@ -349,7 +352,7 @@ class Coordinator:
             return
         seat = self.seats[rank]
         left = seat.leaving is not None
-        self._note("member left" if left else "member gone", rank=rank, why=closed.why)
+        self._note("member left" if left else "member gone", member=rank, why=closed.why)
         self._remove(rank, Cause(CauseKind.LOST, rank, closed.why), now)
         if self.phase is Phase.WAITING:
             self._look(conn, closed, now)
@@ -384,6 +387,7 @@ class Coordinator:
             self._say(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
         if not seat.clean:
             self._fences.put(seat.hello.incarnation, seat.contact.granted)
+            self._fenced[seat.hello.incarnation] = rank
         if seat.member:
             self._frozen = seat.contact.at if self._frozen is None else min(self._frozen, seat.contact.at)
 
@@ -438,7 +442,7 @@ class Coordinator:
                 continue
             silent = seat.contact.silent_for(now)
             text = f"no sign of life from its launcher at {seat.hello.address} for {silent:.1f} s"
-            self._note("member silent", level="warning", rank=rank, seconds=round(silent, 1))
+            self._note("member silent", level="warning", member=rank, seconds=round(silent, 1))
             self._out.append(Hang(seat.conn))
             self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=seat.tail), now, silent)
 
@@ -504,7 +508,7 @@ class Coordinator:
         members = tuple((self.seats[r].hello.incarnation, self.seats[r].hello.address) for r in ranks)
         self._go(Phase.PREPARING, now)
         self._stage_since = now
-        self._note("epoch prepared", epoch=str(self.epoch), members=len(members))
+        self._note("epoch begins", of_epoch=str(self.epoch), members=len(members))
         for seat in self.seats.values():
             if seat.contact.owed:
                 self._say(seat.conn, m.Ack(seat.contact.good(now), seat.contact.mark(now)))
@@ -526,7 +530,7 @@ class Coordinator:
         self.stage = stage
         self._stage_since = now
         self._started = True
-        self._note("stage started", epoch=str(self.epoch), stage=self.stages[stage].name)
+        self._note("stage started", of_epoch=str(self.epoch), stage=self.stages[stage].name)
         self._say_all(m.Start(self.epoch, stage))
 
     def _stage_done(self, conn: int, message: m.StageDone, now: float) -> None:
@@ -542,7 +546,7 @@ class Coordinator:
         assert self.epoch is not None
         self._go(Phase.RUNNING, now)
         self._ready_at = now
-        self._note("group runs", epoch=str(self.epoch), size=self.config.size)
+        self._note("group runs", of_epoch=str(self.epoch), size=self.config.size)
         self._say_all(m.Running(self.epoch))
 
     def _report(self, conn: int, report: m.Report, now: float) -> None:
@@ -682,7 +686,7 @@ class Coordinator:
             self.cause, self._cause_at = _drain_cause(seat.hello.rank), now
             self._drain_end = DrainEnd.IDLE
             self._go(Phase.DRAINING, now)
-            self._note("draining", rank=seat.hello.rank, seconds=round(max(0.0, by - now), 1))
+            self._note("draining", member=seat.hello.rank, at_most_s=round(max(0.0, by - now), 1))
             self._say_all(m.Drain(self.epoch, self.cause, max(0.0, by - now)))
         if message.grace <= 0:
             self._drain_end = DrainEnd.HURRIED
@@ -693,7 +697,7 @@ class Coordinator:
     def _drained(self, conn: int, message: m.Drained, now: float) -> None:
         seat = self._current(conn, message.epoch)
         if seat is not None and seat.hello.rank == 0:
-            self._note("drained", epoch=str(self.epoch), seconds=round(now - self.phase_since, 1))
+            self._note("drained", of_epoch=str(self.epoch), seconds=round(now - self.phase_since, 1))
             self._stop_leader_first(now)
 
     def _watch_drain(self, conn: int, tick: Tick, now: float) -> None:
@@ -702,7 +706,7 @@ class Coordinator:
             return
         leader = self.seats[0]
         if not leader.told_stop:
-            self._note("drain cut short by the grace", level="warning", epoch=str(self.epoch))
+            self._note("drain cut short by the grace", level="warning", of_epoch=str(self.epoch))
             self._drain_end = DrainEnd.GRACE
             self._stop_leader_first(now)
         elif now >= self._drain_by + self._grace_left(self._drain_by) * 0.6:
@@ -731,7 +735,7 @@ class Coordinator:
         """A worker whose rank 0 is being stopped may well end: that is no failure, and rank 0 keeps its time."""
         seat = self._current(conn, message.epoch)
         if seat is not None and self.seats[0].told_stop and seat.hello.rank != 0:
-            self._note("ended with rank 0", rank=seat.hello.rank, cause=message.cause.text)
+            self._note("ended with rank 0", level="debug", member=seat.hello.rank, cause=message.cause.text)
         else:
             self._failed(conn, message, now)
 
@@ -756,7 +760,7 @@ class Coordinator:
         self.cause, self._cause_at, self._broke_at = cause, now, now - noticed
         self._go(Phase.STOPPING, now)
         if not drained:
-            self._note("epoch failed", level="error", epoch=str(self.epoch), cause=str(cause))
+            self._note("epoch failed", level="error", of_epoch=str(self.epoch), cause=str(cause))
         if was_draining and not drained:
             self._started = False  # nobody pays for a failure in an epoch that was ending anyway
         grace = self.config.stop_grace
@@ -809,8 +813,9 @@ class Coordinator:
             self._give_up(self.history.first or self.cause, exit_code(self.cause), verdict.reason, now)
             return
         self._not_before = now if drained else now + verdict.delay
+        self._pause = f"the engine is started again after a pause, {self.budget.used(now)} used"
         self._frozen = None
-        self._note("epoch over", epoch=str(self.epoch), cause=str(self.cause), next_in=round(verdict.delay, 2))
+        self._note("epoch over", of_epoch=str(self.epoch), next_in=round(verdict.delay, 2))
         self._go(Phase.WAITING, now)
         for seat in list(self.seats.values()):
             if seat.leaving is not None:
@@ -821,7 +826,7 @@ class Coordinator:
         self._abort = m.Abort(cause, code, reason)
         self.verdict = reason
         self._go(Phase.ABORTED, now)
-        self._note("giving up", level="error", cause=str(cause), reason=reason, code=code)
+        self._note("giving up", level="error", reason=reason, code=code)
         self._say_all(self._abort)
 
     def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
@@ -867,10 +872,20 @@ class Coordinator:
             absent = f"; waiting for {named(self.missing)}" if self.missing else ""
             return "; ".join(differences(self.seats, self.config.size)[:8]) + absent
         if self.wait is Wait.FENCED:
-            return "waiting for the lease of a lost member to run out"
+            self._fenced = {name: rank for name, rank in self._fenced.items() if name in self._fences.lost}
+            whose = named(sorted(set(self._fenced.values()))) if self._fences.lost else "an earlier leader's members"
+            return f"waiting for the lease of {whose} to run out: something may still run there"
         if self.wait is Wait.LEAVING:
             return "waiting for the members that were told to go"
+        if self.wait is Wait.BACKOFF:
+            return self._pause
         return f"waiting for {named(self.missing)}" if self.missing else ""
+
+    def _wait_left(self, now: float) -> float | None:
+        """How long what `waiting_for` says lasts at most, in seconds; None: nobody knows."""
+        if self.phase is not Phase.WAITING or self.wait not in (Wait.FENCED, Wait.BACKOFF):
+            return None
+        return max(0.0, (self._not_before if self.wait is Wait.BACKOFF else self._fences.until) - now)
 
     def _publish(self, now: float) -> None:
         """Tell everybody when what they can see has changed; mere counts at most once a second."""
@@ -892,6 +907,9 @@ class Coordinator:
                 self.budget.total,
                 self.budget.charged(now),
                 self.history.first,
+                self.history.first_n,
+                None if self.history.first_at is None else max(0.0, now - self.history.first_at),
+                self._wait_left(now),
             )
         )
 
@@ -913,7 +931,7 @@ def exit_code(cause: Cause) -> int:
 
 
 def _drain_cause(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, "it was told to go (SIGTERM)")
+    return Cause(CauseKind.DRAIN, rank, "it was told to go")
 
 
 def _margin(left: float) -> float:

@@ -48,6 +48,11 @@ class Fences:
         for epoch, (absent, safe_at) in list(self.foreign.items()):
             self.foreign[epoch] = (absent - clean, safe_at)
 
+    @property
+    def until(self) -> float:
+        """When the last one falls at the latest."""
+        return max([*self.lost.values(), *(at for _, at in self.foreign.values())], default=0.0)
+
     def stand(self, now: float) -> bool:
         """Whether one still stands. Those that have fallen are forgotten."""
         self.lost = {k: until for k, until in self.lost.items() if now < until}

@@ -86,6 +86,8 @@ class History:
     def __init__(self) -> None:
         self.first: Cause | None = None
         self.first_epoch: Epoch | None = None
+        self.first_n: int | None = None  #: the number of that epoch, also where a leader before us made it
+        self.first_at: float | None = None  #: monotonic seconds; None: not known
         self._last_leader = False  # what is known as first is how the leader before us ended
         self.ended: deque[Ended] = deque(maxlen=20)
 
@@ -94,12 +96,13 @@ class History:
         if cause.kind is CauseKind.DRAIN:
             return
         if self.first is None or (served is not None and served >= STEADY):
-            self.first, self.first_epoch = cause, epoch
+            self.first, self.first_epoch, self.first_n, self.first_at = cause, epoch, epoch.n, at
 
-    def inherit(self, cause: Cause | None) -> None:
+    def inherit(self, cause: Cause | None, n: int | None = None, at: float | None = None) -> None:
         """What a member remembers of a leader before us; the end of that leader is not as old as another failure."""
         if cause is not None and (self.first is None or (self._last_leader and cause.kind is not CauseKind.LEADER)):
             self.first, self._last_leader = cause, cause.kind is CauseKind.LEADER
+            self.first_n, self.first_at = n, at
 
     def inherit_death(self, cause: Cause) -> None:
         """How the launcher of rank 0 before us was killed: better words than its members have."""

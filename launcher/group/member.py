@@ -265,6 +265,8 @@ class Member:
         self.shared: Shared | None = None
         self.stage = -1
         self.news = m.News("gathering")
+        self.news_at = now  #: when it came
+        self.first_at: float | None = None  #: when the first failure that it tells was; None: not known
         self.refusal = ""  #: why the last hello was not accepted, in words
         self.leader = ""  #: incarnation of the leader that accepted us
         self.terminating = False
@@ -344,6 +346,8 @@ class Member:
             replaces=self._replaces,
             charged=self.news.charged,
             first_failure=self.news.first_failure,
+            first_epoch=self.news.first_epoch,
+            first_age=None if self.first_at is None else max(0.0, now - self.first_at),
             died=self._died,
             attempt=self._attempts,
         )
@@ -433,7 +437,7 @@ class Member:
             self._expired(Expired(), now)  # no guard holds a deadline for this state yet
 
     def _stand(self, challenge: m.Challenge, now: float) -> None:
-        self._note("another pod claims this rank", level="warning", rank=self.config.rank, rival=challenge.rival)
+        self._note("another pod claims this rank", level="warning", rival=challenge.rival)
         self._say(m.Answer(challenge.nonce), now)
 
     def _expired(self, event: Expired, now: float) -> None:
@@ -507,6 +511,7 @@ class Member:
             return
         self._stop_told = True
         self._begin_stop(message.cause, message.grace)
+        self._date(now)
 
     def _stop_sooner(self, message: m.Stop, now: float) -> None:
         if message.epoch == self.epoch:
@@ -523,6 +528,12 @@ class Member:
         self._go(State.STOPPING)
         self._out.append(DoStop(grace, cause))
 
+    def _date(self, now: float) -> None:
+        """If the end of this epoch is the first failure, it is of now."""
+        if self.news.first_failure is self.cause and self.epoch is not None:
+            self.news = replace(self.news, first_epoch=self.epoch.n)
+            self.first_at = now
+
     def _stop_alone(self, cause: Cause, grace: float, now: float) -> None:
         """Without the leader: the connection is given up, and the leader is looked up anew when all is gone."""
         if self._connected and self.epoch is not None:
@@ -530,6 +541,7 @@ class Member:
             self._out.append(Hang(LINK))
         self._connected = False
         self._begin_stop(cause, grace)
+        self._date(now)
         if not self.config.may_restart:
             self._exit = Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or cause, "no restart is allowed")
 
@@ -629,13 +641,16 @@ class Member:
         self._out.append(leaving)
 
     def _news(self, news: m.News, now: float) -> None:
-        if news.first_failure is None and news.phase == "stopping":
-            news = replace(news, first_failure=self.news.first_failure)  # the leader records it when all have stopped
-        self.news = news
+        before = self.news
+        if news.first_failure is None and news.phase == "stopping":  # the leader records it when all have stopped
+            news = replace(news, first_failure=before.first_failure, first_epoch=before.first_epoch)
+        elif (news.first_failure, news.first_epoch) != (before.first_failure, before.first_epoch):
+            self.first_at = None if news.first_age is None else now - news.first_age
+        self.news, self.news_at = news, now
 
 
 def _told_to_go(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, "it was told to go (SIGTERM)")
+    return Cause(CauseKind.DRAIN, rank, "it was told to go")
 
 
 def _next_incarnation(incarnation: str) -> str:

@@ -182,6 +182,8 @@ class Hello:
     replaces: tuple[str, ...] = _wire(_list(_INCARNATION, 64), default=())
     charged: int = _wire(_whole(0, 10**6), default=0)  #: restarts charged in the window, as this member knows
     first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last told by a leader
+    first_epoch: int | None = _wire(_optional(_whole(0, 2**53)), default=None)  #: its number
+    first_age: float | None = _wire(_optional(_seconds), default=None)  #: seconds since then
     died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
     #: Counts the hellos of an incarnation: one that was held up on a connection since given up is known for what it is.
     attempt: int = _wire(_whole(0, 2**53), default=0)
@@ -358,6 +360,9 @@ class News:
     restarts: int = _wire(_whole(0, 10**9), default=0)
     charged: int = _wire(_whole(0, 10**6), default=0)
     first_failure: Cause | None = _wire(_optional(_cause), default=None)
+    first_epoch: int | None = _wire(_optional(_whole(0, 2**53)), default=None)  #: the number of the epoch that it ended
+    first_age: float | None = _wire(_optional(_seconds), default=None)  #: seconds since then
+    wait: float | None = _wire(_optional(_seconds), default=None)  #: how long what ``text`` says lasts at most
 
 
 FromMember = Union[

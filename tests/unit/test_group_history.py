@@ -10,8 +10,11 @@ import pytest
 from launcher.data import replace
 from launcher.group import messages as m
 from launcher.group.budget import STEADY
-from launcher.group.coordinator import Config, Coordinator, Stage
+from launcher.group.coordinator import Config, Coordinator, Phase, Stage
+from launcher.group.events import Closed, Say, SayAll, Tick
 from launcher.group.history import History, came_before, explains_better
+from launcher.group.member import Config as MemberConfig
+from launcher.group.member import Connected, Gone, Member
 from launcher.words import Cause, CauseKind, Epoch
 
 
@@ -159,7 +162,10 @@ class TestRefine:
 
 
 class TestTheLeaderTakes:
-    """What the coordinator makes of two words about one end."""
+    """What the coordinator makes of two words about one end, and of one."""
+
+    def setup_method(self) -> None:
+        self.actions: list[object] = []
 
     def told(self, *words: tuple[int, Cause, float, float]) -> Cause:
         """``words``: rank, cause, when the leader hears of it, and the age that comes with it."""
@@ -174,8 +180,9 @@ class TestTheLeaderTakes:
         for rank, cause, at, age in sorted(words, key=lambda w: w[2]):
             leader.handle(m.Failed(leader.epoch, cause, age), rank, at)
         for rank in range(3):
-            leader.handle(m.Stopped(leader.epoch), rank, 4.0)
+            self.actions += leader.handle(m.Stopped(leader.epoch), rank, 4.0)
         assert leader.history.first is not None
+        self.leader = leader
         return leader.history.first
 
     def test_a_kill_that_is_told_late_but_came_in_time(self) -> None:
@@ -198,3 +205,50 @@ class TestTheLeaderTakes:
         neighbour = Cause(CauseKind.DIED, 0, "process 9 of the engine ended although nobody asked it to")
         assert self.told((0, neighbour, 1.0, 0.0), (2, unknown, 1.1, 0.15)).rank == 2
         assert self.told((2, unknown, 1.0, 0.0), (0, neighbour, 1.1, 0.05)).rank == 2
+
+    def test_what_it_tells_has_a_time_and_a_next_step(self) -> None:
+        self.told((1, Cause(CauseKind.EXITED, 1, "ended with 1", code=1), 1.0, 0.0))
+        news = [a.message for a in self.actions if isinstance(a, SayAll) and isinstance(a.message, m.News)][-1]
+        assert (news.phase, news.first_epoch, news.first_age) == ("backoff", 1, 0.0)
+        assert news.text == "the engine is started again after a pause, 1 of 10 restarts used"
+        assert news.wait is not None and 0 < news.wait <= 0.5
+
+    def test_whose_lease_it_waits_out(self) -> None:
+        """Rank 2 is lost while its engine may run, and another pod has its rank."""
+        self.told((1, Cause(CauseKind.EXITED, 1, "ended with 1", code=1), 1.0, 0.0))
+        leader = self.leader
+        for rank in range(3):
+            leader.handle(m.Ping(2, leader.seats[rank].contact.mark(6.0)), rank, 6.0)
+        leader.handle(Tick(), 0, 6.1)
+        assert leader.phase is Phase.PREPARING and leader.epoch is not None
+        leader.handle(Closed("reset"), 2, 6.2)
+        for rank in range(2):
+            leader.handle(m.Stopped(leader.epoch), rank, 6.3)
+        leader.handle(m.Hello("g", 2, 3, "another", "10.0.0.9"), 7, 6.4)
+        out = []
+        for rank in range(3):
+            seat = leader.seats[rank]
+            out += leader.handle(m.Ping(3, seat.contact.mark(8.0)), seat.conn, 8.0)
+        news = [a.message for a in out if isinstance(a, SayAll) and isinstance(a.message, m.News)][-1]
+        assert leader.shown_phase == "fenced"
+        assert news.text == "waiting for the lease of rank 2 to run out: something may still run there"
+        assert news.wait is not None and 5 < news.wait < 10
+
+
+class TestAMemberTellsTheNextLeader:
+    def test_when_the_first_failure_was(self) -> None:
+        member = Member(MemberConfig("g", 1, 3, "pod-1", "i1"), 0.0)
+        member.handle(Gone(), 0.0)
+        member.handle(Connected(), 0.0)
+        member.handle(m.Accepted("leader"), 0.0)
+        failure = cause(CauseKind.OOM)
+        member.handle(m.News("running", first_failure=failure, first_epoch=4, first_age=100.0), 10.0)
+        assert member.first_at == -90.0
+        member.handle(m.News("draining", first_failure=failure, first_epoch=4, first_age=101.5), 11.0)
+        assert member.first_at == -90.0, "the same failure stays where it was"
+        member.handle(Closed("reset"), 20.0)
+        (said,) = [a.message for a in member.handle(Connected(), 30.0) if isinstance(a, Say)]
+        assert (said.first_failure, said.first_epoch, said.first_age) == (failure, 4, 120.0)
+        leader = Coordinator(Config("g", 3, "next"), 500.0, random.Random(1))
+        leader.handle(said, 1, 500.0)
+        assert (leader.history.first, leader.history.first_n, leader.history.first_at) == (failure, 4, 380.0)

@@ -17,9 +17,10 @@ def test_what_was_remembered_is_read_by_the_next_start(tmp_path: Path) -> None:
     keeper = Keeper(str(tmp_path), 2)
     assert keeper.before.killed(2) is None, "a first start was not killed before"
     assert keeper.remember(incarnation="abc", place="here", clean=False, last=LAST, charged=2, first_failure=FAILURE)
+    assert keeper.remember(first_epoch=6, first_at=1.7e9)
     after = Keeper(str(tmp_path), 2).before
     assert (after.incarnation, after.place, after.last, after.charged) == ("abc", "here", LAST, 2)
-    assert after.first_failure == FAILURE
+    assert (after.first_failure, after.first_epoch, after.first_at) == (FAILURE, 6, 1.7e9)
     killed = after.killed(2)
     assert killed is not None and killed.text == KILLED and killed.rank == 2
     assert Keeper(str(tmp_path), 1).before.incarnation == "", "each rank has its own file"
