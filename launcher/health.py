@@ -20,6 +20,7 @@ from launcher.words import Cause, CauseKind, Health
 
 METRICS_EVERY = 5.0  #: seconds between looks at the engine's metrics while it serves
 IDLE_EVERY = 0.25
+SAY_EVERY = 5.0  #: seconds at least between two lines about what a drain waits for
 IDLE_FOR = 2.0  #: running + waiting must stay 0 this long before the engine counts as drained
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})?\s+(\S+)")
@@ -131,9 +132,9 @@ class HealthWatch:
         if self._health.canary_url and self._settings.canary_interval:
             self._loop(self._send_canaries())
 
-    def drain(self) -> None:
-        """No new work comes: say when the last is done."""
-        self._loop(self._wait_until_idle())
+    def drain(self, say: Callable[[], None]) -> None:
+        """No new work comes: say when the last is done. ``say`` is called now and then, when ``in_flight`` is new."""
+        self._loop(self._wait_until_idle(say))
 
     def stop(self) -> None:
         self.ok = False
@@ -196,16 +197,20 @@ class HealthWatch:
                 self._fail(CauseKind.HANG, text, time.monotonic() - asked)
                 return
 
-    async def _wait_until_idle(self) -> None:
+    async def _wait_until_idle(self, say: Callable[[], None]) -> None:
         """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes."""
         began = time.monotonic()
         quiet_since = began
+        said: tuple[float | None, float] | None = None
         self._moving()
         names = (*self._health.running, *self._health.waiting)
         while True:
             page = await self._page(names) if self._health.metrics_url and names else {}
             self.in_flight = None if page is None else in_flight(self._health, page)
             now = time.monotonic()
+            if said is None or (said[0] != self.in_flight and now - said[1] >= SAY_EVERY):
+                said = (self.in_flight, now)
+                say()
             if self._moving() or self.in_flight:
                 quiet_since = now
             settled = now - began >= self._settings.drain_settle

@@ -13,6 +13,8 @@ from datetime import datetime, timezone
 
 LEVELS = ("debug", "info", "warning", "error")
 REMIND_SECONDS = 60.0
+#: What every line says of itself. A field of an event that is called so becomes ``of_rank`` and so on.
+OWN = ("time", "level", "event", "rank", "epoch")
 
 
 class Log:
@@ -33,15 +35,15 @@ class Log:
         if LEVELS.index(level) >= self._least:
             self._write(self._line(event, fields or {}, level))
 
-    def waiting(self, text: str) -> None:
-        """What is missing: said when it changes, and once a minute while it does not."""
+    def waiting(self, text: str, fields: Mapping[str, object] | None = None) -> None:
+        """What is missing: said when it changes, and once a minute while it does not. Empty: the wait is over."""
         before, at = self._waiting
         now = time.monotonic()
         if text == before and now - at < REMIND_SECONDS:
             return
         self._waiting = (text, now)
         if text:
-            self(text if text != before else f"still {text}")
+            self(text if text != before else f"still {text}", fields)
 
     def block(self, lines: list[str]) -> None:
         """Several lines that belong together: the first failure and its last words."""
@@ -57,6 +59,7 @@ class Log:
             where["rank"] = self._rank
         if self.epoch:
             where["epoch"] = self.epoch
+        fields = {f"of_{k}" if k in OWN else k: v for k, v in fields.items()}
         if self._style == "json":
             return json.dumps({"time": now, "level": level, "event": event, **where, **fields}, default=str) + "\n"
         mark = "" if level == "info" else f"{level.upper()} "

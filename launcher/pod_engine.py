@@ -72,6 +72,7 @@ class PodEngine:
         self.epoch: Epoch | None = None
         self.serving = False
         self.draining = False
+        self._drain_by = 0.0
         self.health: HealthWatch | None = None
         self.pids: tuple[int, ...] = ()
         self.recorded: dict[tree.Key, None] = {}  #: every process of this epoch that was ever seen
@@ -86,6 +87,7 @@ class PodEngine:
         self.stages = StageRunner(
             identity.rank, line.send, lambda epoch, stage: tell(me.Done(epoch, stage)), self._broke, self._oom_killed
         )
+        self._said: Cause | None = None  #: the failure that our log told last
         self._vital = vital.Vital(self._vital_ended, lambda: self.stages.pids)
 
     @property
@@ -168,7 +170,9 @@ class PodEngine:
         os._exit(0)
 
     def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0) -> None:
-        self._log("failure", {"cause": cause.text, "process": cause.process}, "info" if self.draining else "error")
+        if not self.draining and not self._identity.is_leader:  # there the group's log says it in the same moment
+            self._log("failure", {"cause": cause.text, "process": cause.process}, "error")
+            self._said = replace(cause, rank=self._identity.rank)
         self._tell(me.Broke(epoch, cause, noticed))
 
     def serve(self) -> None:
@@ -193,13 +197,23 @@ class PodEngine:
         self.health.start()
         self.look()  # who runs now is known from now on, also should the guard be killed
 
-    def drain(self) -> None:
-        """Not ready any more; Idle follows when no request is left."""
-        self.draining = True
+    def drain(self, seconds: float) -> None:
+        """Not ready any more; Idle follows when no request is left, at most ``seconds`` from now."""
+        self.draining, self._drain_by = True, time.monotonic() + seconds
         if self.completes and self.epoch is not None:
             self._tell(me.Idle(self.epoch))  # there are no callers to wait for
         elif self.health is not None and self._identity.is_leader:
-            self.health.drain()
+            self.health.drain(lambda: self._log(self.drain_words))
+        else:
+            self._log("draining: the leader waits for the requests in flight", {"at_most_s": round(seconds, 1)})
+
+    @property
+    def drain_words(self) -> str:
+        """What a drain waits for, and how to end it."""
+        count = self.health.in_flight if self.health is not None else None
+        what = "" if count is None else f"{count:g} request{'' if count == 1 else 's'} in flight, "
+        left = max(0.0, self._drain_by - time.monotonic())
+        return f"draining: {what}at most {left:.0f} s; SIGTERM (or Ctrl-C) again to stop now"
 
     # -------------------------------------------------------------------------------------------------------- stop
 
@@ -214,10 +228,11 @@ class PodEngine:
         self._vital.forget()
         self.stages.cancel(grace)
         self._stops += 1
+        known = self._identity.is_leader or str(cause) == str(self._said)  # this log has just said why
         if cause.kind is not CauseKind.DRAIN:
-            self._log("stopping the engine", {"why": str(cause), "grace": grace}, "warning")
+            self._log("stopping the engine", {"why": "" if known else str(cause), "grace": grace}, "warning")
         else:
-            self._log("stopping the engine", {"why": cause.text, "grace": grace})
+            self._log("stopping the engine", {"why": str(cause), "grace": grace})
         name = f"stop-{self._stops}"
         self._line.send(guard.Stop(name, None, grace) if grace > 0 else guard.Kill(name, None))
 
