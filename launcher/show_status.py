@@ -104,7 +104,8 @@ def table(status: Mapping[str, Any], port: int = AGENT_PORT) -> str:
     lines += _findings([f for f in _list(get("findings")) if isinstance(f, dict)])
     members = [m for m in _list(get("members")) if isinstance(m, dict)]
     lines += _members(members)
-    if members and get("rank") != 0 and isinstance(get("size"), int) and get("size", 0) > len(members):
+    known = bool(members) and members[0].get("state") != "unknown"
+    if known and get("rank") != 0 and isinstance(get("size"), int) and get("size", 0) > len(members):
         address = _clean(members[0].get("address"))
         lines.append(f"  only rank 0 knows the others: launcher status --url http://{address}:{port}")
     timeline = [

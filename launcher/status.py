@@ -143,7 +143,7 @@ def _members(agent: Agent) -> list[dict[str, Any]]:
         if seat is None:
             rows.append(_row(rank, "absent", who.name_of(rank), "", (), None))
             continue
-        pids = seat.report.pids if seat.report else ()
+        pids = seat.report.pids if seat.report and seat.joined else ()  # else they have ended
         hello, silent = seat.hello, round(seat.contact.silent_for(now), 1)
         row = _row(rank, _seat_state(agent, seat), hello.address, hello.incarnation, pids, silent)
         rows.append({**row, "facts": hello.facts} if hello.facts else row)

@@ -136,6 +136,7 @@ def test_a_worker_says_who_knows_the_others() -> None:
     assert hint in table({"rank": 2, "size": 3, "members": members})
     assert "only rank 0" not in table({"rank": 1, "size": 2, "members": members})
     assert "only rank 0" not in table({"rank": 0, "size": 3, "members": members})
+    assert "only rank 0" not in table({"rank": 2, "size": 3, "members": [{"state": "unknown"}, members[1]]})
 
 
 def test_a_wait_is_counted_down() -> None:
