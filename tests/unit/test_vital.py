@@ -97,13 +97,15 @@ def started(kind: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     )
     assert root.stdout is not None
     worker = int(root.stdout.readline())
+    seen = tree.read(worker)
     try:
         yield root, worker
     finally:
-        for pid in (root.pid, worker):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        root.kill()
         root.wait()
+        now = tree.read(worker)
+        if seen and now and now.key == seen.key:  # else its number may be somebody else's by now
+            os.kill(worker, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(worker, 0)
         root.stdout.close()
