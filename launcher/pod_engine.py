@@ -212,7 +212,7 @@ class PodEngine:
         if grace == self._settings.stop_grace and self.plan is not None and self.plan.stop_grace is not None:
             grace = self.plan.stop_grace  # the engine file's own; the lease still ends it
         self._vital.forget()
-        self.stages.cancel(grace)
+        self.stages.cancel()
         self._stops += 1
         if cause.kind is not CauseKind.DRAIN:
             self._log("stopping the engine", {"why": str(cause), "grace": grace}, "warning")

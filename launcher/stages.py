@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -78,7 +77,6 @@ class StageRunner:
         self._epoch: Epoch | None = None
         self._environ: Mapping[str, str] = {}
         self._live = False
-        self._kill_at = 0.0
         self._stage = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
@@ -107,14 +105,15 @@ class StageRunner:
         if not processes:
             self._check_done()
 
-    def cancel(self, grace: float = 0.0) -> None:
-        """The engine is being stopped, with KILL after ``grace`` seconds: from now on ends are no failures.
+    def cancel(self) -> None:
+        """The engine is being stopped: from now on ends are no failures.
 
-        But one by a signal that is not the stop's own TERM came before it, or by somebody else's hand: it is told, for
-        it may be why the neighbour failed that the stop is about, whose word was faster.
+        But one by a signal, of a process that the stop had not yet reached, is told: it may be why the neighbour failed
+        that the stop is about, whose word was faster. Once it was reached, whatever it ends by is the stop's doing:
+        some engines answer TERM by killing their whole tree, themselves too (SGLang's kill_process_tree), or abort in
+        the teardown of CUDA.
         """
         self._live = False
-        self._kill_at = time.monotonic() + grace
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
@@ -137,7 +136,7 @@ class StageRunner:
         elif isinstance(report, guard.NotStarted):
             one.ended = True
             why = f"{one.process.name} could not be started: {one.process.argv[0]}: {report.text}"
-            self._fail(one, Cause(CauseKind.SPAWN, self._rank, why, one.process.name))
+            self._fail(Cause(CauseKind.SPAWN, self._rank, why, one.process.name))
         elif isinstance(report, guard.Output):
             self._hear_output(one, report.data)
         elif isinstance(report, guard.Exited):
@@ -157,11 +156,11 @@ class StageRunner:
             self._open_gate(one)
             return
         tail = one.lines.last or tuple(line for line in report.tail.splitlines() if line.strip())[-TAIL_LINES:]
-        self._fail(one, how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom))
+        cause = how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom)
+        self._fail(cause, before_the_stop=report.signal is not None and not report.told)
 
-    def _fail(self, one: Running, cause: Cause) -> None:
-        killed = cause.kind in (CauseKind.SIGNALLED, CauseKind.OOM) and cause.code != 128 + signal.SIGTERM
-        if self._epoch is not None and (self._live or (killed and time.monotonic() < self._kill_at)):
+    def _fail(self, cause: Cause, before_the_stop: bool = False) -> None:
+        if self._epoch is not None and (self._live or before_the_stop):
             self._broke(self._epoch, cause)
 
     # ------------------------------------------------------------------------------------------------------ gates

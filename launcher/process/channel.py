@@ -154,6 +154,7 @@ class Exited(NamedTuple):
     code: int | None
     signal: int | None
     tail: str  #: the last 16 KiB that it wrote, both streams together
+    told: bool = False  #: a stop, or the deadline, had sent TERM or KILL to it before it ended
 
 
 class Stopped(NamedTuple):

@@ -47,6 +47,7 @@ class Child:
         self.pipes = {pipe.fd: pipe for pipe in pipes}  #: those still open
         self.failed = False  #: exec failed: NotStarted was reported, and its end is nobody's news
         self.orphan = False  #: ordered by an agent that is dead: nothing is reported
+        self.told = False  #: a stop has sent it TERM or KILL
         self._tail = bytearray()
 
     @property

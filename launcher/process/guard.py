@@ -210,7 +210,7 @@ class Guard:
         killed = os.WIFSIGNALED(status)
         code = None if killed else os.WEXITSTATUS(status)
         number = os.WTERMSIG(status) if killed else None
-        self._agent.report(Exited(child.id, code, number, child.tail))
+        self._agent.report(Exited(child.id, code, number, child.tail, child.told))
 
     # --------------------------------------------------------------------------------------------------- output
 
@@ -474,10 +474,18 @@ class Guard:
         for stop in due:
             for pid, number in stop.tick(now, table, self._reaped):
                 tree.send(pid, number)
+                self._mark_told(pid)
             if stop.phase is Phase.KILL:
                 tree.kill(stop.left, table, stop.groups)
+                for victim in stop.left:
+                    self._mark_told(victim.pid)
                 if stop.everything:
                     tree.chase(self._is_ours)
+
+    def _mark_told(self, pid: int) -> None:
+        """What ended before this did so by itself: only here is the order of the two known."""
+        if pid in self._children:
+            self._children[pid].told = True
 
     def _is_ours(self, proc: tree.Proc) -> bool:
         return proc.pid != self._agent.pid and tree.descends(proc, self._pid)
