@@ -222,24 +222,37 @@ class PodEngine:
         self._line.send(guard.Stop(name, None, grace) if grace > 0 else guard.Kill(name, None))
 
     async def _stopped(self, report: guard.Stopped) -> None:
-        """The guard says that nothing runs; the rest of the epoch's traces go too, then the member may say so."""
-        if report.id != f"stop-{self._stops}":
-            return  # an earlier stop's: a later one is on its way
+        """The guard says that nothing runs; the rest of the epoch's traces go too, then the member may say so.
+
+        Each wait may see a later stop come. Then that one looks around itself, and what was seen here says nothing any
+        more: by the time that it is known, the next epoch's engine may run.
+        """
+        if self._is_old(report):
+            return
         if not report.clean:
             left = ", ".join(f"pid {pid} ({name}, state {state})" for pid, _, name, state in report.left)
             self._tell(me.Gone(False, f"could not be killed: {left}"))
             await asyncio.sleep(1.0)
+            if self._is_old(report):
+                return
             self._stops += 1
             self._line.send(guard.Kill(f"stop-{self._stops}", None))
             return
         if self._before is not None:
-            removed, self._not_back = await planning.after_epoch(self._before, self.ask)
+            removed, not_back = await planning.after_epoch(self._before, self.ask)
             if removed:
                 self._log("removed what the engine left in /dev/shm", {"files": len(removed)})
+            if self._is_old(report):
+                return
+            self._not_back = not_back
             if self._not_back:
                 self._log(self._not_back, level="error")
         self.pids = ()
         self._tell(me.Gone(True, seconds=report.seconds))
+
+    def _is_old(self, report: guard.Stopped) -> bool:
+        """Whether it answers an earlier stop than the latest."""
+        return report.id != f"stop-{self._stops}"
 
     def kill_without_guard(self, frozen: tree.Key | None = None) -> None:
         """The guard is dead, or ``frozen``: what it guarded is ours to end, at once."""
