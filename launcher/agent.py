@@ -82,6 +82,7 @@ class Agent:
         self.phase = "starting"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log)
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
+        self._recalled = False  # whether --state-dir speaks of us, and no more of the launcher before
         self.environ = {
             k: v for k, v in roles.environment(environ, self.identity.rank).items() if k not in OF_THE_GUARD
         }
@@ -200,7 +201,8 @@ class Agent:
         if cause is not None:
             self._telling.failure(cause, self.member.news.restarts, leaving.text)
         self._telling.termination(cause or self.member.news.first_failure, leaving.code, leaving.text)
-        self._remember(clean=leaving.code != ExitCode.SOFTWARE)  # else what runs is ended by the guard, after us
+        if self._recalled:  # else what is remembered is not ours, and we know nothing of what it left
+            self._remember(clean=leaving.code != ExitCode.SOFTWARE)  # else what runs is ended by the guard, after us
         await self._close_leader_link()
         if self._member_link is not None:
             await asyncio.sleep(0.05)  # what was just said is still in the socket's hands
@@ -301,6 +303,7 @@ class Agent:
         if killed is not None:
             self.log(killed.text, level="warning")
         self._remember(incarnation=self.incarnation, place=here, clean=False)
+        self._recalled = True
 
     def _remember(self, **changes: Any) -> None:
         if not self._keeper.remember(**changes):

@@ -1,0 +1,30 @@
+"""What a launcher leaves in --state-dir for the next container of its pod, however it ended."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from launcher.memory import Keeper
+from launcher.words import Epoch
+from tests.e2e.group import running
+
+
+def kept(folder: Path, rank: int = 0) -> dict[str, Any]:
+    return dict(json.loads((folder / f"launcher-rank-{rank}.json").read_text()))
+
+
+def test_a_start_that_fails_early_does_not_vouch_for_the_one_before(tmp_path: Path) -> None:
+    """The one before was killed and its engine may still run; this one ends before it has looked."""
+    folder = tmp_path / "state"
+    assert Keeper(str(folder), 0).remember(
+        incarnation="abc", place="elsewhere", clean=False, last=(Epoch(7, "abc"), ("abc",)), charged=1
+    )
+    with running(tmp_path, 1, "--state-dir", str(folder), start=False) as group, socket.socket() as held:
+        held.bind((group.addresses[0], group.agent_port))
+        held.listen()
+        group.start(0)
+        assert group.code(0) == 78, group.words()
+        assert (kept(folder)["incarnation"], kept(folder)["clean"]) == ("abc", False)
