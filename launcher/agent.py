@@ -79,6 +79,7 @@ class Agent:
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
         self._remembered: Epoch | None = None
+        self._kept_news: m.News | None = None
         self.phase = "starting"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log)
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
@@ -123,8 +124,11 @@ class Agent:
             last=_last_epoch(environ) or former.last,
         )
         member = me.Member(config, time.monotonic())
+        ages = tuple(max(0.0, time.time() - at) for at in former.charges)
         member.news = m.News(
-            "gathering", charged=former.charged + (killed is not None), first_failure=former.first_failure or killed
+            "gathering",
+            charges=ages if killed is None else (0.0, *ages),
+            first_failure=former.first_failure or killed,
         )
         return member
 
@@ -522,7 +526,10 @@ class Agent:
         if settled and first is not None:
             self._telling.failure(first, news.restarts)
         if self.member.address:
-            self._remember(charged=news.charged, first_failure=news.first_failure)
+            if news is not self._kept_news:
+                self._kept_news = news
+                charges = tuple(round(time.time() - age) for age in self.member.charges(time.monotonic()))
+                self._remember(charges=charges, first_failure=news.first_failure)
             self._remember_epoch()
 
     def _remember_epoch(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.data import asdict, dataclass, replace
-from launcher.group.messages import cause_from, cause_object
+from launcher.group.messages import MAX_CHARGES, cause_from, cause_object
 from launcher.words import Cause, CauseKind, Epoch
 
 KILLED = "the launcher was killed, possibly out of memory (it left no mark of a clean end)"
@@ -29,7 +29,7 @@ class Memory:
     place: str = ""
     clean: bool = True
     last: tuple[Epoch, tuple[str, ...]] | None = None  #: the newest epoch, and its members' incarnations by rank
-    charged: int = 0
+    charges: tuple[int, ...] = ()  #: when restarts were charged, in seconds of the wall clock, newest first
     first_failure: Cause | None = None
 
     def killed(self, rank: int) -> Cause | None:
@@ -77,7 +77,7 @@ class Keeper:
                 place=str(body["place"]),
                 clean=body["clean"] is True,
                 last=epoch_from(body["last"]) if body["last"] else None,
-                charged=max(0, int(body["charged"])),
+                charges=tuple(int(at) for at in body["charges"])[:MAX_CHARGES],
                 first_failure=cause_from(cause) if cause else None,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

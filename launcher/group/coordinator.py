@@ -259,7 +259,7 @@ class Coordinator:
             self._explain_death(hello.rank, replace(hello.died, rank=hello.rank))
         if not self._members:  # from our first epoch on we know better
             self.history.inherit(hello.first_failure)
-            self.budget.inherit(hello.charged, now)
+            self.budget.inherit(hello.charges, now)
         epoch = hello.last_epoch
         if epoch is None:
             return
@@ -879,7 +879,7 @@ class Coordinator:
         text = self.waiting_for()
         self._text_at = now + (NEWS_EVERY if len(self.seats) > MANY else 0.0)
         state = (*known, self.wait is Wait.MISMATCHED and text)
-        counts = (len(self.seats), text)
+        counts = (len(self.seats), text, self.budget.charged(now))  # one that leaves the window is told, too
         if state == self._news and (counts == self._count_news or now - self._news_at < NEWS_EVERY):
             return
         self._news, self._count_news, self._news_at = state, counts, now
@@ -889,7 +889,7 @@ class Coordinator:
                 text[:2000],
                 len(self.seats),
                 self.budget.total,
-                self.budget.charged(now),
+                self.budget.ages(now)[: m.MAX_CHARGES],
                 self.history.first,
             )
         )

@@ -276,6 +276,7 @@ class Member:
         self._seated_at = now
         self._connected = False
         self._spoke = now  # when we last spoke to the leader of self.epoch
+        self._news_at = now  # when self.news was true
         self._attempts = 0  # hellos said
         self._replaces = config.replaces
         self._died = config.died
@@ -342,7 +343,7 @@ class Member:
             last_members=self.epoch_members,
             quiet=0.0 if epoch is None else max(0.0, now - self._spoke),
             replaces=self._replaces,
-            charged=self.news.charged,
+            charges=self.charges(now),
             first_failure=self.news.first_failure,
             died=self._died,
             attempt=self._attempts,
@@ -631,7 +632,11 @@ class Member:
     def _news(self, news: m.News, now: float) -> None:
         if news.first_failure is None and news.phase == "stopping":
             news = replace(news, first_failure=self.news.first_failure)  # the leader records it when all have stopped
-        self.news = news
+        self.news, self._news_at = news, now
+
+    def charges(self, now: float) -> tuple[float, ...]:
+        """Ages of the restarts charged, as far as we know: what is remembered grows old as it does for the leader."""
+        return tuple(age + (now - self._news_at) for age in self.news.charges)
 
 
 def _told_to_go(rank: int) -> Cause:

@@ -20,6 +20,7 @@ PROTOCOL = 1
 MAX_FROM_LEADER = 512 * 1024
 MAX_FROM_MEMBER = 96 * 1024
 MAX_RANKS = 4096
+MAX_CHARGES = 1000
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
 
 
@@ -180,7 +181,8 @@ class Hello:
     quiet: float = _wire(_seconds, default=0.0)
     #: Earlier incarnations in this very pod whose processes are all known to be gone.
     replaces: tuple[str, ...] = _wire(_list(_INCARNATION, 64), default=())
-    charged: int = _wire(_whole(0, 10**6), default=0)  #: restarts charged in the window, as this member knows
+    #: Ages of the restarts charged in the window, as this member knows, newest first.
+    charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), default=())
     first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last told by a leader
     died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
     #: Counts the hellos of an incarnation: one that was held up on a connection since given up is known for what it is.
@@ -356,7 +358,7 @@ class News:
     text: str = _wire(_text(2000), default="")
     present: int = _wire(_whole(0, MAX_RANKS), default=0)
     restarts: int = _wire(_whole(0, 10**9), default=0)
-    charged: int = _wire(_whole(0, 10**6), default=0)
+    charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), default=())  #: their ages, newest first
     first_failure: Cause | None = _wire(_optional(_cause), default=None)
 
 

@@ -20,7 +20,7 @@ def test_a_start_that_fails_early_does_not_vouch_for_the_one_before(tmp_path: Pa
     """The one before was killed and its engine may still run; this one ends before it has looked."""
     folder = tmp_path / "state"
     assert Keeper(str(folder), 0).remember(
-        incarnation="abc", place="elsewhere", clean=False, last=(Epoch(7, "abc"), ("abc",)), charged=1
+        incarnation="abc", place="elsewhere", clean=False, last=(Epoch(7, "abc"), ("abc",)), charges=(1,)
     )
     with running(tmp_path, 1, "--state-dir", str(folder), start=False) as group, socket.socket() as held:
         held.bind((group.addresses[0], group.agent_port))

@@ -357,11 +357,11 @@ class ChargesDrains(c.Coordinator):
         self.budget.__class__ = _ChargesDrains
 
 
-@leader("what members remember is inherited once", "old_charges")
-class InheritsAgain(c.Coordinator):
+@leader("what members remember of charges is as old as it is", "old_charges")
+class InheritsAnew(c.Coordinator):
     def _take_in(self, hello: m.Hello, now: float) -> None:
         super()._take_in(hello, now)
-        self.budget.inherit(hello.charged, now)
+        self.budget.inherit([0.0 for _ in hello.charges], now)
 
 
 @member("only a pod that was told to go exits with 0")

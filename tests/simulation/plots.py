@@ -116,9 +116,9 @@ def _again(cluster: Cluster) -> None:
 
 
 def old_charges(cluster: Cluster) -> None:
-    """A restart is charged and forgotten; then a member comes back that remembers it, again and again."""
+    """A restart is charged; a member comes back that remembers it, and again when it is as good as forgotten."""
     cluster.world.at(0.0, _one_dies, cluster)
-    for after in (9.0, 18.0):
+    for after in (4.0, 7.5):
         cluster.world.at(after, _reset, cluster)
 
 

@@ -358,9 +358,7 @@ class Truth:
         charged = bool(charges) and charges[-1] == agent.local
         if charged:
             self.charges.append(self.world.now)
-        window = self.cluster.plan.restart_window * 1.02 + 1  # (what is inherited begins its window anew)
-        inherited = len({e.leader for e in self.epochs.values()}) > 1
-        known = sum(1 for at in self.charges if inherited or self.world.now - at <= window)
+        known = self._charged_lately
         if leader.budget.charged(agent.local) > known:
             self.world.broken("drain", f"{leader.budget.charged(agent.local)} restarts are charged; there were {known}")
         if charged and not truth.started and not leader._started:
@@ -374,6 +372,12 @@ class Truth:
                 )
             return
         self._explained(truth, cause)
+
+    @property
+    def _charged_lately(self) -> int:
+        """Charges that may still count, whoever made them: one that is inherited keeps its age."""
+        window = self.cluster.plan.restart_window * 1.02 + 1
+        return sum(1 for at in self.charges if self.world.now - at <= window)
 
     def _explained(self, truth: EpochTruth, cause: Cause) -> None:
         """The cause of an epoch's end, against what was truly done."""
@@ -415,7 +419,7 @@ class Truth:
     def _gave_up(self, leader: c.Coordinator) -> None:
         self.aborted.add(leader.config.incarnation)
         assert leader._abort is not None
-        spent = len(self.charges) > self.cluster.plan.max_restarts
+        spent = self._charged_lately > self.cluster.plan.max_restarts
         if spent or self.cluster.ever_unable or "same point" in leader.verdict:
             return
         self.world.broken("recovers", f"the group gave up for no reason: {leader.verdict}")

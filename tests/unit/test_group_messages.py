@@ -44,7 +44,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         last_members=st.lists(word, max_size=9).map(tuple),
         quiet=seconds,
         replaces=st.lists(word, max_size=9).map(tuple),
-        charged=st.integers(0, 10**6),
+        charges=st.lists(seconds, max_size=9).map(tuple),
         first_failure=st.none() | cause,
         died=st.none() | cause,
         attempt=st.integers(0, 2**53),

@@ -16,9 +16,11 @@ LAST = (Epoch(7, "abc"), ("abc", "def"))
 def test_what_was_remembered_is_read_by_the_next_start(tmp_path: Path) -> None:
     keeper = Keeper(str(tmp_path), 2)
     assert keeper.before.killed(2) is None, "a first start was not killed before"
-    assert keeper.remember(incarnation="abc", place="here", clean=False, last=LAST, charged=2, first_failure=FAILURE)
+    assert keeper.remember(
+        incarnation="abc", place="here", clean=False, last=LAST, charges=(9, 7), first_failure=FAILURE
+    )
     after = Keeper(str(tmp_path), 2).before
-    assert (after.incarnation, after.place, after.last, after.charged) == ("abc", "here", LAST, 2)
+    assert (after.incarnation, after.place, after.last, after.charges) == ("abc", "here", LAST, (9, 7))
     assert after.first_failure == FAILURE
     killed = after.killed(2)
     assert killed is not None and killed.text == KILLED and killed.rank == 2
@@ -39,14 +41,14 @@ def test_an_unreadable_file_is_no_file(tmp_path: Path, content: bytes) -> None:
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     keeper = Keeper(str(tmp_path / "file"), 0)
-    assert not keeper.remember(charged=1)
+    assert not keeper.remember(charges=(1,))
     assert "file" in keeper.trouble
-    assert keeper.remember(charged=2), "said once"
+    assert keeper.remember(charges=(2,)), "said once"
 
 
 def test_without_a_folder_nothing_is_written() -> None:
     keeper = Keeper(None, 0)
-    assert keeper.remember(charged=1) and keeper.before.charged == 0
+    assert keeper.remember(charges=(1,)) and keeper.before.charges == ()
 
 
 def test_epochs_survive_the_way_through_an_environment_variable() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -63,7 +64,7 @@ class Pod:
         self._loop.set_default_executor(self._executor)
         self.member = me.Member(me.Config("g", 1, 2, "n", "inc"), 0.0)
         self.member.address = "127.0.0.1"
-        line = GuardLine(guard.GuardChannel(theirs.detach()), lambda report: self.engine.hear(report))
+        line = GuardLine(guard.GuardChannel(theirs.detach()), self._heard)
         line.open()
         self.engine = PodEngine(
             Sleeper(),
@@ -81,6 +82,9 @@ class Pod:
         )
         self.tell(me.Gone())
         self.hear(me.Connected(), m.Accepted("L"), m.Ack(0, 1), m.Ack(2, 2))
+
+    def _heard(self, report: guard.Report) -> None:
+        self.engine.hear(report)
 
     def close(self) -> None:
         self.guard.close()
@@ -117,10 +121,8 @@ class Pod:
         """The ``count``-th order of a kind, when it has come."""
 
         def found() -> Any:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 self.orders += self._frames.feed(self.guard.recv(1 << 20))
-            except BlockingIOError:
-                pass
             all_of_it = [order for order in self.orders if isinstance(order, kind)]
             return all_of_it[count - 1] if len(all_of_it) >= count else None
 
