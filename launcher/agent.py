@@ -356,6 +356,7 @@ class Agent:
             heard=self._to_member,
             closed=lambda why: self._to_member(Closed(why)),
             failed=failed,
+            task=self._task,
         )
 
     # ------------------------------------------------------------------------------------------------- the one queue
@@ -374,17 +375,21 @@ class Agent:
         self._pumping = True
         try:
             while self._queue:
-                machine, event, conn = self._queue.popleft()
-                now = time.monotonic()
-                if machine == "member":
-                    for action in self.member.handle(event, now):
-                        self._member_acts(action)
-                elif self.coordinator is not None:
-                    for action in self.coordinator.handle(event, conn, now):
-                        self._coordinator_acts(action)
+                self._handle(*self._queue.popleft())
                 self._publish()
+        except Exception as error:  # whoever brought the event, a library's task perhaps, would keep it to itself
+            self._failed(error)
         finally:
             self._pumping = False
+
+    def _handle(self, machine: str, event: Any, conn: int) -> None:
+        now = time.monotonic()
+        if machine == "member":
+            for action in self.member.handle(event, now):
+                self._member_acts(action)
+        elif self.coordinator is not None:
+            for action in self.coordinator.handle(event, conn, now):
+                self._coordinator_acts(action)
 
     def _coordinator_acts(self, action: co.Action) -> None:
         if isinstance(action, Note):
@@ -574,9 +579,11 @@ class Agent:
         return task
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled() or task.exception() is None:
-            return
-        error = task.exception()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
         if isinstance(error, LauncherError):
             if not self._finished_future.done():
                 self._finished_future.set_exception(error)

@@ -149,7 +149,7 @@ def facts(args: Sequence[str], leave_out: Iterable[str] = ()) -> dict[str, str]:
             continue
         text = " ".join(option.values) if option.values else "given"
         if is_secret(option.name) or _mask_text(text) != text or len(text) > 200:
-            text = "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
+            text = "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         found.setdefault(option.name.lstrip("-"), []).append(text)
     return {"engine.args." + name: ", ".join(texts) for name, texts in found.items()}
 

@@ -18,13 +18,13 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.http11 import Request, Response
 
 from launcher.group import messages as m
@@ -209,7 +209,10 @@ class LeaderLink:
 
 
 class MemberLink:
-    """A member's end: at most one connection at a time, made by :meth:`dial`."""
+    """A member's end: at most one connection at a time, made by :meth:`dial`.
+
+    ``task`` runs a coroutine whose failure is not lost: what is no failure of the network is not tried again here.
+    """
 
     def __init__(
         self,
@@ -221,6 +224,7 @@ class MemberLink:
         heard: Callable[[Any], None],
         closed: Callable[[str], None],
         failed: Callable[[str], None],
+        task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._group = group
         self._secret = secret
@@ -230,13 +234,14 @@ class MemberLink:
         self._heard = heard
         self._closed = closed
         self._failed = failed
+        self._run = task
         self._conn: ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
     def dial(self, delay: float) -> None:
         """After ``delay`` seconds resolve and connect, again and again until it works. ``failed`` tells of each try."""
         self.hang()
-        self._task = asyncio.get_running_loop().create_task(self._dial(delay))
+        self._task = self._run(self._dial(delay))
 
     def say(self, message: Any) -> None:
         """Send. Never waits; without a connection it is lost, as it would be on a broken one."""
@@ -275,7 +280,7 @@ class MemberLink:
         for address in addresses:
             try:
                 return await self._open(address)
-            except (OSError, asyncio.TimeoutError, InvalidHandshake, InvalidMessage, ConnectionClosed) as error:
+            except (OSError, asyncio.TimeoutError, WebSocketException) as error:
                 self._failed(f"{address} port {self._port}: {_words(error)}")
             except (LinkError, m.Malformed) as error:
                 self._failed(f"{address} port {self._port} is not a leader that we can join: {error}")

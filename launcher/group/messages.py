@@ -397,7 +397,9 @@ def encode(message: Message) -> str:
     body: dict[str, Any] = {"is": word}
     for name, _ in checks:
         body[name] = _plain(getattr(message, name))
-    return _ENCODER.encode(body)
+    text = _ENCODER.encode(body)
+    # A lone surrogate stands for a byte of argv that is no UTF-8; or a peer sent one. As an escape it passes.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:

@@ -369,7 +369,7 @@ class Guard:
         elif isinstance(order, Remember):
             self._agent.last_epoch = order.text[:100_000]
         elif isinstance(order, Say):
-            self._writers[order.stream != 1].put(order.text.encode("utf-8", "surrogateescape"))
+            self._writers[order.stream != 1].put(order.text.encode("utf-8", "backslashreplace"))
 
     def _spawn(self, order: Spawn) -> None:
         self._mind_lease(time.monotonic())

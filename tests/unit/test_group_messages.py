@@ -215,3 +215,11 @@ def test_every_field_has_a_check() -> None:
             assert callable(f.metadata["check"]), f"{kind.__name__}.{f.name}"
             if f.default is not MISSING:
                 assert f.metadata["check"](f.default) == f.default
+
+
+def test_bytes_that_are_no_utf_8_pass_both_ways() -> None:
+    """Lone surrogates, as Python has them of argv; next to a backslash and to what is UTF-8."""
+    said = m.Rejected("x", "\\\udcff \u00e9 \ud800 \\ud800")
+    text = m.encode(said)
+    text.encode()
+    assert m.decode(text, m.LEADER_SAYS) == said
