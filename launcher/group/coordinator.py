@@ -218,7 +218,7 @@ class Coordinator:
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
         refusal = self._refusal(conn, hello)
         if refusal is not None:
-            self._say(conn, refusal)
+            self._turn_away(conn, refusal)
             return
         self._drop_rival(conn)  # what it claimed before
         seat = self.seats.get(hello.rank)
@@ -306,7 +306,7 @@ class Coordinator:
 
     def _challenge(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
         if seat.rival is not None and seat.rival.conn != conn:
-            self._say(conn, m.Rejected("duplicate", f"rank {hello.rank} is being decided between two pods", 2))
+            self._turn_away(conn, m.Rejected("duplicate", f"rank {hello.rank} is being decided between two pods", 2))
             return
         nonce = f"{self._rng.getrandbits(64):016x}"
         seat.rival = Rival(conn, hello, nonce, now + CHALLENGE_SECONDS)
@@ -323,7 +323,7 @@ class Coordinator:
             f"{rival.hello.name} at {rival.hello.address} also claims it"
         )
         self._note("duplicate rank", level="warning", text=text)
-        self._say(rival.conn, m.Rejected("duplicate", text, 5))
+        self._turn_away(rival.conn, m.Rejected("duplicate", text, 5))
 
     def _challenges(self, now: float) -> None:
         for rank, seat in list(self.seats.items()):
@@ -381,7 +381,7 @@ class Coordinator:
         self._by_conn.pop(seat.conn, None)
         if seat.rival is not None:  # decided by the incumbent's end
             rival, seat.rival = seat.rival, None
-            self._say(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
+            self._turn_away(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
         if not seat.clean:
             self._fences.put(seat.hello.incarnation, seat.contact.granted)
         if seat.member:
@@ -826,7 +826,7 @@ class Coordinator:
     def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
         refusal = self._refusal(conn, hello)
         assert self._abort is not None
-        self._say(conn, self._abort if refusal is None else refusal)
+        self._turn_away(conn, self._abort if refusal is None else refusal)
 
     # --------------------------------------------------------------------------------------------------- small ones
 
@@ -847,6 +847,13 @@ class Coordinator:
 
     def _say(self, conn: int, message: Any) -> None:
         self._out.append(Say(conn, message))
+
+    def _turn_away(self, conn: int, why: m.Rejected | m.Abort) -> None:
+        """The answer to a hello that is not taken. It is read first; then the connection takes nobody's place."""
+        self._say(conn, why)
+        if conn not in self._by_conn:
+            self._drop_rival(conn)
+            self._out.append(Hang(conn))
 
     def _say_all(self, message: Any) -> None:
         conns = tuple(s.conn for _, s in sorted(self.seats.items()))

@@ -156,6 +156,8 @@ class LeaderLink:
         try:
             self._heard(number, message)
             async for text in c:
+                if number not in self._conns:
+                    return  # given up: what it still says is nobody's
                 now = time.monotonic()
                 allowance, since = min(BURST, allowance + (now - since) * PER_SECOND) - 1, now
                 if allowance < 0:

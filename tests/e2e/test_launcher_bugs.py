@@ -1,4 +1,4 @@
-"""What nobody expected is said, all of it, and ends the launcher with 70; what somebody typed wrong is said in words."""
+"""What nobody expected is said, all of it, and ends the launcher with 70; what was typed wrong is said in words."""
 
 from __future__ import annotations
 
