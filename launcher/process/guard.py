@@ -299,6 +299,11 @@ class Guard:
     def _restart_agent(self, stop: Stopping, now: float) -> None:
         if not stop.clean:
             self._say(f"not everything of the former agent could be killed: {_names(stop)}")
+            if self._asked is None:  # an agent's first word is that nothing is left: there is none until that is true
+                self._end_tree([], everything=True, grace=None, then=self._restart_agent)
+            else:
+                self._code = 128 + self._asked
+            return
         if self._agent.quick_deaths >= QUICK_DEATHS:
             self._say(f"the agent died {QUICK_DEATHS} times within {QUICK:.0f} s of its start: giving up")
             self._code = SOFTWARE
