@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
 GPU_TRIES = 20  #: looks, half a second apart, at GPU memory after an epoch
+UNKNOWN_TRIES = 3  #: so many without an answer, and GPU memory is not what keeps the next epoch waiting
 NETWORK_STATUS_FILE = "/etc/podinfo/network-status"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -271,7 +272,8 @@ class Before:
 
 
 async def before_epoch(ask: Ask) -> Before:
-    return Before(leftovers.snapshot(), await _gpu_memory(ask), leftovers.oom_kills())
+    shm = leftovers.snapshot()
+    return Before(shm, (await _gpu_memory(ask) if _has_nvidia() else None) or {}, leftovers.oom_kills())
 
 
 async def after_epoch(before: Before, ask: Ask) -> tuple[tuple[str, ...], str]:
@@ -280,10 +282,13 @@ async def after_epoch(before: Before, ask: Ask) -> tuple[tuple[str, ...], str]:
     Returns what was removed, and words about GPU memory that did not come back, else nothing.
     """
     removed = await asyncio.to_thread(leftovers.remove, before.shm)
-    kept = ""
+    kept, unknown = "", 0
     for _ in range(GPU_TRIES if before.gpu_memory else 0):
-        kept = leftovers.gpu_memory_kept(before.gpu_memory, await _gpu_memory(ask))
-        if not kept:
+        now = await _gpu_memory(ask)
+        if now is not None:
+            kept = leftovers.gpu_memory_kept(before.gpu_memory, now)
+        unknown += now is None
+        if (now is not None and not kept) or unknown >= UNKNOWN_TRIES:
             break
         await asyncio.sleep(0.5)
     return removed, kept
@@ -295,11 +300,10 @@ async def sweep(folders: Sequence[str], keep: int = 2) -> None:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _gpu_memory(ask: Ask) -> Mapping[str, int]:
-    if not _has_nvidia():
-        return {}
+async def _gpu_memory(ask: Ask) -> Mapping[str, int] | None:
+    """MiB in use by GPU; None: no answer, which does not say that nothing is in use."""
     code, output = await ask(leftovers.GPU_QUERY, 10.0)
-    return leftovers.gpu_memory(output) if code == 0 else {}
+    return leftovers.gpu_memory(output) if code == 0 else None
 
 
 def api_traffic(plan: Plan | None) -> Callable[[], bool]:

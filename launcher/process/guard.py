@@ -378,7 +378,7 @@ class Guard:
 
     def _spawn(self, order: Spawn) -> None:
         self._mind_lease(time.monotonic())
-        if self._expired:
+        if self._expired and not order.capture:  # a question is no engine, and after a kill there is much to ask
             self._agent.report(NotStarted(order.id, 62, "the lease has run out"))  # ETIME
         elif any(stop.everything for _, stop in self._stops):
             self._agent.report(NotStarted(order.id, 16, "everything is being stopped"))  # EBUSY
