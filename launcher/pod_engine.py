@@ -77,6 +77,7 @@ class PodEngine:
         self.recorded: dict[tree.Key, None] = {}  #: every process of this epoch that was ever seen
         self._ray_token = bool(settings.engine_file is None and settings.engine in ("vllm", "doctor"))
         self._stops = 0
+        self._preparing: Epoch | None = None
         self._frozen_since: dict[tree.Key, float] = {}
         self._activity = 0
         self._reported: m.Report | None = None
@@ -115,7 +116,11 @@ class PodEngine:
         return planning.with_environment(plan, self.network)
 
     async def prepare(self, shared: Shared) -> None:
-        """All but the start: the plan, free ports, a clean /dev/shm to compare with. Tells Able or NotAble."""
+        """All but the start: the plan, free ports, a clean /dev/shm to compare with. Tells Able or NotAble.
+
+        Each wait may see this epoch stopped and the next one prepared, or even run: then nothing here is of use any more.
+        """
+        self._preparing = shared.epoch
         shared = planning.with_token(shared, self._secret, self._identity.group, self._ray_token)
         try:
             self.plan = self.plan_for(shared)
@@ -127,12 +132,20 @@ class PodEngine:
         text = self._not_back
         if taken:
             text = f"{taken} is in use on this pod by something that is not of this group"
-        if text and await self._still_not_back(text, taken):
+        refused = bool(text) and await self._still_not_back(shared.epoch, taken)
+        if self._preparing != shared.epoch:
+            return
+        if refused:
             self._tell(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self._identity.rank, text)))
             return
-        self._before = await planning.before_epoch(self.ask)
+        before = await planning.before_epoch(self.ask)
+        if self._preparing != shared.epoch:
+            return
+        self._before = before
         self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
         await planning.sweep(self._scratch)
+        if self._preparing != shared.epoch:
+            return
         self._scratch = self._scratch[-2:]
         self.epoch = shared.epoch
         self._log.epoch = str(shared.epoch.n)
@@ -143,12 +156,14 @@ class PodEngine:
         self.stages.begin(shared.epoch, self.plan, environ)
         self._tell(me.Able(shared.epoch))
 
-    async def _still_not_back(self, text: str, taken: str) -> bool:
+    async def _still_not_back(self, epoch: Epoch, taken: str) -> bool:
         """GPU memory that an earlier epoch kept is looked at once more before this one is refused."""
         if taken or self._before is None:
             return True
-        _, self._not_back = await planning.after_epoch(self._before, self.ask)
-        return bool(self._not_back)
+        _, not_back = await planning.after_epoch(self._before, self.ask)
+        if self._preparing == epoch:
+            self._not_back = not_back
+        return bool(not_back)
 
     # ------------------------------------------------------------------------------------------------------- start
 
@@ -211,6 +226,7 @@ class PodEngine:
             self.health = None
         if grace == self._settings.stop_grace and self.plan is not None and self.plan.stop_grace is not None:
             grace = self.plan.stop_grace  # the engine file's own; the lease still ends it
+        self._preparing = None
         self._vital.forget()
         self.stages.cancel()
         self._stops += 1

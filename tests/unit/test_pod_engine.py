@@ -113,6 +113,10 @@ class Pod:
         self._executor.submit(gate.wait, 30)
         return gate.set
 
+    def prompt(self) -> None:
+        """From now on threads run at once again; what is held stays held."""
+        self._loop.set_default_executor(ThreadPoolExecutor(1))
+
     def report(self, *reports: guard.Report) -> None:
         for report in reports:
             self.guard.sendall(guard.encode(report))
@@ -219,5 +223,35 @@ def test_what_could_not_be_killed_is_not_killed_again_in_a_later_epoch() -> None
         await asyncio.sleep(1.2)
         await pod.ordered(guard.Spawn, 2)
         assert not [order for order in pod.orders if isinstance(order, guard.Kill)]
+
+    in_a_pod(story)
+
+
+def test_a_preparation_that_ends_late_changes_nothing_of_the_next_epoch() -> None:
+    """It was stopped while it removed an old epoch's folder; the next epoch runs by the time that this is done."""
+
+    async def story(pod: Pod) -> None:
+        for n in (1, 2):
+            await pod.start(epoch(n), spawns=n)
+            pod.hear(m.Stop(epoch(n), LOST, 3.0))
+            pod.report(guard.Stopped((await pod.ordered(guard.Stop, n)).id, True, (), 0.1))
+            await until(lambda: pod.member.state is me.State.SEATED)
+            pod.hear(m.Ack(2 + n, 2 + n))
+        removed = pod.hold()
+        pod.hear(m.Prepare(epoch(3), MEMBERS))
+        await settle()
+        assert pod.member.state is me.State.PREPARING, "the third folder makes the first one old"
+        pod.hear(m.Stop(epoch(3), LOST, 3.0))
+        pod.prompt()
+        pod.report(guard.Stopped((await pod.ordered(guard.Stop, 3)).id, True, (), 0.1))
+        await until(lambda: pod.member.state is me.State.SEATED)
+        pod.hear(m.Ack(5, 5))
+        spawn = await pod.start(epoch(4), spawns=3)
+        removed()
+        await settle()
+        assert (pod.engine.epoch, pod.engine.stages.pids) == (epoch(4), (4242,))
+        pod.report(guard.Exited(spawn.id, 1, None, "boom"))
+        await until(lambda: [s for s in pod.said if isinstance(s, m.Failed)])
+        assert pod.said[-1].epoch == epoch(4)
 
     in_a_pod(story)
