@@ -101,7 +101,7 @@ class Agent:
             tell=self._to_member,
             state=lambda: self.member.state,
             task=self._task,
-            before_handoff=self._close_leader_link,
+            before_handoff=self._before_handoff,
         )
         self.coordinator = self._new_coordinator() if self.identity.is_leader else None
 
@@ -217,6 +217,10 @@ class Agent:
         self.log("exits", {"code": leaving.code, "why": why})
         return leaving.code
 
+    async def _before_handoff(self) -> None:
+        self._remember(handed_off=True)
+        await self._close_leader_link()
+
     async def _close_leader_link(self) -> None:
         if self._leader_link is not None:
             await self._leader_link.close()
@@ -306,7 +310,7 @@ class Agent:
         killed = former.killed(self.identity.rank)
         if killed is not None:
             self.log(killed.text, level="warning")
-        self._remember(incarnation=self.incarnation, place=here, clean=False)
+        self._remember(incarnation=self.incarnation, place=here, clean=False, handed_off=False)
         self._recalled = True
 
     def _remember(self, **changes: Any) -> None:

@@ -28,13 +28,15 @@ class Memory:
     incarnation: str = ""
     place: str = ""
     clean: bool = True
+    handed_off: bool = False  #: the engine took the launcher's place: however that ended, the launcher was not killed
     last: tuple[Epoch, tuple[str, ...]] | None = None  #: the newest epoch, and its members' incarnations by rank
     charges: tuple[int, ...] = ()  #: when restarts were charged, in seconds of the wall clock, newest first
     first_failure: Cause | None = None
 
     def killed(self, rank: int) -> Cause | None:
         """How the launcher before ended, if not in good order."""
-        return None if self.clean or not self.incarnation else Cause(CauseKind.AGENT, rank, KILLED, "launcher")
+        ended_well = self.clean or self.handed_off or not self.incarnation
+        return None if ended_well else Cause(CauseKind.AGENT, rank, KILLED, "launcher")
 
 
 class Keeper:
@@ -76,6 +78,7 @@ class Keeper:
                 incarnation=str(body["incarnation"])[:32],
                 place=str(body["place"]),
                 clean=body["clean"] is True,
+                handed_off=body.get("handed_off") is True,
                 last=epoch_from(body["last"]) if body["last"] else None,
                 charges=tuple(int(at) for at in body["charges"])[:MAX_CHARGES],
                 first_failure=cause_from(cause) if cause else None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -28,3 +30,19 @@ def test_a_start_that_fails_early_does_not_vouch_for_the_one_before(tmp_path: Pa
         group.start(0)
         assert group.code(0) == 78, group.words()
         assert (kept(folder)["incarnation"], kept(folder)["clean"]) == ("abc", False)
+
+
+def test_the_start_after_a_handoff_speaks_of_no_kill(tmp_path: Path) -> None:
+    """The engine had taken the launcher's place; it ended by a signal and the container was started again."""
+    folder = tmp_path / "state"
+    with running(tmp_path, 1, "--handoff", "--state-dir", str(folder)) as group:
+        for _ in range(2):
+            group.until("the engine serves", lambda: "serving" in group.output(0))
+            group.complete("handed off", 5)
+            os.kill(group.guard(0), signal.SIGKILL)
+            group.code(0)
+            assert kept(folder)["handed_off"] and kept(folder)["charges"] == []
+            assert "possibly out of memory" not in group.output(0)
+            group.output_path(0).write_text("")
+            group.restart(0)
+        group.until("the engine serves", lambda: "serving" in group.output(0))

@@ -32,6 +32,13 @@ def test_a_clean_end_is_no_kill(tmp_path: Path) -> None:
     assert Keeper(str(tmp_path), 0).before.killed(0) is None
 
 
+def test_a_launcher_that_handed_off_was_not_killed(tmp_path: Path) -> None:
+    """Nor has it ended in good order: what its engine left is not known."""
+    Keeper(str(tmp_path), 0).remember(incarnation="abc", clean=False, handed_off=True)
+    before = Keeper(str(tmp_path), 0).before
+    assert before.killed(0) is None and not before.clean
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"incarnation": 1}', b"\xff\xfe", b"[" * 50000])
 def test_an_unreadable_file_is_no_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "launcher-rank-0.json").write_bytes(content)
