@@ -83,6 +83,8 @@ class Agent:
         self.phase = "starting"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log)
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
+        #: How the launcher before us in this pod ended, unless in good order: the guard saw how, the file only that.
+        self._died = _former_death(environ, self.identity.rank) or self._keeper.before.killed(self.identity.rank)
         self._recalled = False  # whether --state-dir speaks of us, and no more of the launcher before
         self.environ = {
             k: v for k, v in roles.environment(environ, self.identity.rank).items() if k not in OF_THE_GUARD
@@ -120,7 +122,7 @@ class Agent:
             join_timeout=join_timeout(settings, who),
             may_restart=settings.max_restarts > 0,
             replaces=tuple(r for r in environ.get("LAUNCHER_REPLACES", "").split(",") if r)[-64:],
-            died=_former_death(environ, who.rank) or killed,
+            died=self._died,
             last=_last_epoch(environ) or former.last,
         )
         member = me.Member(config, time.monotonic())
@@ -128,7 +130,7 @@ class Agent:
         member.news = m.News(
             "gathering",
             charges=ages if killed is None else (0.0, *ages),
-            first_failure=former.first_failure or killed,
+            first_failure=former.first_failure or (killed and self._died),
         )
         return member
 
@@ -309,7 +311,7 @@ class Agent:
             self.member.replace(former.incarnation)
         killed = former.killed(self.identity.rank)
         if killed is not None:
-            self.log(killed.text, level="warning")
+            self.log((self._died or killed).text, level="warning")
         self._remember(incarnation=self.incarnation, place=here, clean=False, handed_off=False)
         self._recalled = True
 

@@ -118,7 +118,7 @@ class PodEngine:
     async def prepare(self, shared: Shared) -> None:
         """All but the start: the plan, free ports, a clean /dev/shm to compare with. Tells Able or NotAble.
 
-        Each wait may see this epoch stopped and the next one prepared, or even run: then nothing here is of use any more.
+        Each wait may see this epoch stopped and the next one prepared, or even run: then nothing here is of use.
         """
         self._preparing = shared.epoch
         shared = planning.with_token(shared, self._secret, self._identity.group, self._ray_token)

@@ -58,7 +58,10 @@ class Kill(NamedTuple):
 
 
 class Deadline(NamedTuple):
-    """When CLOCK_MONOTONIC passes ``at``, everything but the agent is killed and spawns are refused (not those of questions: ``capture``). None: no lease."""
+    """When CLOCK_MONOTONIC passes ``at``, everything but the agent is killed and spawns are refused. None: no lease.
+
+    Questions (``Spawn.capture``) are answered all the same.
+    """
 
     at: float | None
 

@@ -46,3 +46,14 @@ def test_the_start_after_a_handoff_speaks_of_no_kill(tmp_path: Path) -> None:
             group.output_path(0).write_text("")
             group.restart(0)
         group.until("the engine serves", lambda: "serving" in group.output(0))
+
+
+def test_a_crash_of_the_agent_is_told_as_what_it_was(tmp_path: Path) -> None:
+    """The guard saw the signal; that the file lacks the mark of a clean end says less."""
+    with running(tmp_path, 1, "--restart-backoff", "0.3", "--state-dir", str(tmp_path / "state")) as group:
+        epoch = group.until_serving()
+        os.kill(group.agent(0), signal.SIGSEGV)
+        group.until_serving(after=epoch)
+        assert "SIGSEGV" in str(group.status(0)["first_failure"])
+        assert "possibly out of memory" not in group.output(0)
+        assert len(kept(tmp_path / "state")["charges"]) == 1

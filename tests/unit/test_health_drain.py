@@ -14,7 +14,7 @@ ANSWER = "HTTP/1.1 {}\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\nx:
 
 
 def drained_within(seconds: float, *answers: str | None) -> bool:
-    """Whether a drain is over by then; the page gives these answers, the last one again and again. None: it hangs up."""
+    """Whether a drain is over by then; the page gives these answers, the last again and again. None: it hangs up."""
     asked = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
