@@ -24,7 +24,7 @@ from launcher.log import Log
 from launcher.process import channel as guard
 from launcher.process import tree, watch
 from launcher.settings import Settings
-from launcher.stages import StageRunner, environment, how_it_ended
+from launcher.stages import OOM_BESIDE, StageRunner, environment, how_it_ended
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Process, Shared
 
 if TYPE_CHECKING:
@@ -318,8 +318,10 @@ class PodEngine:
             return  # it went with its root, of which the guard will tell
         who, rank = f"process {pid} ({name}) of the engine", self._identity.rank
         if status is None:
-            text = f"{who} ended although nobody asked it to"
-            cause = Cause(CauseKind.DIED, rank, text, name, None, self.stages.output.last)
+            text, kind = f"{who} ended although nobody asked it to", CauseKind.DIED
+            if self._oom_killed():
+                text, kind = f"{text}; {OOM_BESIDE}", CauseKind.OOM
+            cause = Cause(kind, rank, text, name, None, self.stages.output.last)
         else:
             code = os.waitstatus_to_exitcode(status)
             report = guard.Exited("", None if code < 0 else code, -code if code < 0 else None, "")

@@ -18,6 +18,8 @@ from launcher.data import dataclass, field
 from launcher.process import channel as guard
 from launcher.words import Cause, CauseKind, Epoch, Gate, Plan, Process
 
+#: A root often ends with a code of its own because the kernel killed a worker deep in its tree.
+OOM_BESIDE = "in this epoch the kernel has killed processes of this pod: out of memory (raise the pod's memory limit)"
 TAIL_LINES = 20
 LINE_LENGTH = 400
 POLL_FIRST, POLL_LAST = 0.05, 1.0  #: seconds between looks at a gate: quick at first, then easy on a loading engine
@@ -225,7 +227,10 @@ def how_it_ended(
     if report.code == 0:
         text = f"{name} ended with exit code 0 although nobody asked it to"
         return Cause(CauseKind.EXITED, rank, text, name, 0, tail)
-    return Cause(CauseKind.EXITED, rank, f"{name} ended with exit code {report.code}", name, report.code, tail)
+    text = f"{name} ended with exit code {report.code}"
+    if killed_by_oom():
+        text += f"; {OOM_BESIDE}"
+    return Cause(CauseKind.EXITED, rank, text, name, report.code, tail)
 
 
 def signal_name(number: int) -> str:
