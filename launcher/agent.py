@@ -34,6 +34,7 @@ from launcher.lookout import Lookout
 from launcher.memory import Keeper
 from launcher.pod_engine import PodEngine
 from launcher.process import channel as guard
+from launcher.process import leftovers
 from launcher.settings import Settings
 from launcher.stages import signal_name
 from launcher.status import Timeline, metrics_page, status_object
@@ -78,7 +79,8 @@ class Agent:
         self._pumping = False
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
-        self._remembered: Epoch | None = None
+        self._remembered: tuple[Epoch, leftovers.Snapshot | None] | None = None
+        self._shm_before = memory.shm_from(environ.get("LAUNCHER_LAST_EPOCH") or "[]")
         self._kept_news: m.News | None = None
         self.phase = "starting"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log)
@@ -190,7 +192,15 @@ class Agent:
                 return  # told to go, or it can't work
         self._task(self._beat())
         self._task(self._scan())
+        await self._tidy_up()
         self._to_member(me.Gone())  # the guard killed whatever a former agent left before it forked this one
+
+    async def _tidy_up(self) -> None:
+        """The agent before us was killed in an epoch: nobody has looked what its engine left in /dev/shm."""
+        if self._shm_before is not None:
+            removed = await asyncio.to_thread(leftovers.remove, self._shm_before)
+            if removed:
+                self.log("removed what the engine left in /dev/shm", {"files": len(removed)})
 
     async def _done(self) -> me.Exit:
         return await self._finished_future
@@ -545,10 +555,10 @@ class Agent:
 
     def _remember_epoch(self) -> None:
         """The next agent of this guard, and the next container of this pod, must know of this epoch."""
-        epoch = self.member.epoch
-        if epoch is not None and epoch != self._remembered:
-            self._remembered = epoch
-            self._line.send(guard.Remember(memory.epoch_text(epoch, self.member.epoch_members)))
+        epoch, shm = self.member.epoch, self.engine.shm_before
+        if epoch is not None and (epoch, shm) != self._remembered:
+            self._remembered = (epoch, shm)
+            self._line.send(guard.Remember(memory.epoch_text(epoch, self.member.epoch_members, shm)))
             self._remember(last=(epoch, self.member.epoch_members))
 
     @property

@@ -15,10 +15,12 @@ from typing import Any
 
 from launcher.data import asdict, dataclass, replace
 from launcher.group.messages import MAX_CHARGES, cause_from, cause_object
+from launcher.process.leftovers import Snapshot
 from launcher.words import Cause, CauseKind, Epoch
 
 KILLED = "the launcher was killed, possibly out of memory (it left no mark of a clean end)"
 MOST_BYTES = 64 * 1024
+MOST_EPOCH = 100_000  #: characters that the guard hands on
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,22 @@ class Keeper:
             return Memory()
 
 
-def epoch_text(epoch: Epoch, members: tuple[str, ...]) -> str:
-    """An epoch and its members, for the next launcher in this pod."""
-    return json.dumps([epoch.n, epoch.leader, list(members)])
+def epoch_text(epoch: Epoch, members: tuple[str, ...], shm: Snapshot | None = None) -> str:
+    """An epoch, its members and what was in /dev/shm before it, for the next launcher in this pod."""
+    text = json.dumps([epoch.n, epoch.leader, list(members), None if shm is None else sorted(shm)])
+    return text if shm is None or len(text) <= MOST_EPOCH else epoch_text(epoch, members)
 
 
 def epoch_from(text: str) -> tuple[Epoch, tuple[str, ...]]:
     """Raises ValueError, TypeError."""
-    n, leader, members = json.loads(text)
+    n, leader, members, *_ = json.loads(text)
     return Epoch(int(n), str(leader)[:32]), tuple(str(m)[:32] for m in members)
+
+
+def shm_from(text: str) -> Snapshot | None:
+    """What was in /dev/shm before the epoch of :func:`epoch_text`; None: that is not known."""
+    found = json.loads(text)[3:]
+    return None if not found or found[0] is None else frozenset((str(path), int(inode)) for path, inode in found[0])
 
 
 def place(hostname: str, address: str) -> str:

@@ -22,7 +22,7 @@ from launcher.group import messages as m
 from launcher.guard_line import GuardLine
 from launcher.log import Log
 from launcher.process import channel as guard
-from launcher.process import tree, watch
+from launcher.process import leftovers, tree, watch
 from launcher.settings import Settings
 from launcher.stages import OOM_BESIDE, StageRunner, environment, how_it_ended
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Process, Shared
@@ -93,6 +93,11 @@ class PodEngine:
     def completes(self) -> bool:
         """Whether the engine does a piece of work and is then done."""
         return self.plan is not None and self.plan.completes
+
+    @property
+    def shm_before(self) -> leftovers.Snapshot | None:
+        """What was in /dev/shm before the latest epoch; None: none was prepared."""
+        return self._before.shm if self._before is not None else None
 
     async def ask(self, argv: Sequence[str], timeout: float) -> tuple[int, str]:
         """Run a short program in the engine's environment: its exit code and output."""

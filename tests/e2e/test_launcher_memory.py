@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -57,3 +58,16 @@ def test_a_crash_of_the_agent_is_told_as_what_it_was(tmp_path: Path) -> None:
         assert "SIGSEGV" in str(group.status(0)["first_failure"])
         assert "possibly out of memory" not in group.output(0)
         assert len(kept(tmp_path / "state")["charges"]) == 1
+
+
+def test_what_an_engine_left_in_shared_memory_goes_when_the_agent_was_killed(tmp_path: Path) -> None:
+    """The next agent of the same guard knows what was there before."""
+    with running(tmp_path, 1, "--restart-backoff", "0.3", "--", "--shm-bytes", "100000") as group:
+        epoch = group.until_serving()
+        left: list[Path] = []
+        for _ in range(2):
+            left += [Path(name) for name in re.findall(r"left (/dev/shm/reference-\S+)", group.output(0))]
+            group.output_path(0).write_text("")
+            os.kill(group.agent(0), signal.SIGKILL)
+            epoch = group.until_serving(after=epoch)
+        assert len(left) == 2 and not any(path.exists() for path in left)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.memory import KILLED, Keeper, epoch_from, epoch_text, place
+from launcher.memory import KILLED, MOST_EPOCH, Keeper, epoch_from, epoch_text, place, shm_from
 from launcher.words import Cause, CauseKind, Epoch
 
 FAILURE = Cause(CauseKind.EXITED, 1, "vllm ended with exit code 1", "vllm", 1, ("last line",))
@@ -60,6 +60,12 @@ def test_without_a_folder_nothing_is_written() -> None:
 
 def test_epochs_survive_the_way_through_an_environment_variable() -> None:
     assert epoch_from(epoch_text(*LAST)) == LAST
+    assert shm_from(epoch_text(*LAST)) is None
+    shm = frozenset({("/dev/shm/a", 7), ("/dev/shm/b", 8)})
+    text = epoch_text(*LAST, shm)
+    assert (epoch_from(text), shm_from(text)) == (LAST, shm)
+    many = epoch_text(*LAST, frozenset((f"/dev/shm/{n}", n) for n in range(10_000)))
+    assert (epoch_from(many), shm_from(many), len(many) < MOST_EPOCH) == (LAST, None, True)
 
 
 def test_the_place_tells_pods_apart() -> None:
