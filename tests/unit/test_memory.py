@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.group.messages import MAX_RANKS
 from launcher.memory import KILLED, MOST_EPOCH, Keeper, epoch_from, epoch_text, place, shm_from
 from launcher.words import Cause, CauseKind, Epoch
 
@@ -66,6 +67,15 @@ def test_epochs_survive_the_way_through_an_environment_variable() -> None:
     assert (epoch_from(text), shm_from(text)) == (LAST, shm)
     many = epoch_text(*LAST, frozenset((f"/dev/shm/{n}", n) for n in range(10_000)))
     assert (epoch_from(many), shm_from(many), len(many) < MOST_EPOCH) == (LAST, None, True)
+
+
+def test_the_largest_group_and_the_longest_last_words_are_read_back(tmp_path: Path) -> None:
+    last = (Epoch(7, "abc"), tuple(f"{n:012x}" for n in range(MAX_RANKS)))
+    words = tuple(400 * "\u52a0" for _ in range(40))
+    failure = Cause(CauseKind.EXITED, 1, 1000 * "\u52a0", "vllm", 1, words)
+    Keeper(str(tmp_path), 0).remember(incarnation="abc", clean=False, last=last, first_failure=failure)
+    before = Keeper(str(tmp_path), 0).before
+    assert (before.last, before.first_failure) == (last, failure)
 
 
 def test_the_place_tells_pods_apart() -> None:
