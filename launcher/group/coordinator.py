@@ -576,7 +576,7 @@ class Coordinator:
         if message.retry:
             self._end(cause, now)
         else:
-            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text)
+            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text[: m.MOST_WORDS])
             self._end(cause, now)
 
     def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
@@ -817,7 +817,7 @@ class Coordinator:
         self._consider(LOCAL, None, now)
 
     def _give_up(self, cause: Cause, code: int, reason: str, now: float) -> None:
-        self._abort = m.Abort(cause, code, reason)
+        self._abort = m.Abort(cause, code, reason[: m.MOST_WORDS])
         self.verdict = reason
         self._go(Phase.ABORTED, now)
         self._note("giving up", level="error", cause=str(cause), reason=reason, code=code)

@@ -21,6 +21,7 @@ MAX_FROM_LEADER = 512 * 1024
 MAX_FROM_MEMBER = 96 * 1024
 MAX_RANKS = 4096
 MAX_CHARGES = 1000
+MOST_WORDS = 1000  #: characters of what is said to people of a cause, a refusal or an abort
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
 
 
@@ -139,7 +140,7 @@ def _cause(value: Any) -> Cause:
     return Cause(
         kind=kind,
         rank=_whole(0, MAX_RANKS)(value.get("rank")),
-        text=_text(1000)(value.get("text")),
+        text=_text(MOST_WORDS)(value.get("text")),
         process=_text(100)(value.get("process", "")),
         code=_optional(_whole(0, 255))(value.get("code")),
         tail=_list(_text(500), 40)(value.get("tail", [])),
@@ -277,7 +278,7 @@ class Rejected:
     """Not accepted: ``why`` is one word for programs, ``text`` is for people; try again after ``retry`` seconds."""
 
     why: str = _wire(_token(32))
-    text: str = _wire(_text(1000))
+    text: str = _wire(_text(MOST_WORDS))
     retry: float = _wire(_seconds, default=1.0)
 
 
@@ -342,7 +343,7 @@ class Abort:
 
     cause: Cause = _wire(_cause)
     code: int = _wire(_whole(0, 255))
-    text: str = _wire(_text(1000), default="")
+    text: str = _wire(_text(MOST_WORDS), default="")
 
 
 @dataclass(frozen=True)
@@ -445,7 +446,7 @@ def cause_object(value: Cause) -> dict[str, Any]:
     return {
         "kind": value.kind.value,
         "rank": value.rank,
-        "text": value.text[:1000],
+        "text": value.text[:MOST_WORDS],
         "process": value.process[:100],
         "code": value.code,
         "tail": [line[:500] for line in value.tail[-40:]],
