@@ -56,7 +56,8 @@ class Running:
     start_time: int = 0
     gate_open: bool = False
     ended: bool = False
-    lines: Lines = field(default_factory=Lines)
+    lines: Lines = field(default_factory=Lines)  #: of both streams, as they came
+    streams: dict[int, Lines] = field(default_factory=lambda: {1: Lines(), 2: Lines()})
 
 
 class StageRunner:
@@ -140,16 +141,19 @@ class StageRunner:
             why = f"{one.process.name} could not be started: {one.process.argv[0]}: {report.text}"
             self._fail(Cause(CauseKind.SPAWN, self._rank, why, one.process.name))
         elif isinstance(report, guard.Output):
-            self._hear_output(one, report.data)
+            self._hear_output(one, report)
         elif isinstance(report, guard.Exited):
             self._hear_exit(one, report)
 
-    def _hear_output(self, one: Running, text: str) -> None:
-        self.bytes += len(text)
-        self.output.feed(text)
+    def _hear_output(self, one: Running, report: guard.Output) -> None:
+        self.bytes += len(report.data)
+        self.output.feed(report.data)
+        one.lines.feed(report.data)
         gate = one.process.gate
-        for line in one.lines.feed(text):
-            if gate.kind == "line" and line.startswith(gate.target):
+        if gate.kind != "line" or one.gate_open:
+            return
+        for line in one.streams[report.stream].feed(report.data):  # pieces of the other stream may come in between
+            if line.startswith(gate.target):
                 self._open_gate(one)
 
     def _hear_exit(self, one: Running, report: guard.Exited) -> None:
