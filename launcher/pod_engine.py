@@ -74,7 +74,7 @@ class PodEngine:
         self.draining = False
         self.health: HealthWatch | None = None
         self.pids: tuple[int, ...] = ()
-        self.recorded: dict[tree.Key, None] = {}  #: every process of this epoch that was ever seen
+        self.recorded: dict[tree.Key, None] = {}  #: processes of this epoch, and ended ones whose sessions live on
         self._ray_token = bool(settings.engine_file is None and settings.engine in ("vllm", "doctor"))
         self._stops = 0
         self._preparing: Epoch | None = None
@@ -147,6 +147,7 @@ class PodEngine:
         if self._preparing != shared.epoch:
             return
         self._before = before
+        self.draining = False
         self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
         await planning.sweep(self._scratch)
         if self._preparing != shared.epoch:
@@ -296,8 +297,7 @@ class PodEngine:
             return
         now = time.monotonic()
         procs = [p for p in tree.descendants(self._line.guarding.pid) if p.pid != os.getpid()]
-        for p in procs:
-            self.recorded[p.key] = None
+        self.recorded = tree.still_ours(self.recorded, procs)
         self.pids = tuple(p.pid for p in procs if not p.gone)
         self._frozen_since = watch.stopped_since(self._frozen_since, procs, now)
         for key in watch.frozen(self._frozen_since, now)[:1]:

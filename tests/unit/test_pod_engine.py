@@ -57,6 +57,7 @@ class Pod:
         self.guard = ours
         self.said: list[Any] = []
         self.orders: list[Any] = []
+        self.log: list[str] = []
         self.deadline: float | None = None
         self._frames = guard.Frames()
         self._loop = asyncio.get_running_loop()
@@ -74,7 +75,7 @@ class Pod:
             "inc",
             None,
             line,
-            Log(lambda text: None, 1, "text", "info"),
+            Log(self.log.append, 1, "text", "info"),
             tell=self.tell,
             state=lambda: self.member.state,
             task=self._loop.create_task,
@@ -253,5 +254,25 @@ def test_a_preparation_that_ends_late_changes_nothing_of_the_next_epoch() -> Non
         pod.report(guard.Exited(spawn.id, 1, None, "boom"))
         await until(lambda: [s for s in pod.said if isinstance(s, m.Failed)])
         assert pod.said[-1].epoch == epoch(4)
+
+    in_a_pod(story)
+
+
+def test_a_start_after_a_drain_is_no_drain() -> None:
+    """A failure before it serves is an error in the log, and vital processes count."""
+
+    async def story(pod: Pod) -> None:
+        await pod.start(epoch(1), spawns=1)
+        pod.engine.serve()
+        pod.engine.drain()
+        pod.hear(m.Stop(epoch(1), LOST, 3.0))
+        pod.report(guard.Stopped((await pod.ordered(guard.Stop)).id, True, (), 0.1))
+        await until(lambda: pod.member.state is me.State.SEATED)
+        pod.hear(m.Ack(3, 3))
+        spawn = await pod.start(epoch(2), spawns=2)
+        assert not pod.engine.draining
+        pod.report(guard.Exited(spawn.id, 1, None, "boom"))
+        await until(lambda: [line for line in pod.log if "ended with exit code 1" in line])
+        assert any("ERROR failure" in line for line in pod.log)
 
     in_a_pod(story)
