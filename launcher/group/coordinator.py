@@ -909,7 +909,7 @@ def exit_code(cause: Cause) -> int:
     """The launcher's exit code when a group gives up because of ``cause``."""
     if cause.kind in (CauseKind.EXITED, CauseKind.DIED, CauseKind.SIGNALLED, CauseKind.OOM) and cause.code:
         return cause.code
-    if cause.kind is CauseKind.EXITED:
+    if cause.kind is CauseKind.EXITED or (cause.kind is CauseKind.DIED and cause.code == 0):
         return int(ExitCode.ENGINE_ENDED)
     if cause.kind in (CauseKind.SPAWN, CauseKind.UNABLE, CauseKind.MISMATCH):
         return int(ExitCode.CONFIG)

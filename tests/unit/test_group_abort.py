@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
 from launcher.group import coordinator as c
 from launcher.group import messages as m
 from launcher.group.events import Say, SayAll
@@ -32,3 +34,10 @@ def test_a_long_reason_of_one_that_can_never_take_part_is_read_by_the_others() -
         hear(m.Stopped(leader.epoch), conn)
     aborts = [word for word in said if isinstance(word, m.Abort)]
     assert aborts and all(word.text.startswith("no such folder") and word.code == 78 for word in aborts)
+
+
+@pytest.mark.parametrize("kind", [CauseKind.EXITED, CauseKind.DIED])
+def test_an_engine_that_ended_with_0_unasked_has_its_own_code(kind: CauseKind) -> None:
+    """Whether it was the root or a process deep in its tree."""
+    assert c.exit_code(Cause(kind, 0, "it ended", "engine", 0)) == 76
+    assert c.exit_code(Cause(kind, 0, "it ended", "engine", 3)) == 3
