@@ -90,7 +90,7 @@ class LeaderLink:
             compression=None,
             ping_interval=None,
             max_size=m.MAX_FROM_MEMBER,
-            max_queue=64,
+            max_queue=4,  # messages of 96 KiB that wait to be read; those of peers that have not proven themselves, too
             open_timeout=self._hello_seconds,
             close_timeout=0.5,
             process_request=self._plain_request,
