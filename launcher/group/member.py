@@ -400,6 +400,8 @@ class Member:
         limit = self.config.join_timeout
         if not limit or self._served_once or now - self._born < limit or self.config.rank == 0:
             return  # rank 0's limit is the coordinator's
+        if self.state is State.SEATED and self.news.phase == "mismatched":
+            return  # all are here: it goes on when they are alike, and the leader waits for that, too
         what = self.refusal or self.news.text or "the leader did not answer"
         text = f"no group within {limit:g} s (--join-timeout): {what}"
         self._finish(Exit(int(ExitCode.UNAVAILABLE), Cause(CauseKind.JOIN, self.config.rank, text), text))
