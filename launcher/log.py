@@ -48,7 +48,7 @@ class Log:
         if self._style == "json":
             self._write(self._line(lines[0].strip(), {"detail": lines[1:]}, "error"))
         else:
-            self._write("".join(f"{_plain(line)}\n" for line in lines))
+            self._write("".join(f"{plain(line)}\n" for line in lines))
 
     def _line(self, event: str, fields: Mapping[str, object], level: str) -> str:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -62,7 +62,7 @@ class Log:
         mark = "" if level == "info" else f"{level.upper()} "
         pairs = "".join(f" {k}={_value(v)}" for k, v in fields.items() if v not in (None, ""))
         place = "".join(f" {k}={v}" for k, v in where.items())
-        return f"{now} launcher{place} {mark}{_plain(event)}{pairs}\n"
+        return f"{now} launcher{place} {mark}{plain(event)}{pairs}\n"
 
 
 def _value(value: object) -> str:
@@ -70,6 +70,6 @@ def _value(value: object) -> str:
     return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Printable: control characters and line ends become escapes."""
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
