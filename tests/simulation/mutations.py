@@ -283,6 +283,7 @@ class ChallengeSkipped(c.Coordinator):
         super()._challenge(seat, conn, hello, now)
         if seat.rival is not None:
             seat.rival.until = now
+            self._challenges(now)
 
 
 @leader(
@@ -305,7 +306,7 @@ class PreparesForEver(mb.Member):
             super()._beat(tick, now)
 
 
-@member("a leader that never answers a hello is given up")
+@member("a leader that never answers a hello is given up", "hello_unanswered")
 class WaitsForAccepted(mb.Member):
     def _seek(self, tick: Any, now: float) -> None:
         """Do nothing."""
