@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import memory, planning, roles
+from launcher import memory, planning
 from launcher.engines.base import Engine
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from launcher.group.link import LeaderLink, MemberLink
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
-OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")  #: from it to us, no further
 PAGES_AFTER = 0.2  #: seconds at most; with one pod the engine's start goes first
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
@@ -82,9 +81,7 @@ class Agent:
         self.phase = "starting"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log)
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
-        self.environ = {
-            k: v for k, v in roles.environment(environ, self.identity.rank).items() if k not in OF_THE_GUARD
-        }
+        self.environ = planning.engine_environment(environ, self.identity.rank)
         self.lookout = Lookout(settings, self.identity, self.environ, self.log)
         self.member = self._new_member(environ)
         self.engine = PodEngine(

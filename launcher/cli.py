@@ -12,8 +12,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX = "LAUNCHER"
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Start = Callable[[Settings, Mapping[str, str], Sequence[str]], int]  #: a run, once its options are read: its exit code
 
 # Variables of this prefix that are no options.
 OWN_VARIABLES = {
@@ -266,14 +266,12 @@ def cli() -> None:
 @click.pass_context
 def run(ctx: click.Context, /, **flags: Any) -> int:
     """Find the role, form the group, start the engine, keep the group's fate one. The default command."""
-    from launcher import agent, planning
+    from launcher import planning
 
     settings, environ, warnings = read(ctx, flags, os.environ)
-    fd: int = ctx.obj
     planning.identity_of(settings, environ)
-    gc.freeze()  # nothing of what was imported will ever be garbage
-    gc.enable()
-    return agent.main(fd, settings, environ, warnings)
+    start: Start = ctx.obj
+    return start(settings, environ, warnings)
 
 
 @cli.command(cls=Command)
@@ -541,7 +539,8 @@ def _file(path: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            entries = tomllib.loads(file.read())
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}", "give a readable TOML file") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -570,7 +569,20 @@ def main() -> None:
 
 def run_agent(fd: int) -> int:
     """`run`, in the agent that the guard forked; ``fd`` is its end of the channel."""
-    return _ended(lambda: cli.main(prog_name="launcher", standalone_mode=False, obj=fd))
+
+    def start(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]) -> int:
+        from launcher import agent
+
+        gc.freeze()  # nothing of what was imported will ever be garbage
+        gc.enable()
+        return agent.main(fd, settings, environ, warnings)
+
+    return _ended(lambda: run_with(start))
+
+
+def run_with(start: Start) -> Any:
+    """`run`: read the options and call ``start``. Errors are exceptions."""
+    return cli.main(prog_name="launcher", standalone_mode=False, obj=start)
 
 
 def _ended(command: Callable[[], Any]) -> int:

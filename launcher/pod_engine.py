@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import planning, vital
+from launcher import planning, traces, vital
 from launcher.data import replace
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError
@@ -22,9 +22,9 @@ from launcher.group import messages as m
 from launcher.guard_line import GuardLine
 from launcher.log import Log
 from launcher.process import channel as guard
-from launcher.process import tree, watch
+from launcher.process import leftovers, tree, watch
 from launcher.settings import Settings
-from launcher.stages import StageRunner, environment, how_it_ended
+from launcher.stages import StageRunner, how_it_ended
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Process, Shared
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class PodEngine:
         self._frozen_since: dict[tree.Key, float] = {}
         self._activity = 0
         self._reported: m.Report | None = None
-        self._before: planning.Before | None = None
+        self._before: traces.Before | None = None
         self._scratch: list[str] = []
         self._not_back = ""  # GPU memory that an ended epoch still holds, in words
         self._vital = vital.Vital(self._vital_ended)
@@ -130,9 +130,9 @@ class PodEngine:
         if text and await self._still_not_back(text, taken):
             self._tell(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self._identity.rank, text)))
             return
-        self._before = await planning.before_epoch(self.ask)
+        self._before = await traces.before_epoch(self.ask)
         self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
-        await planning.sweep(self._scratch)
+        await traces.sweep(self._scratch)
         self._scratch = self._scratch[-2:]
         self.epoch = shared.epoch
         self._log.epoch = str(shared.epoch.n)
@@ -147,7 +147,7 @@ class PodEngine:
         """GPU memory that an earlier epoch kept is looked at once more before this one is refused."""
         if taken or self._before is None:
             return True
-        _, self._not_back = await planning.after_epoch(self._before, self.ask)
+        _, self._not_back = await traces.after_epoch(self._before, self.ask)
         return bool(self._not_back)
 
     # ------------------------------------------------------------------------------------------------------- start
@@ -164,7 +164,7 @@ class PodEngine:
         """The group is whole: the engine takes the launcher's place. From here on nobody supervises."""
         self._log("hands off: the engine takes this process's place", {"program": process.argv[0]})
         await self._before_handoff()
-        self._line.send_and_wait(guard.Handoff(process.argv, environment(self._environ, process), process.cwd))
+        self._line.send_and_wait(guard.Handoff(process.argv, process.environment(self._environ), process.cwd))
         os._exit(0)
 
     def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0) -> None:
@@ -233,7 +233,7 @@ class PodEngine:
             self._line.send(guard.Kill(f"stop-{self._stops}", None))
             return
         if self._before is not None:
-            removed, self._not_back = await planning.after_epoch(self._before, self.ask)
+            removed, self._not_back = await traces.after_epoch(self._before, self.ask)
             if removed:
                 self._log("removed what the engine left in /dev/shm", {"files": len(removed)})
             if self._not_back:
@@ -273,7 +273,7 @@ class PodEngine:
             if self._state() in (me.State.STARTING, me.State.RUNNING):
                 self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm), frozen)
         self._vital.see(procs, self._vital_names())
-        self._activity = planning.activity(procs) + self.stages.bytes
+        self._activity = watch.activity(procs) + self.stages.bytes
         self._report()
 
     def _vital_names(self) -> tuple[str, ...]:
@@ -300,7 +300,7 @@ class PodEngine:
         self._broke(self.epoch, cause)
 
     def _oom_killed(self) -> bool:
-        before, now = self._before.oom_kills if self._before else None, planning.oom_kills()
+        before, now = self._before.oom_kills if self._before else None, leftovers.oom_kills()
         return before is not None and now is not None and now > before
 
     def _report(self) -> None:

@@ -98,6 +98,10 @@ class Process:
     #: how the names (comm) of processes begin that this one makes and that must live as long as the engine serves
     vital: tuple[str, ...] = ()
 
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment: ``base`` less ``unset``, the plan's over it, its defaults under it."""
+        return {**self.defaults, **{k: v for k, v in base.items() if k not in self.unset}, **self.env}
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -9,7 +9,6 @@ Pure functions. An engine's own ``--config`` file is read in ``engine_config``.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -149,9 +148,15 @@ def facts(args: Sequence[str], leave_out: Iterable[str] = ()) -> dict[str, str]:
             continue
         text = " ".join(option.values) if option.values else "given"
         if is_secret(option.name) or _mask_text(text) != text or len(text) > 200:
-            text = "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
+            text = _hashed(text)
         found.setdefault(option.name.lstrip("-"), []).append(text)
     return {"engine.args." + name: ", ".join(texts) for name, texts in found.items()}
+
+
+def _hashed(text: str) -> str:
+    import hashlib  # OpenSSL comes with it: as much as all that is imported here
+
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # --------------------------------------------------------------------------------------------- spellings

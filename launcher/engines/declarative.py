@@ -7,11 +7,9 @@ so that planning itself stays a pure function.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from launcher.engines import arguments, ports, topology
 from launcher.engines.arguments import Owned
@@ -138,6 +136,8 @@ class DeclarativeEngine:
             url = fill(spec.url, values)
             if not url.startswith(("http://", "https://")):
                 raise _bad(spec.url, url, "no URL", 'write url = "http://127.0.0.1:8000/health", or path and port')
+            from urllib.parse import urlsplit
+
             parts = urlsplit(url)
             base = f"{parts.scheme}://{parts.netloc}"
         else:
@@ -149,6 +149,8 @@ class DeclarativeEngine:
         def whole(text: Template | None) -> str | None:
             said = None if text is None else fill(text, values)
             return base + said if said is not None and said.startswith("/") else said
+
+        import json
 
         return Health(
             url=url,
