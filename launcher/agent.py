@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import random
-import secrets
 import signal
 import socket
 import time
@@ -63,7 +62,7 @@ class Agent:
     ) -> None:
         self.settings = settings
         self.identity: Identity = planning.identity_of(settings, environ)[0]
-        self.incarnation = secrets.token_hex(6)
+        self.incarnation = os.urandom(6).hex()
         self.timeline = Timeline()
         self._line = GuardLine(channel, self._hear_guard)
         self.log = Log(self._line.say, self.identity.rank, settings.log_format, settings.log_level)

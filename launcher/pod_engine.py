@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -106,7 +105,7 @@ class PodEngine:
 
     def mint(self, epoch: Epoch) -> tuple[str, Mapping[str, Any]]:
         """Ray's token of an epoch, made by the leader. With a secret it is derived on each side and not sent."""
-        return ("" if self._secret else secrets.token_hex(32), {}) if self._ray_token else ("", {})
+        return (os.urandom(32).hex() if self._ray_token and not self._secret else "", {})
 
     def plan_for(self, shared: Shared) -> Plan:
         """This rank's plan with an epoch's addresses and ports. Raises LauncherError where it can't work."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Mapping, Sequence
 
 from launcher.data import dataclass
@@ -46,6 +45,10 @@ async def after_epoch(before: Before, ask: Ask) -> tuple[tuple[str, ...], str]:
 
 async def sweep(folders: Sequence[str], keep: int = 2) -> None:
     """Remove the scratch folders of epochs before the newest ``keep``; ``folders`` is oldest first."""
+    if not folders[:-keep]:
+        return
+    import shutil  # with bz2 and lzma
+
     for folder in folders[:-keep]:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
