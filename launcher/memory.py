@@ -98,7 +98,7 @@ def epoch_from(text: str) -> tuple[Epoch, tuple[str, ...]]:
 def place(hostname: str, address: str) -> str:
     """This pod on this boot of its node. A folder that outlives the pod or is shared by pods has another one."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             boot = file.read().strip()
     except OSError:
         boot = ""

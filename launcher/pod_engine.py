@@ -77,7 +77,6 @@ class PodEngine:
         self._ray_token = bool(settings.engine_file is None and settings.engine in ("vllm", "doctor"))
         self._stops = 0
         self._frozen_since: dict[tree.Key, float] = {}
-        self._activity = 0
         self._reported: m.Report | None = None
         self._before: traces.Before | None = None
         self._scratch: list[str] = []
@@ -272,8 +271,8 @@ class PodEngine:
             if self._state() in (me.State.STARTING, me.State.RUNNING):
                 self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm), frozen)
         self._vital.see(procs, self._vital_names())
-        self._activity = watch.activity(procs) + self.stages.bytes
-        self._report()
+        starting = self._state() is me.State.STARTING  # once it serves, tokens tell whether it works
+        self._report(watch.activity(procs) + self.stages.bytes if starting else 0)
 
     def _vital_names(self) -> tuple[str, ...]:
         """Which processes of the tree must live on, while the group serves."""
@@ -302,16 +301,15 @@ class PodEngine:
         before, now = self._before.oom_kills if self._before else None, leftovers.oom_kills()
         return before is not None and now is not None and now > before
 
-    def _report(self) -> None:
+    def _report(self, activity: int) -> None:
         """Tell the leader what changed; while starting, every sign of life counts."""
         if self.epoch is None:
             return
-        starting = self._state() is me.State.STARTING
         report = m.Report(
             self.epoch,
             self.pids[:64],
             "ok" if self.health is not None and self.health.ok else "",
-            self._activity if starting else 0,
+            activity,
             self.stages.output.last,
         )
         if report != self._reported:
