@@ -71,7 +71,7 @@ class Agent:
         self._adapter: Engine = planning.engine_of(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[me.Exit] | None = None
-        self._engine_ordered = asyncio.Event()
+        self._engine_started = asyncio.Event()
         self._queue: deque[tuple[str, Any, int]] = deque()
         self._pumping = False
         self._leader_link: LeaderLink | None = None
@@ -250,7 +250,7 @@ class Agent:
     async def _serve_pages(self, sockets: Sequence[socket.socket]) -> None:
         """With one pod the engine goes first: what serves HTTP takes as long to import as all else together."""
         if self.identity.alone:
-            await asyncio.wait([self._task(self._engine_ordered.wait()), self._finished_future], timeout=PAGES_AFTER)
+            await asyncio.wait([self._task(self._engine_started.wait()), self._finished_future], timeout=PAGES_AFTER)
         from launcher import http
 
         secret = self._secret.decode("utf-8", "replace") if self._secret else ""
@@ -405,7 +405,6 @@ class Agent:
             self._task(self.engine.prepare(action.shared))
         elif isinstance(action, me.DoStage):
             self.engine.start_stage(action.stage)
-            self._engine_ordered.set()
         elif isinstance(action, me.DoServe):
             self.engine.serve()
             if self.engine.completes:
@@ -437,6 +436,7 @@ class Agent:
 
     def _hear_guard(self, report: guard.Report) -> None:
         if isinstance(report, (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Stopped)):
+            self._engine_started.set()
             self.engine.hear(report)
         elif isinstance(report, guard.LeaseExpired):
             self._to_member(me.Expired())
