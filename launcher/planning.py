@@ -15,7 +15,7 @@ from launcher.data import dataclass, field, replace
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
 from launcher.settings import Settings
-from launcher.words import Epoch, Identity, Member, NodeFacts, Plan, Shared, SourceReport
+from launcher.words import Epoch, Identity, NodeFacts, Plan, Shared, SourceReport
 
 if TYPE_CHECKING:
     from launcher.network.environment import Variable
@@ -238,7 +238,7 @@ def sketch(identity: Identity, addresses: Sequence[str] = ()) -> Shared:
     names = tuple(addresses) or tuple(f"<ip of {identity.name_of(r)}>" for r in range(identity.size))
     if identity.alone and not addresses:
         names = (identity.address or "127.0.0.1",)
-    return Shared(Epoch(1, "0"), tuple(Member(r, str(r), a) for r, a in enumerate(names)))
+    return Shared(Epoch(1, "0"), names)
 
 
 def outline(identity: Identity, address: str) -> Shared:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from launcher.data import dataclass, field
 
@@ -224,24 +224,11 @@ class NodeFacts:
     gpu_model: str = ""
 
 
-class Member(NamedTuple):
-    """One rank of an epoch, as the leader tells it to all. A tuple: there may be a thousand, on each of a thousand."""
-
-    rank: int
-    incarnation: str
-    address: str  #: IP
-
-
 @dataclass(frozen=True)
 class Shared:
     """What all ranks of an epoch must know alike: handed out by the leader in ``prepare``."""
 
     epoch: Epoch
-    members: tuple[Member, ...]
+    addresses: tuple[str, ...]  #: IP addresses by rank
     token: str = ""  #: Ray token of this epoch; empty: off
     values: Mapping[str, Any] = field(default_factory=dict)  #: small JSON values, for engines
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """IP addresses by rank."""
-        return tuple(m.address for m in self.members)

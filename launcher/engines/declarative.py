@@ -19,7 +19,7 @@ from launcher.engines.fingerprint import fingerprint
 from launcher.engines.template import Slot, Template, Values, command, fill, host_port, secrets
 from launcher.errors import ConfigError
 from launcher.settings import Settings
-from launcher.words import Epoch, Fingerprint, Gate, Health, Identity, Member, NodeFacts, Plan, Port, Process, Shared
+from launcher.words import Epoch, Fingerprint, Gate, Health, Identity, NodeFacts, Plan, Port, Process, Shared
 from launcher.words import Stage as PlanStage
 
 API_PORT = 8000
@@ -57,8 +57,8 @@ class DeclarativeEngine:
             arguments.refuse_owned(settings.engine_args, owned, settings)
         self._ports_apart(settings)
         # Whatever has no value on this rank shows here, before the group is formed; addresses are not known yet.
-        members = tuple(Member(rank, "", f"<rank {rank}>") for rank in range(identity.size))
-        self.plan(PlanContext(settings, identity, facts, Shared(Epoch(1, ""), members)), identity.rank)
+        addresses = tuple(f"<rank {rank}>" for rank in range(identity.size))
+        self.plan(PlanContext(settings, identity, facts, Shared(Epoch(1, ""), addresses)), identity.rank)
         fits = topology.check(settings, facts, identity.size, topology.world(settings)) if self.file.topology else None
         stages = " then ".join(self._told(stage.name) for stage in self.file.stages)
         return Checked(

@@ -501,14 +501,14 @@ class Coordinator:
             seat.member = True
             seat.moved = now
         token, values = self.config.mint(self.epoch)
-        members = tuple((self.seats[r].hello.incarnation, self.seats[r].hello.address) for r in ranks)
+        addresses = tuple(self.seats[r].hello.address for r in ranks)
         self._go(Phase.PREPARING, now)
         self._stage_since = now
-        self._note("epoch prepared", epoch=str(self.epoch), members=len(members))
+        self._note("epoch prepared", epoch=str(self.epoch), members=len(ranks))
         for seat in self.seats.values():
             if seat.contact.owed:
                 self._say(seat.conn, m.Ack(seat.contact.good(now), seat.contact.mark(now)))
-        self._say_all(m.Prepare(self.epoch, members, token, dict(values)))
+        self._say_all(m.Prepare(self.epoch, self._members, addresses, token, dict(values)))
 
     def _prepared(self, conn: int, message: m.Prepared, now: float) -> None:
         seat = self._current(conn, message.epoch)

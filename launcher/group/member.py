@@ -32,7 +32,6 @@ from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, Say, Tick
 from launcher.group.lease import Pings, Terms
 from launcher.words import Cause, CauseKind, Epoch, Shared
-from launcher.words import Member as Person
 
 LINK = 0  #: a member has one connection
 
@@ -446,9 +445,8 @@ class Member:
     def _prepare(self, message: m.Prepare, now: float) -> None:
         self.epoch = message.epoch
         self._spoke = now
-        people = tuple(Person(rank, inc, address) for rank, (inc, address) in enumerate(message.members))
-        self.shared = Shared(message.epoch, people, message.token, message.values)
-        self.epoch_members = tuple(p.incarnation for p in people)
+        self.shared = Shared(message.epoch, message.addresses, message.token, message.values)
+        self.epoch_members = message.incarnations
         self.stage = -1
         self.cause = None
         self._served_once = True

@@ -168,7 +168,7 @@ def said_to_a_member(rng: random.Random, epoch: Epoch | None) -> Any:
             m.Ack(rng.randrange(99), rng.randrange(99)),
             m.Ack(rng.randrange(99), rng.randrange(99)),
             m.Challenge("x", "rival"),
-            m.Prepare(Epoch(rng.randrange(9), "leader"), (("a", "1"), ("i", "2"))),
+            m.Prepare(Epoch(rng.randrange(9), "leader"), ("a", "i"), ("1", "2")),
             m.Start(of, rng.randrange(3)),
             m.Running(of),
             m.Drain(of, CAUSE, 3.0),
@@ -198,7 +198,7 @@ def leads_on(member: mb.Member) -> list[Any]:
     waits_for: dict[mb.State, list[Any]] = {
         mb.State.CLEANING: [mb.Gone()],
         mb.State.SEEKING: [mb.Connected(), m.Accepted("leader")],
-        mb.State.SEATED: [m.Ack(99, 9), m.Prepare(Epoch(epoch.n + 1, "leader"), (("a", "1"), ("i", "2")))],
+        mb.State.SEATED: [m.Ack(99, 9), m.Prepare(Epoch(epoch.n + 1, "leader"), ("a", "i"), ("1", "2"))],
         mb.State.PREPARING: [m.Ack(99, 9), mb.Able(epoch)],
         mb.State.STARTING: [m.Start(epoch, member.stage + 1), m.Running(epoch), mb.Terminate(30.0)],
         mb.State.RUNNING: [m.Ack(99, 9), m.Stop(epoch, CAUSE, 1.0), mb.Terminate(30.0)],
