@@ -374,6 +374,8 @@ class Agent:
                 self._publish()
         finally:
             self._pumping = False
+            if self._leader_link is not None:
+                self._leader_link.flush()
 
     def _coordinator_acts(self, action: co.Action) -> None:
         if isinstance(action, Note):
