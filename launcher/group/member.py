@@ -352,12 +352,12 @@ class Member:
         self.leader = message.leader
         self.refusal = ""
         self._died = None
-        self._pings = Pings(self.config.terms)
+        self._pings = Pings(self.config.terms, message.mark)
         self._seated_at = self._beat_at = now
         self.acked_at = now
         self._go(State.SEATED)
         self._note("joined the group", leader=message.leader)
-        self._ping(now)
+        self._ping(now)  # proves to the leader at once that its words arrive
 
     def _rejected(self, message: m.Rejected, now: float) -> None:
         if message.text != self.refusal:
@@ -409,13 +409,10 @@ class Member:
         self._say(m.Ping(self._pings.send(now), self._pings.echo), now)
 
     def _acked(self, ack: m.Ack, now: float) -> None:
-        first = self._pings.echo == 0
         self.acked_at = now
         grew = self._pings.acked(ack.good, ack.mark)
         if grew and self.state in (State.STARTING, State.RUNNING, State.STOPPING):
             self._out.append(SetDeadline(self._pings.deadline))
-        if first:
-            self._ping(now)  # proves to the leader at once that its words arrive
 
     def _beat(self, tick: Tick, now: float) -> None:
         if self.state is State.LEAVING and self._leave_by is not None and now >= self._leave_by:

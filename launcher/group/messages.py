@@ -206,7 +206,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Ping:
-    """Heartbeat. ``echo`` is the newest ack's ``mark``: it proves to the leader that its words arrive."""
+    """Heartbeat. ``echo`` is the newest ``mark`` heard: it proves to the leader that its words arrive."""
 
     seq: int = _wire(_whole(0, 2**53))
     echo: int = _wire(_whole(0, 2**53), default=0)
@@ -284,7 +284,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Accepted:
+    """``mark``: the first one, to be echoed by the first ping: it proves that words arrive both ways."""
+
     leader: str = _wire(_INCARNATION)
+    mark: int = _wire(_whole(0, 2**53))
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         activity=st.integers(0, 2**63),
         tail=st.lists(text, max_size=9).map(tuple),
     ),
-    st.builds(m.Accepted, leader=word),
+    st.builds(m.Accepted, leader=word, mark=st.integers(0, 2**53)),
     st.builds(m.Rejected, why=word, text=text, retry=seconds),
     st.builds(m.Ack, good=st.integers(0, 2**53), mark=st.integers(0, 2**53)),
     st.builds(m.Challenge, nonce=word, rival=text),

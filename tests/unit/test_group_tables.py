@@ -162,8 +162,8 @@ def said_to_a_member(rng: random.Random, epoch: Epoch | None) -> Any:
             mb.Connected(),
             mb.Connected(),
             Closed(""),
-            m.Accepted("leader"),
-            m.Accepted("leader"),
+            m.Accepted("leader", 1),
+            m.Accepted("leader", 1),
             m.Rejected(rng.choice(("duplicate", "superseded")), "no", 1.0),
             m.Ack(rng.randrange(99), rng.randrange(99)),
             m.Ack(rng.randrange(99), rng.randrange(99)),
@@ -197,7 +197,7 @@ def leads_on(member: mb.Member) -> list[Any]:
     epoch = member.epoch or Epoch(1, "leader")
     waits_for: dict[mb.State, list[Any]] = {
         mb.State.CLEANING: [mb.Gone()],
-        mb.State.SEEKING: [mb.Connected(), m.Accepted("leader")],
+        mb.State.SEEKING: [mb.Connected(), m.Accepted("leader", 1)],
         mb.State.SEATED: [m.Ack(99, 9), m.Prepare(Epoch(epoch.n + 1, "leader"), ("a", "i"), ("1", "2"))],
         mb.State.PREPARING: [m.Ack(99, 9), mb.Able(epoch)],
         mb.State.STARTING: [m.Start(epoch, member.stage + 1), m.Running(epoch), mb.Terminate(30.0)],
