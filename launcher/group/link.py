@@ -327,6 +327,7 @@ class MemberLink:
         host = f"[{address}]" if ":" in address else address
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
+        ready.add_done_callback(lambda it: it.cancelled() or it.exception())  # it may fail when nobody waits any more
         wire = _Wire(
             ClientProtocol(parse_uri(f"ws://{host}:{self._port}/group"), max_size=m.MAX_FROM_LEADER, logger=_SILENT),
             made=_ask,
@@ -334,12 +335,14 @@ class MemberLink:
             ended=partial(self._ended, ready),
         )
         sock = await asyncio.wait_for(_connected(address, self._port), OPEN_SECONDS)
-        await loop.create_connection(lambda: wire, sock=sock)
         try:
+            await loop.create_connection(lambda: wire, sock=sock)
             await asyncio.wait_for(ready, SHAKE_SECONDS)
         except BaseException:
             wire.hang()
             raise
+        if wire.over:
+            raise ConnectionError(wire.why or "it left")
         return wire
 
     def _shaken(self, ready: asyncio.Future[None], wire: _Wire, response: Any) -> None:
@@ -425,7 +428,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._ended = ended
         self._lost = lost
         self._allowance = allowance
-        self._over = False
+        self.over = False  #: nothing more will be heard
         self._finished = False  # our half is closed
         self._transport: asyncio.Transport | None = None
         self._closing: asyncio.TimerHandle | None = None
@@ -490,7 +493,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     def hang(self, code: int = 1000) -> None:
         """Say goodbye, and be gone soon; ``ended`` will not be called."""
-        self._over = True
+        self.over = True
         if self.ws.state is State.OPEN:
             self.ws.send_close(code)
             self.flush()
@@ -502,8 +505,8 @@ class _Wire(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _end(self, error: Exception | None) -> None:
-        if not self._over:
-            self._over = True
+        if not self.over:
+            self.over = True
             self._ended(self, error)
 
     # ------------------------------------------------------------------------------------------- called by asyncio
@@ -536,7 +539,7 @@ class _Wire(asyncio.BufferedProtocol):
         """Hand over what has arrived."""
         try:
             for event in self.ws.events_received():
-                if self._over:
+                if self.over:
                     break
                 self._take(event)
         except (LinkError, m.Malformed, OSError) as error:

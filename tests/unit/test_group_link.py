@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from launcher.group import link
@@ -192,6 +196,43 @@ def test_strangers(pieces: tuple[bytes, ...], words: str) -> None:
     asyncio.run(test())
 
 
+def test_whatever_strangers_send_nothing_breaks() -> None:
+    """Requests, frames of every kind and rubbish, in any order, in pieces of any size; then a member comes in."""
+    rng = random.Random(7)
+
+    def piece() -> bytes:
+        body = rng.choice((b"", GREETING, m.encode(m.Ping(1)).encode(), b"{}", rng.randbytes(rng.randrange(200))))
+        any_frame = frame(body, rng.choice(list(Opcode)), rng.random() < 0.8)
+        spoilt = bytearray(any_frame)
+        spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
+        return rng.choice((any_frame, any_frame, bytes(spoilt), rng.randbytes(9), upgrade(), any_frame[:3]))
+
+    async def stranger(port: int) -> None:
+        reader, writer = await asyncio.open_connection(HOST, port)
+        said = (upgrade() if rng.random() < 0.9 else b"") + b"".join(piece() for _ in range(rng.randrange(9)))
+        with contextlib.suppress(ConnectionError):
+            while said:
+                step = rng.choice((1, 9, 500, 5000)) if len(said) > 50 else 5000
+                writer.write(said[:step])
+                said = said[step:]
+                await asyncio.sleep(0)
+            if rng.random() < 0.3:
+                writer.write_eof()
+            elif rng.random() < 0.3:
+                writer.transport.abort()
+            await asyncio.wait_for(reader.read(-1), 0.5)
+        writer.close()
+
+    async def test() -> None:
+        async with listening(hello_seconds=0.3, most=1000) as leader:
+            await asyncio.gather(*(stranger(leader.port) for _ in range(400)), return_exceptions=True)
+            leader.heard.clear()
+            Member(leader)
+            await until(lambda: leader.heard)
+
+    asyncio.run(test())
+
+
 def test_who_says_no_hello_is_hung_up_on() -> None:
     async def test() -> None:
         async with listening(hello_seconds=0.2) as leader:
@@ -258,7 +299,7 @@ def test_who_reads_too_slowly_is_cut_off() -> None:
             for _ in range(30_000):
                 leader.link.say([1], news)
                 leader.link.flush()
-                if not leader.link._members:
+                if leader.closed:
                     break
                 await asyncio.sleep(0)
             await until(lambda: leader.closed)
@@ -282,6 +323,46 @@ def test_a_leader_that_is_none() -> None:
             await until(lambda: len(member.failed) > 1)
             assert "200" in member.failed[0]
             member.link.hang()
+
+    asyncio.run(test())
+
+
+def test_a_leader_that_leaves_at_once() -> None:
+    """It says that it is open and is gone: the try has failed, whenever that is noticed."""
+
+    async def test() -> None:
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            ws = ServerProtocol()
+            ws.receive_data(await reader.readuntil(b"\r\n\r\n"))
+            ws.send_response(ws.accept(cast(Request, ws.events_received()[0])))
+            ws.send_text(b'{"is": "open", "prove": false, "nonce": ""}')
+            ws.send_close(1001)
+            writer.write(b"".join(ws.data_to_send()))
+            writer.close()
+
+        leader = Leader()
+        async with await asyncio.start_server(speak, HOST, leader.port):
+            member = Member(leader)
+            await until(lambda: member.failed or member.closed)
+            assert len(member.failed) <= 1
+            member.link.hang()
+
+    asyncio.run(test())
+
+
+def test_a_member_may_hang_up_at_any_moment() -> None:
+    """What comes of an attempt that was given up is of no interest to the event loop."""
+
+    async def test() -> None:
+        async with listening(secret=b"right") as leader:
+            for turns in range(40):
+                member = Member(leader, b"wrong" if turns % 2 else b"right")
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                member.link.hang()
+            await asyncio.sleep(0.1)
+            del member
+            gc.collect()
 
     asyncio.run(test())
 
