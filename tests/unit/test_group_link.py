@@ -270,6 +270,7 @@ def test_no_more_connections_than_that() -> None:
         (frame(b"x" * 200_000), "code 1009"),
         (b"", "without a goodbye"),
     ],
+    ids=["unreadable", "too many", "too long", "gone"],  # the bytes are masked by chance
 )
 def test_how_a_member_ends_is_told_once(said: bytes, why: str) -> None:
     async def test() -> None:
