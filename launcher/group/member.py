@@ -378,6 +378,10 @@ class Member:
         if self.terminating:
             self._finish(Exit(0))
             return
+        if self.cause is not None and self.cause.kind is not CauseKind.DRAIN and not self.config.may_restart:
+            # the leader died after it told us to stop: nobody is left to say `abort`
+            self._finish(Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or self.cause, "no restart is allowed"))
+            return
         self._go(State.SEEKING)
         self._out.append(Dial())
 
