@@ -72,7 +72,7 @@ def _plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Identity, Pla
     from launcher import planning
     from launcher.engines.base import PlanContext
     from launcher.network import listening
-    from launcher.words import Epoch, Member, Shared
+    from launcher.words import Epoch, Shared
 
     identity = planning.identity_of(settings, environ)[0]
     if not settings.handoff or not identity.alone or settings.state_dir:
@@ -84,7 +84,7 @@ def _plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Identity, Pla
         return None
     checked = engine.check(settings, identity, facts)
     incarnation, address = os.urandom(6).hex(), identity.address or "127.0.0.1"
-    shared = Shared(Epoch(1, incarnation), (Member(0, incarnation, address),))
+    shared = Shared(Epoch(1, incarnation), (address,))
     plan = engine.plan(PlanContext(settings, identity, facts, shared, planning.bind(settings)), 0)
     if [len(stage.processes) for stage in plan.stages] != [1] or planning.taken_ports(plan, address):
         return None
