@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +394,57 @@ def test_launcher_in_the_image_needs_no_copy(tmp_path: Path) -> None:
     mount = next(m for m in copied.engine["volumeMounts"] if m["name"] == "launcher")
     assert copied.engine["command"] == [f"{mount['mountPath']}/launcher"] == pods.engine["command"]
     assert init["command"][-1].rstrip("/") == init["volumeMounts"][0]["mountPath"]
+
+
+def copy_command() -> list[str]:
+    (pods,) = groups(build(K8S / "engines/vllm-mp"))
+    command: list[str] = pods.spec["initContainers"][0]["command"]
+    return command
+
+
+def test_launcher_is_copied_without_times_and_owners() -> None:
+    """Both are refused to a user who does not own the folder, and the kubelet makes an emptyDir root's."""
+    program, options, *_ = copy_command()
+    assert program == "cp"
+    assert not set(options) & set("pa"), "the init container would crash"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+def test_launcher_is_copied_into_a_folder_as_the_kubelet_makes_it(tmp_path: Path) -> None:
+    """Of root and the pod's fsGroup, mode 2777; by the pod's user, who has no capability. Modes and links stay."""
+    source, copy = tmp_path / "opt", tmp_path / "copy"
+    for folder in (source / "bin", copy):
+        folder.mkdir(parents=True)
+    (source / "launcher").write_text("#!/bin/sh\necho it runs\n")
+    (source / "launcher").chmod(0o755)
+    (source / "bin/launcher").symlink_to("../launcher")
+    (pods,) = groups(build(K8S / "engines/vllm-mp"))
+    security = pods.spec["securityContext"]
+    os.chown(copy, 0, security["fsGroup"])
+    copy.chmod(0o2777)
+    user = [f"--reuid={security['runAsUser']}", f"--regid={security['runAsGroup']}", f"--groups={security['fsGroup']}"]
+    with opened(tmp_path):
+        command = [w.replace("/opt/launcher", str(source)).replace("/copy", str(copy)) for w in copy_command()]
+        limits = ["setpriv", *user, "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+        done = subprocess.run([*limits, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (copy / "bin/launcher").is_symlink()
+        ran = subprocess.run([*limits, str(copy / "bin/launcher")], capture_output=True, text=True, check=False)
+    assert ran.stdout == "it runs\n", ran.stderr
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[None]:
+    """Other users may pass through the folders above, which pytest makes its user's own."""
+    above = [p for p in path.parents if p.stat().st_uid == os.geteuid() and not p.stat().st_mode & 0o001]
+    modes = {p: p.stat().st_mode for p in [path, *above]}
+    try:
+        for p, mode in modes.items():
+            p.chmod(mode | 0o011)
+        yield
+    finally:
+        for p, mode in modes.items():
+            p.chmod(mode)
 
 
 def test_metrics_that_are_watched_exist(tmp_path: Path) -> None:
