@@ -44,7 +44,7 @@ class Network:
             shutil.rmtree(folder, ignore_errors=True)
 
     def empty_dir(self, group: int) -> str:
-        """As the kubelet makes an emptyDir: root's, of the pod's fsGroup, written by everybody and owned by nobody else.
+        """As the kubelet makes an emptyDir: root's, of the pod's fsGroup; everybody may write, nobody else owns it.
 
         A volume of podman's own would be given to the container's user, who may then do what no pod's user may.
         """

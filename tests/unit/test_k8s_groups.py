@@ -107,6 +107,58 @@ def test_external_ports_are_those_that_plan_calls_external(objects: list[Object]
     assert [pods.port(p["targetPort"]) for s in services for p in s["spec"]["ports"]] == [pods.port("api")]
 
 
+def selectors(o: Object) -> Iterator[dict[str, str]]:
+    """By what an object finds pods."""
+    spec = o.get("spec", {})
+    if o["kind"] == "Service":
+        yield spec["selector"]
+    elif o["kind"] in ("PodDisruptionBudget", "PodMonitor"):
+        yield spec["selector"]["matchLabels"]
+    elif o["kind"] == "NetworkPolicy":
+        yield spec["podSelector"]["matchLabels"]
+        yield from (f["podSelector"]["matchLabels"] for i in spec["ingress"] for f in i.get("from", []))
+    elif o["kind"] == "StatefulSet":
+        yield spec["selector"]["matchLabels"]
+
+
+def check_apart(one: list[Object], other: list[Object]) -> None:
+    """Nothing of one application finds a pod of the other's in the same namespace."""
+    strangers = [(p, p.pod_labels(rank)) for p in groups(other) for rank in range(p.size)]
+    for o in one:
+        for selector in selectors(o):
+            met = [f"{p.name}-{labels}" for p, labels in strangers if matches(selector, labels)]
+            assert not met, f"{o['kind']} {o['metadata']['name']} {selector} finds pods of another model: {met}"
+
+
+def test_models_of_one_namespace_keep_apart() -> None:
+    """Every folder beside every other, those straight from engines/ and lws/ too. Of one name they are one, applied."""
+    built = [build(f) for f in GROUPS]
+    names = [{p.name for p in groups(objects)} for objects in built]
+    pairs = [(a, b) for a in range(len(built)) for b in range(len(built)) if not names[a] & names[b]]
+    assert len(pairs) > len(built)
+    for a, b in pairs:
+        check_apart(built[a], built[b])
+
+
+def test_monitoring_scrapes_its_own_model_only(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one = overlay(["models/llama-3.2-1b"], ["components/monitoring"], tmp_path / "one")
+    other = overlay(["engines/reference"], ["components/monitoring"], tmp_path / "other")
+    check_apart(one, other)
+    check_apart(other, one)
+    for objects in (one, other):
+        (monitor,), (pods,) = of_kind(objects, "PodMonitor"), groups(objects)
+        assert [matches(s, pods.labels) for s in selectors(monitor)] == [True]
+    assert {o["metadata"]["name"] for o in of_kind(one, "PodMonitor")} == {"llama-1b-engine"}
+
+
+def test_labels_above_a_leader_worker_set_reach_its_pods(tmp_path: Path) -> None:
+    """As they reach a StatefulSet's: else the Service, which has them, finds nobody."""
+    labels = [{"includeSelectors": True, "pairs": {"app.kubernetes.io/instance": "mine"}}]
+    check_names(overlay(["lws/reference"], [], tmp_path, namePrefix="mine-", labels=labels))
+
+
 # ------------------------------------------------------------------------------------------------- the pod itself
 
 
