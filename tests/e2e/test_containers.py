@@ -211,9 +211,9 @@ def test_rendered_pod_is_played(image: str, network: Network) -> None:
     # nor a folder in memory; and it would give an emptyDir to the container's user, which no kubelet does
     for volume in spec["volumes"]:
         if "emptyDir" in volume:
-            path = network.empty_dir(spec["securityContext"]["fsGroup"])
             del volume["emptyDir"]
-            volume["hostPath"] = {"path": path, "type": "Directory"}
+            place = network.empty_dir(spec["securityContext"]["fsGroup"])
+            volume["hostPath"] = {"path": place, "type": "Directory"}
     name = f"{network.name}-played"
     # what holds for the pod, podman 4.3 takes for its init containers too: they would run again and again
     spec["restartPolicy"] = "Never"

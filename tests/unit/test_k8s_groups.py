@@ -290,9 +290,16 @@ spec:
 """
 
 
-@pytest.fixture
-def packed(tmp_path: Path) -> list[Object]:
-    return overlay(["models/llama-3.2-1b"], ["components/packed", "components/keda-packed"], tmp_path)
+#: groups that the formula of components/keda-packed gives at most
+MOST = 4
+
+
+@pytest.fixture(params=[2, 3, 5])
+def packed(request: pytest.FixtureRequest, tmp_path: Path) -> list[Object]:
+    (tmp_path / "model").mkdir()
+    sized = {"target": {"kind": "StatefulSet"}, "patch": size_patch(request.param)}
+    overlay(["models/llama-3.2-1b"], [], tmp_path / "model", patches=[sized])
+    return overlay(["model"], ["components/packed", "components/keda-packed"], tmp_path)
 
 
 def test_packed_groups_scale_by_whole_groups(packed: list[Object]) -> None:
@@ -301,10 +308,13 @@ def test_packed_groups_scale_by_whole_groups(packed: list[Object]) -> None:
     (scaled,) = of_kind(packed, "ScaledObject")
     spec = scaled["spec"]
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    numbers = [spec["idleReplicaCount"], spec["minReplicaCount"], spec["maxReplicaCount"], spec["fallback"]["replicas"]]
+    numbers = [spec["idleReplicaCount"], spec["minReplicaCount"], spec["fallback"]["replicas"]]
     numbers += [p["value"] for way in behavior.values() for p in way["policies"]]
     assert [n % pods.size for n in numbers] == [0] * len(numbers)
     assert spec["minReplicaCount"] == pods.size
+    assert spec["maxReplicaCount"] >= MOST * pods.size, (
+        "the formula says how many, not a limit that cuts a group in two"
+    )
     assert pods.owner["spec"]["replicas"] == 0
     assert spec["advanced"]["scalingModifiers"]["metricType"] == "AverageValue"
 
@@ -318,30 +328,91 @@ def test_formula_gives_whole_groups_for_every_load(packed: list[Object]) -> None
     before = 0
     for load in range(1001):
         wanted = evaluate(modifiers["formula"], {trigger["name"]: load}) / int(modifiers["target"])
-        assert wanted == (max(1, math.ceil(load / 100)) * pods.size if load else 0)
+        assert wanted == (min(MOST, max(1, math.ceil(load / 100))) * pods.size if load else 0)
         assert wanted % pods.size == 0
         assert wanted >= before
         before = int(wanted)
     assert evaluate(modifiers["formula"], {trigger["name"]: 0.4}) == pods.size
 
 
+_WORDS = re.compile(r"\s*(\d+(?:\.\d+)?|[a-z]\w*|[-+*/(),?:<>])")
+
+
 def evaluate(formula: str, names: dict[str, float]) -> float:
-    """KEDA's expression language, as far as the formula goes: arithmetic, calls and one `a ? b : c`."""
-    condition, _, rest = formula.partition("?")
-    then, _, otherwise = rest.partition(":")
-    text = f"({then}) if ({condition}) else ({otherwise})"
-    assert re.fullmatch(r"[\w\s().,*/+<>=-]+", text)
-    return float(eval(text, {"__builtins__": {}, "max": max, "ceil": math.ceil}, names))
+    """KEDA's expression language, as far as the formula goes: calls, * and /, comparisons, one `a ? b : c`."""
+    words = _WORDS.findall(formula)
+    assert "".join(words) == formula.replace(" ", ""), formula
+
+    def take(expected: str | None = None) -> str:
+        word = str(words.pop(0))
+        assert expected in (None, word), (expected, word)
+        return word
+
+    def value() -> float:
+        word = take()
+        if word[0].isdigit():
+            return float(word)
+        if word == "(":
+            inner = choice()
+            take(")")
+            return inner
+        if words[:1] != ["("]:
+            return names[word]
+        take("(")
+        given = [choice()]
+        while words[0] == ",":
+            take(",")
+            given.append(choice())
+        take(")")
+        return float({"min": min, "max": max, "ceil": math.ceil}[word](*given))  # type: ignore[operator]
+
+    def product() -> float:
+        result = value()
+        while words[:1] in (["*"], ["/"]):
+            result = result * value() if take() == "*" else result / value()
+        return result
+
+    def choice() -> float:
+        left = product()
+        if words[:1] in (["<"], [">"]):
+            left = float(left > product()) if take() == ">" else float(left < product())
+        if words[:1] != ["?"]:
+            return left
+        take("?")
+        then = choice()
+        take(":")
+        otherwise = choice()
+        return then if left else otherwise
+
+    result = choice()
+    assert not words, words
+    return result
+
+
+def test_packed_set_without_keda_is_one_whole_group(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    sized = {"target": {"kind": "StatefulSet"}, "patch": size_patch(3)}
+    overlay(["models/llama-3.2-1b"], [], tmp_path / "model", patches=[sized])
+    (pods,) = groups(overlay(["model"], ["components/packed"], tmp_path))
+    assert pods.owner["spec"]["replicas"] == pods.size
+
+
+def test_packed_under_any_prefix(tmp_path: Path) -> None:
+    """What is called -api is not all of the API's."""
+    (tmp_path / "model").mkdir()
+    overlay(["engines/reference"], [], tmp_path / "model", namePrefix="my-api-")
+    check_names(overlay(["model"], ["components/packed"], tmp_path))
 
 
 def test_packed_pods_know_their_group(packed: list[Object]) -> None:
     (pods,) = groups(packed)
-    for ordinal in range(6):
+    size = pods.size
+    for ordinal in range(3 * size):
         environ = pods.environment(ordinal)
         settings, environ, _ = pods.settings(ordinal)
         identity, _, _ = planning.identity_of(settings, environ)
-        first = ordinal - ordinal % 2
-        assert (identity.rank, identity.size) == (ordinal % 2, 2)
+        first = ordinal - ordinal % size
+        assert (identity.rank, identity.size) == (ordinal % size, size)
         assert identity.leader.startswith(f"{pods.name}-{first}.")
         assert settings.worker_ready == "never"
 
@@ -390,6 +461,37 @@ def check_rack(pods: Pods) -> None:
 LLAMA = str(K8S / "models/llama-3.1-405b")
 
 
+def grouped(model: Path, out: Path, *more: str) -> list[Object]:
+    subprocess.run([str(K8S / "groups.sh"), str(model), "3", str(out), *more], check=True, capture_output=True)
+    return build(out)
+
+
+def test_groups_are_monitored_once(tmp_path: Path) -> None:
+    """Whether groups.sh or the model brings monitoring: one PodMonitor over all groups, one set of rules."""
+    overlay(["models/llama-3.1-405b"], ["components/monitoring"], model := tmp_path / "model")
+    for objects in (grouped(Path(LLAMA), tmp_path / "a", "0", "monitoring"), grouped(model, tmp_path / "b")):
+        (monitor,) = of_kind(objects, "PodMonitor")
+        assert len(of_kind(objects, "PrometheusRule")) == len(of_kind(objects, "ConfigMap")) == 1
+        assert [matches(s, p.labels) for p in groups(objects) for s in selectors(monitor)] == [True] * 3
+
+
+def test_groups_of_a_model_with_keda_inside_wake_one_after_another(tmp_path: Path) -> None:
+    overlay(["models/llama-3.1-405b"], ["components/keda"], tmp_path / "model")
+    scaled = of_kind(grouped(tmp_path / "model", tmp_path / "out", "100"), "ScaledObject")
+    assert [s["spec"]["triggers"][0]["metadata"]["activationThreshold"] for s in scaled] == ["0", "100", "200"]
+
+
+@pytest.mark.parametrize("mine", ["group-photos/a.jpeg", "shared/notes", "kustomization.yaml"])
+def test_groups_script_takes_nothing_that_it_did_not_write(mine: str, tmp_path: Path) -> None:
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    command = [str(K8S / "groups.sh"), LLAMA, "2", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 73, done.stderr
+    assert (tmp_path / mine).read_text() == "mine"
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / mine]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -398,6 +500,8 @@ LLAMA = str(K8S / "models/llama-3.1-405b")
         [LLAMA, "0", "out"],
         [LLAMA, "2", "out", "many"],
         [LLAMA, "2", "out", "0", "keda-http"],
+        [LLAMA, "2", "out", "0", "packed"],
+        [LLAMA, "2", "out", "0", "nonsense"],
     ],
 )
 def test_groups_script_says_what_is_wrong(arguments: list[str], tmp_path: Path) -> None:
