@@ -384,7 +384,17 @@ def status(url: str | None, agent_port: int | None, token_file: str | None, as_j
     sys.exit(show_status.run(url, agent_port, token_file, as_json, watch))
 
 
-@cli.command()
+class _Render(click.Command):
+    """Its mistakes point to its own help, not to that of `run`."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except click.UsageError as error:
+            raise UsageError(error.format_message(), "see `launcher render --help`") from None
+
+
+@cli.command(cls=_Render)
 @click.option("-f", "--file", "source", required=True, metavar="FILE", help="An InferenceService in YAML; - is stdin.")
 @click.option("-o", "--out", metavar="DIR", help="Write files into this folder. [print all]")
 @click.option(
@@ -397,6 +407,13 @@ def status(url: str | None, agent_port: int | None, token_file: str | None, as_j
     "--launcher-in-image", is_flag=True, help="The engine's image has the launcher inside: no init container."
 )
 @click.option("--keda/--no-keda", default=True, show_default=True, help="From zero to whole groups and back by KEDA.")
+@click.option(
+    "--replicas",
+    type=click.Choice(["zero", "keep"]),
+    default="zero",
+    show_default=True,
+    help="Under KEDA: zero for the first apply, keep from then on: the number is left to KEDA.",
+)
 @click.option("--prometheus", metavar="URL", help="Where KEDA asks for the load.")
 @click.option("--query", metavar="PROMQL", help="Requests in flight, asked of something in front of the engine.")
 @click.option("--load", type=int, default=100, show_default=True, help="Requests in flight that one group carries.")
