@@ -23,9 +23,16 @@ from tests.manifests import K8S, Object, Pods, build, folders, groups, matches, 
 GROUPS = [f for f in folders("Kustomization") if f.name != "base"]
 
 
-@pytest.fixture(params=GROUPS, ids=named)
-def objects(request: pytest.FixtureRequest) -> list[Object]:
-    return build(request.param)
+#: other sizes of a group than the folders have
+SIZES = [1, 4]
+
+
+@pytest.fixture(params=[*GROUPS, *SIZES], ids=lambda p: named(p) if isinstance(p, Path) else f"size-{p}")
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> list[Object]:
+    if isinstance(request.param, Path):
+        return build(request.param)
+    sized = {"target": {"kind": "StatefulSet"}, "patch": size_patch(request.param)}
+    return overlay(["engines/reference"], ["components/launcher-copy"], tmp_path / "sized", patches=[sized])
 
 
 @pytest.fixture
@@ -99,8 +106,10 @@ def test_names_and_selectors_agree(objects: list[Object]) -> None:
 def test_external_ports_are_those_that_plan_calls_external(objects: list[Object], pods: Pods) -> None:
     (policy,) = of_kind(objects, "NetworkPolicy")
     admitted = {pods.port(p["port"]) for p in policy["spec"]["ingress"][1]["ports"]}
-    planned = {p["number"] for p in pods.plan(0)["ports"] if p["external"]}
-    assert admitted == planned
+    planned = [{p["number"] for p in pods.plan(rank)["ports"] if p["external"]} for rank in range(pods.size)]
+    assert admitted == planned[0], "the leader's"
+    assert all(ports <= admitted for ports in planned), "and every other rank's"
+    assert all(pods.port("agent") in ports for ports in planned)
     assert pods.port("agent") == AGENT_PORT
     assert pods.port("group") == GROUP_PORT
     services = [o for o in of_kind(objects, "Service") if o["spec"].get("clusterIP") != "None"]
@@ -184,7 +193,9 @@ def test_pod_is_fit_for_any_uid_and_a_read_only_root(pods: Pods) -> None:
         assert {m["name"] for m in c["volumeMounts"]} <= {v["name"] for v in spec["volumes"]}
     writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
     assert {"/tmp", "/dev/shm", pods.env["HOME"], pods.env["LAUNCHER_STATE_DIR"]} <= writable
-    places = [v for k, v in pods.env.items() if k.startswith("XDG") or k.endswith(("_DIR", "_HOME", "_PATH", "_BASE"))]
+    read = {"TIKTOKEN_ENCODINGS_BASE"}
+    written = {k: v for k, v in pods.env.items() if k not in read}
+    places = [v for k, v in written.items() if k.startswith("XDG") or k.endswith(("_DIR", "_HOME", "_PATH", "_BASE"))]
     assert len(places) >= 6
     assert all(any(p == w or p.startswith(f"{w}/") for w in writable) for p in places)
     (shm,) = [v for v in spec["volumes"] if v["name"] == "shm"]
@@ -224,13 +235,14 @@ def test_launcher_finds_every_rank_and_plans_it(pods: Pods) -> None:
         settings, environ, _ = pods.settings(rank)
         identity, _, warnings = planning.identity_of(settings, environ)
         assert (identity.rank, identity.size, warnings) == (rank, pods.size, ())
-        assert identity.source == ("lws" if pods.owner["kind"] == "LeaderWorkerSet" else "statefulset")
+        lws, alone = pods.owner["kind"] == "LeaderWorkerSet", pods.size == 1
+        assert identity.source == ("lws" if lws else "alone" if alone else "statefulset")
         leaders.add(identity.leader)
         page = pods.plan(rank)
         assert [r["rank"] for r in page["ranks"]] == list(range(pods.size))
         assert not [w for w in page["warnings"] if "stay idle" in w], "the GPUs of a pod are all used"
     assert len(leaders) == 1
-    if pods.owner["kind"] == "StatefulSet":
+    if pods.owner["kind"] == "StatefulSet" and pods.size > 1:
         assert leaders == {f"{pods.name}-0.{pods.env['LAUNCHER_SERVICE']}.{pods.namespace}.svc.cluster.local"}
 
 
@@ -533,6 +545,37 @@ def test_roce_adds_the_card_and_leaves_the_rest(tmp_path: Path) -> None:
     assert pods.engine["securityContext"]["capabilities"] == {"add": ["IPC_LOCK"], "drop": ["ALL"]}
     assert any(name.startswith("rdma/") for name in pods.engine["resources"]["limits"])
     assert pods.engine["resources"]["limits"]["nvidia.com/gpu"] == "8"
+
+
+def test_cluster_may_choose_the_user(tmp_path: Path) -> None:
+    """No number is asked for, of the containers either; root stays refused."""
+    (pods,) = groups(overlay(["engines/vllm-mp"], ["components/any-uid"], tmp_path))
+    contexts = [pods.spec["securityContext"], *(c["securityContext"] for c in pods.spec["containers"])]
+    contexts += [c["securityContext"] for c in pods.spec["initContainers"]]
+    assert not [key for c in contexts for key in c if key in ("runAsUser", "runAsGroup", "fsGroup")]
+    assert pods.spec["securityContext"]["runAsNonRoot"] is True
+
+
+MODELS = [f for f in GROUPS if f.parent.name == "models"]
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=named)
+def test_model_says_what_must_be_in_the_claim(folder: Path) -> None:
+    (pods,) = groups(build(folder))
+    model = pods.settings(0)[0].model
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in pods.spec["volumes"] if "persistentVolumeClaim" in v]
+    said = (folder / "kustomization.yaml").read_text()
+    assert bool(claims) == str(model).startswith("/models/")
+    for claim in claims:
+        assert f"Needs the claim `{claim}` (components/model-cache/pvc/claim.yaml)" in said
+        assert re.search(rf"weights in it: {model}$", said, re.M)
+
+
+def test_gpt_oss_finds_its_encodings_offline() -> None:
+    """Its parser would download them, whatever HF_HUB_OFFLINE says (vLLM's issue 22525)."""
+    (pods,) = groups(build(K8S / "models/gpt-oss-120b"))
+    assert pods.env["TIKTOKEN_ENCODINGS_BASE"].startswith("/models/")
+    assert pods.env["TIKTOKEN_ENCODINGS_BASE"] in (K8S / "models/gpt-oss-120b/kustomization.yaml").read_text()
 
 
 def test_token_is_where_the_launcher_looks(tmp_path: Path) -> None:
