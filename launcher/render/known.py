@@ -60,7 +60,7 @@ _NAMED = {"name": TEXT, "optional": FLAG}
 SOURCES: Mapping[str, Shape] = {
     "emptyDir": {"medium": ANY, "sizeLimit": ANY},
     "persistentVolumeClaim": {"claimName": TEXT, "readOnly": FLAG},
-    "hostPath": {"path": TEXT, "type": TEXT},
+    "hostPath": {"path": TEXT, "type": ANY},
     "nfs": {"server": TEXT, "path": TEXT, "readOnly": FLAG},
     "secret": {"secretName": TEXT, "items": _ITEMS, "defaultMode": NUMBER, "optional": FLAG},
     "configMap": {"name": TEXT, "items": _ITEMS, "defaultMode": NUMBER, "optional": FLAG},

@@ -306,12 +306,12 @@ spec:
 MOST = 4
 
 
-@pytest.fixture(params=[2, 3, 5])
-def packed(request: pytest.FixtureRequest, tmp_path: Path) -> list[Object]:
-    (tmp_path / "model").mkdir()
+@pytest.fixture(scope="module", params=[2, 3, 5])
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
+    folder = tmp_path_factory.mktemp("packed")
     sized = {"target": {"kind": "StatefulSet"}, "patch": size_patch(request.param)}
-    overlay(["models/llama-3.2-1b"], [], tmp_path / "model", patches=[sized])
-    return overlay(["model"], ["components/packed", "components/keda-packed"], tmp_path)
+    overlay(["models/llama-3.2-1b"], [], folder / "model", patches=[sized])
+    return overlay(["model"], ["components/packed", "components/keda-packed"], folder)
 
 
 def test_packed_groups_scale_by_whole_groups(packed: list[Object]) -> None:
