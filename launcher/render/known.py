@@ -161,7 +161,7 @@ def label(place: Field, text: str, *, what: str = "label") -> None:
     """A label's value; the empty one is a value too."""
     if text and not _LABEL.fullmatch(text):
         raise place.error(
-            f"{text!r} is no {what}", "use up to 63 letters, digits, -, _ and ., none of the last three first"
+            f"{text!r} is no {what}", "use up to 63 letters, digits, -, _ and ., a letter or digit at both ends"
         )
 
 
