@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import random
-import secrets
 import signal
 import socket
 import time
@@ -20,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import memory, planning, roles
+from launcher import memory, planning
 from launcher.engines.base import Engine
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from launcher.group.link import LeaderLink, MemberLink
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
-OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")  #: from it to us, no further
 PAGES_AFTER = 0.2  #: seconds at most; with one pod the engine's start goes first
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
@@ -65,7 +63,7 @@ class Agent:
     ) -> None:
         self.settings = settings
         self.identity: Identity = planning.identity_of(settings, environ)[0]
-        self.incarnation = secrets.token_hex(6)
+        self.incarnation = os.urandom(6).hex()
         self.timeline = Timeline()
         self._line = GuardLine(channel, self._hear_guard)
         self.log = Log(self._line.say, self.identity.rank, settings.log_format, settings.log_level)
@@ -74,7 +72,7 @@ class Agent:
         self._adapter: Engine = planning.engine_of(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[me.Exit] | None = None
-        self._engine_ordered = asyncio.Event()
+        self._engine_started = asyncio.Event()
         self._queue: deque[tuple[str, Any, int]] = deque()
         self._pumping = False
         self._leader_link: LeaderLink | None = None
@@ -88,9 +86,7 @@ class Agent:
         #: How the launcher before us in this pod ended, unless in good order: the guard saw how, the file only that.
         self._died = _former_death(environ, self.identity.rank) or self._keeper.before.killed(self.identity.rank)
         self._recalled = False  # whether --state-dir speaks of us, and no more of the launcher before
-        self.environ = {
-            k: v for k, v in roles.environment(environ, self.identity.rank).items() if k not in OF_THE_GUARD
-        }
+        self.environ = planning.engine_environment(environ, self.identity.rank)
         self.lookout = Lookout(settings, self.identity, self.environ, self.log)
         self.member = self._new_member(environ)
         self.engine = PodEngine(
@@ -276,7 +272,7 @@ class Agent:
     async def _serve_pages(self, sockets: Sequence[socket.socket]) -> None:
         """With one pod the engine goes first: what serves HTTP takes as long to import as all else together."""
         if self.identity.alone:
-            await asyncio.wait([self._task(self._engine_ordered.wait()), self._finished_future], timeout=PAGES_AFTER)
+            await asyncio.wait([self._task(self._engine_started.wait()), self._finished_future], timeout=PAGES_AFTER)
         from launcher import http
 
         secret = self._secret.decode("utf-8", "replace") if self._secret else ""
@@ -397,6 +393,8 @@ class Agent:
             self._failed(error)
         finally:
             self._pumping = False
+            if self._leader_link is not None:
+                self._leader_link.flush()
 
     def _handle(self, machine: str, event: Any, conn: int) -> None:
         now = time.monotonic()
@@ -437,7 +435,6 @@ class Agent:
             self._task(self.engine.prepare(action.shared))
         elif isinstance(action, me.DoStage):
             self.engine.start_stage(action.stage)
-            self._engine_ordered.set()
         elif isinstance(action, me.DoServe):
             self.engine.serve()
             if self.engine.completes:
@@ -469,6 +466,7 @@ class Agent:
 
     def _hear_guard(self, report: guard.Report) -> None:
         if isinstance(report, (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Stopped)):
+            self._engine_started.set()
             self.engine.hear(report)
         elif isinstance(report, guard.LeaseExpired):
             self._to_member(me.Expired())

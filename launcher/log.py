@@ -6,7 +6,6 @@ from an engine is escaped: it can't forge a line or move a cursor.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -58,7 +57,7 @@ class Log:
         if self.epoch:
             where["epoch"] = self.epoch
         if self._style == "json":
-            return json.dumps({"time": now, "level": level, "event": event, **where, **fields}, default=str) + "\n"
+            return _json({"time": now, "level": level, "event": event, **where, **fields}) + "\n"
         mark = "" if level == "info" else f"{level.upper()} "
         pairs = "".join(f" {k}={_value(v)}" for k, v in fields.items() if v not in (None, ""))
         place = "".join(f" {k}={v}" for k, v in where.items())
@@ -67,7 +66,13 @@ class Log:
 
 def _value(value: object) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
+    return text if text.isprintable() and text and not set(text) & set(' "=') else _json(text)
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value, default=str)
 
 
 def plain(text: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from launcher.data import asdict, dataclass, replace
@@ -45,7 +44,7 @@ class Keeper:
     """Reads the file once, and writes it when something changed."""
 
     def __init__(self, folder: str | None, rank: int) -> None:
-        self._path = Path(folder, f"launcher-rank-{rank}.json") if folder else None
+        self._path = os.path.join(folder, f"launcher-rank-{rank}.json") if folder else None
         self.before = self._read()
         self._now = self.before
         self.trouble = ""  #: why the file could not be written, in words
@@ -59,10 +58,11 @@ class Keeper:
             "last": epoch_text(*now.last) if now.last else None,
             "first_failure": cause_object(now.first_failure) if now.first_failure else None,
         }
-        fresh = self._path.with_suffix(".new")
+        fresh = self._path.removesuffix("json") + "new"
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_text(json.dumps(body), encoding="utf-8")
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            with open(fresh, "w", encoding="utf-8") as file:
+                file.write(json.dumps(body))
             os.replace(fresh, self._path)
         except OSError as error:
             first, self.trouble = not self.trouble, f"{self._path}: {error.strerror}"
@@ -73,7 +73,7 @@ class Keeper:
         if self._path is None:
             return Memory()
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb") as file:
                 body = json.loads(file.read(MOST_BYTES))
             cause = body.get("first_failure")
             return Memory(
@@ -110,7 +110,8 @@ def shm_from(text: str) -> Snapshot | None:
 def place(hostname: str, address: str) -> str:
     """This pod on this boot of its node. A folder that outlives the pod or is shared by pods has another one."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            boot = file.read().strip()
     except OSError:
         boot = ""
     return f"{boot}/{hostname}/{address}" if boot else ""

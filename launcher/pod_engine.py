@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import planning, vital
+from launcher import planning, traces, vital
 from launcher.data import replace
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError
@@ -24,7 +23,7 @@ from launcher.log import Log
 from launcher.process import channel as guard
 from launcher.process import leftovers, tree, watch
 from launcher.settings import Settings
-from launcher.stages import OOM_BESIDE, StageRunner, environment, how_it_ended
+from launcher.stages import OOM_BESIDE, StageRunner, how_it_ended
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Process, Shared
 
 if TYPE_CHECKING:
@@ -79,9 +78,8 @@ class PodEngine:
         self._stops = 0
         self._preparing: Epoch | None = None
         self._frozen_since: dict[tree.Key, float] = {}
-        self._activity = 0
         self._reported: m.Report | None = None
-        self._before: planning.Before | None = None
+        self._before: traces.Before | None = None
         self._scratch: list[str] = []
         self._not_back = ""  # GPU memory that an ended epoch still holds, in words
         self._vital = vital.Vital(self._vital_ended)
@@ -112,7 +110,7 @@ class PodEngine:
 
     def mint(self, epoch: Epoch) -> tuple[str, Mapping[str, Any]]:
         """Ray's token of an epoch, made by the leader. With a secret it is derived on each side and not sent."""
-        return ("" if self._secret else secrets.token_hex(32), {}) if self._ray_token else ("", {})
+        return (os.urandom(32).hex() if self._ray_token and not self._secret else "", {})
 
     def plan_for(self, shared: Shared) -> Plan:
         """This rank's plan with an epoch's addresses and ports. Raises LauncherError where it can't work."""
@@ -143,13 +141,13 @@ class PodEngine:
         if refused:
             self._tell(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self._identity.rank, text)))
             return
-        before = await planning.before_epoch(self.ask)
+        before = await traces.before_epoch(self.ask)
         if self._preparing != shared.epoch:
             return
         self._before = before
         self.draining = False
         self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
-        await planning.sweep(self._scratch)
+        await traces.sweep(self._scratch)
         if self._preparing != shared.epoch:
             return
         self._scratch = self._scratch[-2:]
@@ -166,7 +164,7 @@ class PodEngine:
         """GPU memory that an earlier epoch kept is looked at once more before this one is refused."""
         if taken or self._before is None:
             return True
-        _, not_back = await planning.after_epoch(self._before, self.ask)
+        _, not_back = await traces.after_epoch(self._before, self.ask)
         if self._preparing == epoch:
             self._not_back = not_back
         return bool(not_back)
@@ -185,7 +183,7 @@ class PodEngine:
         """The group is whole: the engine takes the launcher's place. From here on nobody supervises."""
         self._log("hands off: the engine takes this process's place", {"program": process.argv[0]})
         await self._before_handoff()
-        self._line.send_and_wait(guard.Handoff(process.argv, environment(self._environ, process), process.cwd))
+        self._line.send_and_wait(guard.Handoff(process.argv, process.environment(self._environ), process.cwd))
         os._exit(0)
 
     def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0) -> None:
@@ -261,7 +259,7 @@ class PodEngine:
             self._line.send(guard.Kill(f"stop-{self._stops}", None))
             return
         if self._before is not None:
-            removed, not_back = await planning.after_epoch(self._before, self.ask)
+            removed, not_back = await traces.after_epoch(self._before, self.ask)
             if removed:
                 self._log("removed what the engine left in /dev/shm", {"files": len(removed)})
             if self._is_old(report):
@@ -307,8 +305,8 @@ class PodEngine:
             if self._state() in (me.State.STARTING, me.State.RUNNING):
                 self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm), frozen)
         self._vital.see(procs, self._vital_names())
-        self._activity = planning.activity(procs) + self.stages.bytes
-        self._report()
+        starting = self._state() is me.State.STARTING  # once it serves, tokens tell whether it works
+        self._report(watch.activity(procs) + self.stages.bytes if starting else 0)
 
     def _vital_names(self) -> tuple[str, ...]:
         """Which processes of the tree must live on, while the group serves."""
@@ -336,19 +334,18 @@ class PodEngine:
         self._broke(self.epoch, cause)
 
     def _oom_killed(self) -> bool:
-        before, now = self._before.oom_kills if self._before else None, planning.oom_kills()
+        before, now = self._before.oom_kills if self._before else None, leftovers.oom_kills()
         return before is not None and now is not None and now > before
 
-    def _report(self) -> None:
+    def _report(self, activity: int) -> None:
         """Tell the leader what changed; while starting, every sign of life counts."""
         if self.epoch is None:
             return
-        starting = self._state() is me.State.STARTING
         report = m.Report(
             self.epoch,
             self.pids[:64],
             "ok" if self.health is not None and self.health.ok else "",
-            self._activity if starting else 0,
+            activity,
             self.stages.output.last,
         )
         if report != self._reported:

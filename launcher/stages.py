@@ -104,7 +104,7 @@ class StageRunner:
             self._count += 1
             name = f"{process.name}-{self._count}"
             self.running[name] = Running(process, stage)
-            self._order(guard.Spawn(name, process.name, process.argv, environment(self._environ, process), process.cwd))
+            self._order(guard.Spawn(name, process.name, process.argv, process.environment(self._environ), process.cwd))
         if not processes:
             self._check_done()
 
@@ -211,11 +211,6 @@ async def _gate_answers(gate: Gate) -> bool:
     if gate.kind == "tcp":
         return await probe.reachable(gate.target, 2.0)
     return (await probe.ask(gate.target, 5.0, insecure=True)).ok
-
-
-def environment(base: Mapping[str, str], process: Process) -> dict[str, str]:
-    """A process's whole environment: the launcher's less ``unset``, the plan's over it, its defaults under it."""
-    return {**process.defaults, **{k: v for k, v in base.items() if k not in process.unset}, **process.env}
 
 
 def how_it_ended(

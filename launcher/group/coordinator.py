@@ -170,6 +170,7 @@ class Coordinator:
         self._fences = Fences(config.terms)
         self._superseded: dict[str, None] = {}
         self._by_conn: dict[int, int] = {}
+        self._claims: dict[int, int] = {}  # connections of rivals, and the rank that each has claimed
         self._members: tuple[str, ...] = ()  # incarnations of the current epoch, by rank
         self._frozen: float | None = None  # contact of a member that was lost in this epoch: F moves no further
         self._fresh = now  # F (lease.py), as last computed
@@ -265,8 +266,11 @@ class Coordinator:
             return
         self._n = max(self._n, epoch.n)
         if epoch.leader != self.config.incarnation:
-            here = (seat.clears for seat in self.seats.values() if seat.contact.proven is not None)
-            self._fences.put_foreign(hello, frozenset().union(*here), now)
+            self._fences.put_foreign(hello, self._known_clean, now)
+
+    def _known_clean(self) -> frozenset[str]:
+        """Launchers of which nothing runs: members here that have answered, and those before them."""
+        return frozenset().union(*(s.clears for s in self.seats.values() if s.contact.proven is not None))
 
     def _explain_death(self, rank: int, died: Cause) -> None:
         """A launcher that was killed is back and says how."""
@@ -288,8 +292,7 @@ class Coordinator:
     def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
         self.seats[hello.rank] = Seat(conn, hello, Contact(now), moved=now)
         self._by_conn[conn] = hello.rank
-        self._say(conn, m.Accepted(self.config.incarnation))
-        self._say(conn, m.Ack(0, self.seats[hello.rank].contact.mark(now)))
+        self._say(conn, m.Accepted(self.config.incarnation, self.seats[hello.rank].contact.mark(now)))
         self._note("member joined", rank=hello.rank, address=hello.address, incarnation=hello.incarnation)
         if self.phase is Phase.WAITING:
             self._look(conn, hello, now)
@@ -310,6 +313,7 @@ class Coordinator:
             return
         nonce = f"{self._rng.getrandbits(64):016x}"
         seat.rival = Rival(conn, hello, nonce, now + CHALLENGE_SECONDS)
+        self._claims[conn] = hello.rank
         self._say(seat.conn, m.Challenge(nonce, f"{hello.name} at {hello.address}"))
 
     def _stand(self, conn: int, answer: m.Answer, now: float) -> None:
@@ -395,9 +399,9 @@ class Coordinator:
             self._over_if_all_stopped(now)
 
     def _drop_rival(self, conn: int) -> None:
-        for seat in self.seats.values():
-            if seat.rival is not None and seat.rival.conn == conn:
-                seat.rival = None
+        seat = self.seats.get(self._claims.pop(conn, -1))
+        if seat is not None and seat.rival is not None and seat.rival.conn == conn:
+            seat.rival = None
 
     # --------------------------------------------------------------------------------------------------- leases
 
@@ -501,14 +505,14 @@ class Coordinator:
             seat.member = True
             seat.moved = now
         token, values = self.config.mint(self.epoch)
-        members = tuple((self.seats[r].hello.incarnation, self.seats[r].hello.address) for r in ranks)
+        addresses = tuple(self.seats[r].hello.address for r in ranks)
         self._go(Phase.PREPARING, now)
         self._stage_since = now
-        self._note("epoch prepared", epoch=str(self.epoch), members=len(members))
+        self._note("epoch prepared", epoch=str(self.epoch), members=len(ranks))
         for seat in self.seats.values():
             if seat.contact.owed:
                 self._say(seat.conn, m.Ack(seat.contact.good(now), seat.contact.mark(now)))
-        self._say_all(m.Prepare(self.epoch, members, token, dict(values)))
+        self._say_all(m.Prepare(self.epoch, self._members, addresses, token, dict(values)))
 
     def _prepared(self, conn: int, message: m.Prepared, now: float) -> None:
         seat = self._current(conn, message.epoch)

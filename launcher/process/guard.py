@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from launcher.process import children, output, tree
+from launcher.process import becoming, children, output, tree
 from launcher.process.channel import (
     Deadline,
     Deliver,
@@ -98,8 +98,8 @@ class Guard:
     """The loop and its state. Everything happens on the main thread."""
 
     def __init__(self, agent_main: Callable[[int], int]) -> None:
-        _fill_standard_descriptors()
-        _mark_inherited_descriptors()
+        becoming.fill_standard_descriptors()
+        becoming.mark_inherited_descriptors()
         self._pid = os.getpid()
         self._init = self._pid == 1
         self._die_with = None if self._init else children.dying_with_parent()
@@ -333,22 +333,15 @@ class Guard:
             writer.flush(idle=1.0, total=3.0)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._read_signals()
-        children.forget_signals()
+        becoming.forget_signals()
         self._poll.unregister(self._wakeup)
         if not self._init:
             children.adopt_orphans(False)  # survives exec, and an engine does not reap what is not its own
         if self._asked is not None:  # asked to end before there was an engine to ask
             return 128 + self._asked
-        env = dict(order.env)
-        env.setdefault("PYTHONUNBUFFERED", "1")
-        try:
-            if order.cwd is not None:
-                os.chdir(order.cwd)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            children.execute(list(order.argv), env)
-        except OSError as error:
-            self._say(f"exec of {order.argv[0]}: {error.strerror}")
-            return 127 if isinstance(error, FileNotFoundError) else 126
+        code, why = becoming.engine(order.argv, order.env, order.cwd)
+        self._say(why)
+        return code
 
     # --------------------------------------------------------------------------------------------------- orders
 
@@ -739,21 +732,6 @@ def _catch_signals() -> int:
             signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return read_end
-
-
-def _fill_standard_descriptors() -> None:
-    """If the launcher was started with stdin, stdout or stderr closed, no pipe of ours may get their numbers."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-
-
-def _mark_inherited_descriptors() -> None:
-    """Whatever else our parent left open is not for an engine: close-on-exec, like all that Python opens."""
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 2:
-            with contextlib.suppress(OSError):  # the one that listed them
-                os.set_inheritable(fd, False)
 
 
 def _signal_name(number: int) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from launcher.planning import UNKNOWN_TRIES, Before, after_epoch
 from launcher.process import leftovers
+from launcher.traces import UNKNOWN_TRIES, Before, after_epoch
 
 BEFORE = Before(leftovers.snapshot(), {"GPU-1": 500}, None)
 NO_ANSWER = (127, "the lease has run out")

@@ -25,7 +25,7 @@ def test_a_long_reason_of_one_that_can_never_take_part_is_read_by_the_others() -
 
     for conn in (0, 1):
         hear(m.Hello("g", conn, 2, f"i{conn}", f"10.0.0.{conn}"), conn)
-        mark = next(word.mark for word in reversed(said) if isinstance(word, m.Ack))
+        mark = next(word.mark for word in reversed(said) if isinstance(word, (m.Accepted, m.Ack)))
         hear(m.Ping(1, mark), conn)
     assert leader.epoch is not None
     text = "no such folder: " + 2000 * "x"

@@ -21,7 +21,7 @@ from launcher.process import channel as guard
 from launcher.settings import Settings
 from launcher.words import Cause, CauseKind, Epoch, Identity, NodeFacts, Plan, Process, Stage
 
-MEMBERS = (("a", "127.0.0.1"), ("inc", "127.0.0.1"))
+MEMBERS = (("a", "inc"), ("127.0.0.1", "127.0.0.1"))  # incarnations, addresses
 LOST = Cause(CauseKind.LOST, 0, "its launcher is gone")
 
 
@@ -82,7 +82,7 @@ class Pod:
             before_handoff=_nothing,
         )
         self.tell(me.Gone())
-        self.hear(me.Connected(), m.Accepted("L"), m.Ack(0, 1), m.Ack(2, 2))
+        self.hear(me.Connected(), m.Accepted("L", 1), m.Ack(2, 2))
 
     def _heard(self, report: guard.Report) -> None:
         self.engine.hear(report)
@@ -136,7 +136,7 @@ class Pod:
 
     async def start(self, epoch: Epoch, spawns: int) -> guard.Spawn:
         """Prepare and start an epoch: its process runs."""
-        self.hear(m.Prepare(epoch, MEMBERS))
+        self.hear(m.Prepare(epoch, *MEMBERS))
         await until(lambda: self.member.state is me.State.STARTING)
         self.hear(m.Start(epoch, 0))
         spawn: guard.Spawn = await self.ordered(guard.Spawn, spawns)
@@ -239,7 +239,7 @@ def test_a_preparation_that_ends_late_changes_nothing_of_the_next_epoch() -> Non
             await until(lambda: pod.member.state is me.State.SEATED)
             pod.hear(m.Ack(2 + n, 2 + n))
         removed = pod.hold()
-        pod.hear(m.Prepare(epoch(3), MEMBERS))
+        pod.hear(m.Prepare(epoch(3), *MEMBERS))
         await settle()
         assert pod.member.state is me.State.PREPARING, "the third folder makes the first one old"
         pod.hear(m.Stop(epoch(3), LOST, 3.0))
