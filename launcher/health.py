@@ -198,20 +198,24 @@ class HealthWatch:
                 return
 
     async def _wait_until_idle(self, say: Callable[[], None]) -> None:
-        """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes."""
+        """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes.
+
+        An engine too busy to answer is not idle; the grace bounds that. One that answers with an error (it has no such
+        page) is judged by its connections alone.
+        """
         began = time.monotonic()
         quiet_since = began
         said: tuple[float | None, float] | None = None
         self._moving()
         names = (*self._health.running, *self._health.waiting)
         while True:
-            page = await self._page(names) if self._health.metrics_url and names else {}
+            page, answered = await self._ask_page(names) if self._health.metrics_url and names else ({}, True)
             self.in_flight = None if page is None else in_flight(self._health, page)
             now = time.monotonic()
             if said is None or (said[0] != self.in_flight and now - said[1] >= SAY_EVERY):
                 said = (self.in_flight, now)
                 say()
-            if self._moving() or self.in_flight:
+            if self._moving() or self.in_flight or not answered:
                 quiet_since = now
             settled = now - began >= self._settings.drain_settle
             if settled and now - quiet_since >= min(IDLE_FOR, self._settings.drain_settle or IDLE_FOR):
@@ -220,7 +224,11 @@ class HealthWatch:
             await asyncio.sleep(IDLE_EVERY)
 
     async def _page(self, names: Iterable[str]) -> Samples | None:
-        if not self._health.metrics_url:
-            return None
+        return (await self._ask_page(names))[0] if self._health.metrics_url else None
+
+    async def _ask_page(self, names: Iterable[str]) -> tuple[Samples | None, bool]:
+        """The metrics, if they could be read, and whether there was an answer at all."""
+        assert self._health.metrics_url is not None
         reply = await probe.ask(self._health.metrics_url, 5.0, insecure=self._health.insecure)
-        return samples(reply.body.decode("utf-8", "replace"), names) if reply.ok else None
+        page = samples(reply.body.decode("utf-8", "replace"), names) if reply.ok else None
+        return page, reply.status != 0

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from launcher.log import plain
 from launcher.words import Cause
 
 if TYPE_CHECKING:
@@ -256,13 +257,23 @@ def failure_block(cause: Cause, reason: str, restarts: int) -> list[str]:
 def termination_message(cause: Cause | None, code: int, text: str) -> str:
     """What the platform shows of the pod's end: at most 4 KiB, the cause first, the oldest lines left out."""
     if cause is None:
-        return "" if code == 0 else f"exit code {code}: {text}\n"[:TERMINATION_BYTES]
-    head = f"first failure: {cause}\n"
+        return "" if code == 0 else _in_bytes(f"exit code {code}: {_escaped(text)}\n")
+    head = f"first failure: {_escaped(str(cause))}\n"
     if code:
-        head = f"exit code {code}: {text}\n" + head if text and text not in head else f"exit code {code}\n" + head
+        told = f": {_escaped(text)}" if text and text not in str(cause) else ""
+        head = f"exit code {code}{told}\n{head}"
     tail = ""
-    for line in reversed(cause.tail):
-        if len((head + line + tail).encode()) + 4 > TERMINATION_BYTES:
+    for line in map(plain, reversed(cause.tail)):
+        if len((head + line + tail).encode()) + 5 > TERMINATION_BYTES:
             break
         tail = f"  | {line}\n" + tail
-    return (head + tail).encode()[:TERMINATION_BYTES].decode("utf-8", "ignore")
+    return _in_bytes(head + tail)
+
+
+def _escaped(text: str) -> str:
+    """It may come from a peer or an engine, and goes to whoever reads the pod's status, a terminal perhaps."""
+    return "\n".join(map(plain, text.splitlines()))
+
+
+def _in_bytes(text: str) -> str:
+    return text.encode()[:TERMINATION_BYTES].decode("utf-8", "ignore")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from tests.pods import until
-from tests.real.launched import LaunchedGroup
+from tests.real.launched import LAUNCHER, LaunchedGroup
 
 Fault = Callable[[LaunchedGroup, int], None]
 Scenario = tuple[Fault, int]
@@ -81,7 +81,7 @@ def survives(group: LaunchedGroup, name: str, scenario: Scenario, seconds: float
 
 def _launcher_pids(group: LaunchedGroup, rank: int) -> tuple[int, int]:
     """(guard, agent) as the machine sees them."""
-    own = [p for p in group.pods[rank].processes() if "launcher" in p.command and p.state != "Z"]
+    own = [p for p in group.pods[rank].processes() if str(LAUNCHER) in p.command and p.state != "Z"]
     guard = next(p for p in own if p.pid_inside == 1)
     return guard.pid, next(p.pid for p in own if p.parent == guard.pid)
 

@@ -172,6 +172,7 @@ class Coordinator:
         self._pause = ""  # why the next epoch does not begin at once, in words
         self._superseded: dict[str, None] = {}
         self._by_conn: dict[int, int] = {}
+        self._claims: dict[int, int] = {}  # connections of rivals, and the rank that each has claimed
         self._members: tuple[str, ...] = ()  # incarnations of the current epoch, by rank
         self._frozen: float | None = None  # contact of a member that was lost in this epoch: F moves no further
         self._fresh = now  # F (lease.py), as last computed
@@ -220,7 +221,7 @@ class Coordinator:
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
         refusal = self._refusal(conn, hello)
         if refusal is not None:
-            self._say(conn, refusal)
+            self._turn_away(conn, refusal)
             return
         self._drop_rival(conn)  # what it claimed before
         seat = self.seats.get(hello.rank)
@@ -262,14 +263,17 @@ class Coordinator:
         if not self._members:  # from our first epoch on we know better
             at = None if hello.first_age is None else now - hello.first_age
             self.history.inherit(hello.first_failure, hello.first_epoch, at)
-            self.budget.inherit(hello.charged, now)
+            self.budget.inherit(hello.charges, now)
         epoch = hello.last_epoch
         if epoch is None:
             return
         self._n = max(self._n, epoch.n)
         if epoch.leader != self.config.incarnation:
-            here = (seat.clears for seat in self.seats.values() if seat.contact.proven is not None)
-            self._fences.put_foreign(hello, frozenset().union(*here), now)
+            self._fences.put_foreign(hello, self._known_clean, now)
+
+    def _known_clean(self) -> frozenset[str]:
+        """Launchers of which nothing runs: members here that have answered, and those before them."""
+        return frozenset().union(*(s.clears for s in self.seats.values() if s.contact.proven is not None))
 
     def _explain_death(self, rank: int, died: Cause) -> None:
         """A launcher that was killed is back and says how."""
@@ -291,8 +295,7 @@ class Coordinator:
     def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
         self.seats[hello.rank] = Seat(conn, hello, Contact(now), moved=now)
         self._by_conn[conn] = hello.rank
-        self._say(conn, m.Accepted(self.config.incarnation))
-        self._say(conn, m.Ack(0, self.seats[hello.rank].contact.mark(now)))
+        self._say(conn, m.Accepted(self.config.incarnation, self.seats[hello.rank].contact.mark(now)))
         self._note("member joined", member=hello.rank, address=hello.address, incarnation=hello.incarnation)
         if self.phase is Phase.WAITING:
             self._look(conn, hello, now)
@@ -309,10 +312,11 @@ class Coordinator:
 
     def _challenge(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
         if seat.rival is not None and seat.rival.conn != conn:
-            self._say(conn, m.Rejected("duplicate", f"rank {hello.rank} is being decided between two pods", 2))
+            self._turn_away(conn, m.Rejected("duplicate", f"rank {hello.rank} is being decided between two pods", 2))
             return
         nonce = f"{self._rng.getrandbits(64):016x}"
         seat.rival = Rival(conn, hello, nonce, now + CHALLENGE_SECONDS)
+        self._claims[conn] = hello.rank
         self._say(seat.conn, m.Challenge(nonce, f"{hello.name} at {hello.address}"))
 
     def _stand(self, conn: int, answer: m.Answer, now: float) -> None:
@@ -326,7 +330,7 @@ class Coordinator:
             f"{rival.hello.name} at {rival.hello.address} also claims it"
         )
         self._note("duplicate rank", level="warning", text=text)
-        self._say(rival.conn, m.Rejected("duplicate", text, 5))
+        self._turn_away(rival.conn, m.Rejected("duplicate", text, 5))
 
     def _challenges(self, now: float) -> None:
         for rank, seat in list(self.seats.items()):
@@ -384,7 +388,7 @@ class Coordinator:
         self._by_conn.pop(seat.conn, None)
         if seat.rival is not None:  # decided by the incumbent's end
             rival, seat.rival = seat.rival, None
-            self._say(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
+            self._turn_away(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
         if not seat.clean:
             self._fences.put(seat.hello.incarnation, seat.contact.granted)
             self._fenced[seat.hello.incarnation] = rank
@@ -399,9 +403,9 @@ class Coordinator:
             self._over_if_all_stopped(now)
 
     def _drop_rival(self, conn: int) -> None:
-        for seat in self.seats.values():
-            if seat.rival is not None and seat.rival.conn == conn:
-                seat.rival = None
+        seat = self.seats.get(self._claims.pop(conn, -1))
+        if seat is not None and seat.rival is not None and seat.rival.conn == conn:
+            seat.rival = None
 
     # --------------------------------------------------------------------------------------------------- leases
 
@@ -505,14 +509,14 @@ class Coordinator:
             seat.member = True
             seat.moved = now
         token, values = self.config.mint(self.epoch)
-        members = tuple((self.seats[r].hello.incarnation, self.seats[r].hello.address) for r in ranks)
+        addresses = tuple(self.seats[r].hello.address for r in ranks)
         self._go(Phase.PREPARING, now)
         self._stage_since = now
-        self._note("epoch begins", of_epoch=str(self.epoch), members=len(members))
+        self._note("epoch begins", of_epoch=str(self.epoch), members=len(ranks))
         for seat in self.seats.values():
             if seat.contact.owed:
                 self._say(seat.conn, m.Ack(seat.contact.good(now), seat.contact.mark(now)))
-        self._say_all(m.Prepare(self.epoch, members, token, dict(values)))
+        self._say_all(m.Prepare(self.epoch, self._members, addresses, token, dict(values)))
 
     def _prepared(self, conn: int, message: m.Prepared, now: float) -> None:
         seat = self._current(conn, message.epoch)
@@ -580,7 +584,7 @@ class Coordinator:
         if message.retry:
             self._end(cause, now)
         else:
-            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text)
+            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text[: m.MOST_WORDS])
             self._end(cause, now)
 
     def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
@@ -823,7 +827,7 @@ class Coordinator:
         self._consider(LOCAL, None, now)
 
     def _give_up(self, cause: Cause, code: int, reason: str, now: float) -> None:
-        self._abort = m.Abort(cause, code, reason)
+        self._abort = m.Abort(cause, code, reason[: m.MOST_WORDS])
         self.verdict = reason
         self._go(Phase.ABORTED, now)
         self._note("giving up", level="error", reason=reason, code=code)
@@ -832,7 +836,7 @@ class Coordinator:
     def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
         refusal = self._refusal(conn, hello)
         assert self._abort is not None
-        self._say(conn, self._abort if refusal is None else refusal)
+        self._turn_away(conn, self._abort if refusal is None else refusal)
 
     # --------------------------------------------------------------------------------------------------- small ones
 
@@ -853,6 +857,13 @@ class Coordinator:
 
     def _say(self, conn: int, message: Any) -> None:
         self._out.append(Say(conn, message))
+
+    def _turn_away(self, conn: int, why: m.Rejected | m.Abort) -> None:
+        """The answer to a hello that is not taken. It is read first; then the connection takes nobody's place."""
+        self._say(conn, why)
+        if conn not in self._by_conn:
+            self._drop_rival(conn)
+            self._out.append(Hang(conn))
 
     def _say_all(self, message: Any) -> None:
         conns = tuple(s.conn for _, s in sorted(self.seats.items()))
@@ -895,7 +906,7 @@ class Coordinator:
         text = self.waiting_for()
         self._text_at = now + (NEWS_EVERY if len(self.seats) > MANY else 0.0)
         state = (*known, self.wait is Wait.MISMATCHED and text)
-        counts = (len(self.seats), text)
+        counts = (len(self.seats), text, self.budget.charged(now))  # one that leaves the window is told, too
         if state == self._news and (counts == self._count_news or now - self._news_at < NEWS_EVERY):
             return
         self._news, self._count_news, self._news_at = state, counts, now
@@ -905,7 +916,7 @@ class Coordinator:
                 text[:2000],
                 len(self.seats),
                 self.budget.total,
-                self.budget.charged(now),
+                self.budget.ages(now)[: m.MAX_CHARGES],
                 self.history.first,
                 self.history.first_n,
                 None if self.history.first_at is None else max(0.0, now - self.history.first_at),
@@ -921,7 +932,7 @@ def exit_code(cause: Cause) -> int:
     """The launcher's exit code when a group gives up because of ``cause``."""
     if cause.kind in (CauseKind.EXITED, CauseKind.DIED, CauseKind.SIGNALLED, CauseKind.OOM) and cause.code:
         return cause.code
-    if cause.kind is CauseKind.EXITED:
+    if cause.kind is CauseKind.EXITED or (cause.kind is CauseKind.DIED and cause.code == 0):
         return int(ExitCode.ENGINE_ENDED)
     if cause.kind in (CauseKind.SPAWN, CauseKind.UNABLE, CauseKind.MISMATCH):
         return int(ExitCode.CONFIG)

@@ -247,6 +247,19 @@ def kill_tree_without_guard(
         pause = min(pause * 2, 0.05)
 
 
+def still_ours(recorded: Iterable[Key], living: Iterable[Proc], proc: str = PROC) -> dict[Key, None]:
+    """What of ``recorded`` is still needed to find an engine's processes later, and the ``living`` themselves.
+
+    One that has ended counts while its session has members: its pid is not given out anew before they are gone. After
+    that it would be a stranger's.
+    """
+    ours = {p.key: p.session for p in living}
+    sessions = set(ours.values())
+    unseen = [key for key in recorded if key not in ours]  # ended, or missed by a scan, which is not atomic
+    kept = [(pid, start) for pid, start in unseen if pid in sessions or start_time(pid, proc) == start]
+    return dict.fromkeys((*kept, *ours))
+
+
 def _orphans(table: Table, known: set[Key], guard: Key | None, cookie: str | None, proc: str) -> list[Proc]:
     procs = table.procs
     leaders = _leaders(table, known)

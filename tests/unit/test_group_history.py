@@ -240,7 +240,7 @@ class TestAMemberTellsTheNextLeader:
         member = Member(MemberConfig("g", 1, 3, "pod-1", "i1"), 0.0)
         member.handle(Gone(), 0.0)
         member.handle(Connected(), 0.0)
-        member.handle(m.Accepted("leader"), 0.0)
+        member.handle(m.Accepted("leader", 1), 0.0)
         failure = cause(CauseKind.OOM)
         member.handle(m.News("running", first_failure=failure, first_epoch=4, first_age=100.0), 10.0)
         assert member.first_at == -90.0

@@ -114,7 +114,16 @@ def test_the_termination_message_fits_and_keeps_the_newest_lines() -> None:
     assert text.startswith("exit code 1: no restart is allowed\nfirst failure: rank 0: it ended\n")
     assert "19 é" in text and "\n  | 0 é" not in text
     assert termination_message(None, 0, "") == ""
-    assert termination_message(None, 78, "bad model") == "exit code 78: bad model\n"
+    assert termination_message(None, 78, "bad model\ngive another") == "exit code 78: bad model\ngive another\n"
+
+
+def test_the_termination_message_is_bounded_in_bytes_and_moves_no_cursor() -> None:
+    """What it says may come from a peer or an engine."""
+    assert len(termination_message(None, 69, "\u52a0" * 5000).encode()) <= TERMINATION_BYTES
+    strange = Cause(CauseKind.EXITED, 0, "it\x1b[2J ended \udcff", "vllm", 1, ("\x1b[1A\x1b[2Ka tail \ud800",))
+    text = termination_message(strange, 1, "told\x07")
+    assert text.isascii() and all(line.isprintable() for line in text.splitlines())
+    assert "\\x1b[2J ended" in text and "a tail" in text
 
 
 def test_the_first_failure_has_an_age() -> None:

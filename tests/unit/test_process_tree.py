@@ -106,3 +106,13 @@ def test_a_group_that_holds_a_stranger_is_not_killed_as_a_whole() -> None:
         both.kill()
         both.wait()
         both.stdout.close()
+
+
+def test_what_has_ended_is_remembered_while_its_session_lives(tmp_path: Path) -> None:
+    """After that its pid may be given to a stranger."""
+    add(tmp_path, 40, 1)
+    leader, alone, missed, again = (10, 100), (20, 100), (40, 100), (50, 100)
+    living = [Proc(11, 1, 10, 10, 101, "S", "child of 10"), Proc(50, 1, 50, 50, 999, "S", "another 50")]
+    kept = tree.still_ours([leader, alone, missed], living[:1], str(tmp_path))
+    assert set(kept) == {leader, missed, (11, 101)}
+    assert again not in tree.still_ours([], living, str(tmp_path))
