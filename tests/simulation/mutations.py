@@ -283,6 +283,7 @@ class ChallengeSkipped(c.Coordinator):
         super()._challenge(seat, conn, hello, now)
         if seat.rival is not None:
             seat.rival.until = now
+            self._challenges(now)
 
 
 @leader(
@@ -305,7 +306,7 @@ class PreparesForEver(mb.Member):
             super()._beat(tick, now)
 
 
-@member("a leader that never answers a hello is given up")
+@member("a leader that never answers a hello is given up", "hello_unanswered")
 class WaitsForAccepted(mb.Member):
     def _seek(self, tick: Any, now: float) -> None:
         """Do nothing."""
@@ -357,11 +358,11 @@ class ChargesDrains(c.Coordinator):
         self.budget.__class__ = _ChargesDrains
 
 
-@leader("what members remember is inherited once", "old_charges")
-class InheritsAgain(c.Coordinator):
+@leader("what members remember of charges is as old as it is", "old_charges")
+class InheritsAnew(c.Coordinator):
     def _take_in(self, hello: m.Hello, now: float) -> None:
         super()._take_in(hello, now)
-        self.budget.inherit(hello.charged, now)
+        self.budget.inherit([0.0 for _ in hello.charges], now)
 
 
 @member("only a pod that was told to go exits with 0")

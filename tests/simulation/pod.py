@@ -596,7 +596,7 @@ class Agent:
 
     def _prepare(self, action: mb.DoPrepare) -> None:
         epoch = action.shared.epoch
-        self.guard.memory = Memory((epoch, tuple(person.incarnation for person in action.shared.members)))
+        self.guard.memory = Memory((epoch, self.member.epoch_members))
         answer: Any = mb.Able(epoch)
         unable = self.cluster.unable_of(self.pod)
         if unable is not None:

@@ -331,8 +331,8 @@ class Truth:
     def _epoch_made(self, agent: Agent, leader: c.Coordinator, prepare: m.Prepare) -> None:
         if prepare.epoch in self.epochs:
             self.world.broken("one epoch", f"{prepare.epoch} was made twice")
-        if len(prepare.members) != self.cluster.plan.size:
-            self.world.broken("whole", f"{prepare.epoch} has {len(prepare.members)} members")
+        if len(prepare.incarnations) != self.cluster.plan.size:
+            self.world.broken("whole", f"{prepare.epoch} has {len(prepare.incarnations)} members")
         if any(seat.leaving is not None for seat in leader.seats.values()):
             self.world.broken("drain", f"{prepare.epoch} begins while a present member is leaving")
         told = [s.hello.first_failure for s in leader.seats.values() if s.hello.first_failure is not None]
@@ -340,14 +340,13 @@ class Truth:
             told = []  # it knows better than its members: what they saw may have been the end of a drain
         if told and leader.history.first is None:
             self.world.broken("explains", f"the first failure ({told[0]}) was forgotten")
-        knows = [a for a in self.cluster.agents() if a.knows_failure and a.member.incarnation in dict(prepare.members)]
+        knows = [a for a in self.cluster.agents() if a.knows_failure and a.member.incarnation in prepare.incarnations]
         if knows and leader.history.first is None and not leader.history.ended:
             self.world.broken("explains", f"{knows[0].pod.name} has seen an epoch fail; its leader shows no failure")
         known = [s.hello.last_epoch.n for s in leader.seats.values() if s.hello.last_epoch is not None]
         if prepare.epoch.n <= max(known, default=0):
             self.world.broken("one epoch", f"{prepare.epoch} is numbered no higher than an epoch that a member knows")
-        members = tuple(incarnation for incarnation, _ in prepare.members)
-        self.epochs[prepare.epoch] = truth = EpochTruth(prepare.epoch, agent, members, self.world.now)
+        self.epochs[prepare.epoch] = truth = EpochTruth(prepare.epoch, agent, prepare.incarnations, self.world.now)
         truth.calm = not any(t.until > self.world.now for t in self.touches)
         self.cluster.leader_n = max(self.cluster.leader_n, prepare.epoch.n)
 
@@ -358,9 +357,7 @@ class Truth:
         charged = bool(charges) and charges[-1] == agent.local
         if charged:
             self.charges.append(self.world.now)
-        window = self.cluster.plan.restart_window * 1.02 + 1  # (what is inherited begins its window anew)
-        inherited = len({e.leader for e in self.epochs.values()}) > 1
-        known = sum(1 for at in self.charges if inherited or self.world.now - at <= window)
+        known = self._charged_lately
         if leader.budget.charged(agent.local) > known:
             self.world.broken("drain", f"{leader.budget.charged(agent.local)} restarts are charged; there were {known}")
         if charged and not truth.started and not leader._started:
@@ -374,6 +371,12 @@ class Truth:
                 )
             return
         self._explained(truth, cause)
+
+    @property
+    def _charged_lately(self) -> int:
+        """Charges that may still count, whoever made them: one that is inherited keeps its age."""
+        window = self.cluster.plan.restart_window * 1.02 + 1
+        return sum(1 for at in self.charges if self.world.now - at <= window)
 
     def _explained(self, truth: EpochTruth, cause: Cause) -> None:
         """The cause of an epoch's end, against what was truly done."""
@@ -415,7 +418,7 @@ class Truth:
     def _gave_up(self, leader: c.Coordinator) -> None:
         self.aborted.add(leader.config.incarnation)
         assert leader._abort is not None
-        spent = len(self.charges) > self.cluster.plan.max_restarts
+        spent = self._charged_lately > self.cluster.plan.max_restarts
         if spent or self.cluster.ever_unable or "same point" in leader.verdict:
             return
         self.world.broken("recovers", f"the group gave up for no reason: {leader.verdict}")

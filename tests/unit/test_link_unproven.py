@@ -103,7 +103,7 @@ class Leader:
 
     async def empty(self) -> None:
         """No connection is left, nor counted."""
-        await until(lambda: not self.link._conns and self.link._open == 0)
+        await until(lambda: not self.link._members and not self.link._open)
 
 
 async def until(true: Callable[[], object]) -> None:
@@ -191,7 +191,8 @@ def member_link(
     async def here() -> Sequence[str]:
         return (HOST,)
 
-    return MemberLink(GROUP, SECRET, port, here, connected, heard, closed, failed)
+    task = asyncio.get_running_loop().create_task
+    return MemberLink(GROUP, SECRET, port, here, connected, heard, closed, failed, task)
 
 
 # ------------------------------------------------------------------------------------------------- a false leader
@@ -246,7 +247,7 @@ def test_a_member_hears_nothing_of_a_false_leader(words: list[str | bytes]) -> N
 
 def test_each_false_proof_of_a_leader_is_refused() -> None:
     for name in TURNED_BACK:
-        heard, failed = asyncio.run(pretend([f"proven by {name}", m.encode(m.Accepted("abc"))]))
+        heard, failed = asyncio.run(pretend([f"proven by {name}", m.encode(m.Accepted("abc", 1))]))
         assert heard == [], name
         assert "it does not know the group's secret" in failed[0], name
 
