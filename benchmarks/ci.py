@@ -5,7 +5,7 @@ fails when it is more than twice the recorded one in the best of three tries; on
 can only make things worse. No root, no network but loopback.
 
 start handoff, start supervised   wall time from process start to engine exec, over `python3 -c pass`
-start CPU                         CPU time of the launcher's two processes up to the engine's exec, over the same
+start CPU                         CPU time of a launcher with --handoff up to the engine's exec, over the same
 formation                         CPU time of the leader for a group of 128, over that of a plain WebSocket server to
                                   which as many clients connect and say as many words
 memory                            PSS of guard and agent of that leader, over that of the plain server before anybody

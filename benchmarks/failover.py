@@ -16,16 +16,12 @@ held at 0.25 to 0.5 s, else it would double with every round.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import re
-import select
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from benchmarks import costs, plot
@@ -33,6 +29,8 @@ from benchmarks.pods import SERVING_SECONDS, group_of
 from benchmarks.record import Budget, Record
 from benchmarks.rounds import alternate, progress
 from launcher.process.tree import Proc, scan
+from tests.lifetimes import Ends, now
+from tests.notices import Notices
 from tests.pods import until
 from tests.real.launched import AGENT, LaunchedGroup
 
@@ -48,13 +46,6 @@ ARGUMENTS = [
     *("--", "--startup-seconds", str(STARTUP_SECONDS), "--on-peer-loss", "hang"),
 ]
 LEASE, FROZEN = 10.0, 5.0
-
-# What a launcher says first when something is wrong, with the time before it.
-_NOTICE = re.compile(
-    r"^(\S+) launcher [^\n]*?(?:failure |epoch failed|stopping the engine|is silent|member silent|connection to the "
-    r"leader closed|does not answer)",
-    re.MULTILINE,
-)
 
 
 def _budgets() -> tuple[Budget, ...]:
@@ -88,11 +79,11 @@ def run(record: Record, rounds: int, cases: list[str]) -> None:
         if not kinds:
             continue
         with group_of(size, ARGUMENTS) as group:
-            watch = Watch(group)
+            notices = Notices(group)
             for number, kind in enumerate(alternate(kinds, rounds, f"failover, size {size}")):
                 victims = VICTIMS[kind]
                 victim = victims[number // len(kinds) % len(victims)]
-                took = one_round(group, watch, victim)
+                took = one_round(group, notices, victim)
                 for measure, seconds in took.items():
                     record.add(f"size {size}, {kind}", measure, "s", victim.name, seconds)
                 progress(f"{kind}, {victim.name}: " + ", ".join(f"{what} {s:.2f} s" for what, s in took.items()))
@@ -109,37 +100,39 @@ class Victim:
     strike: Callable[[LaunchedGroup, int, Ranks], Callable[[], None] | None]
 
 
-def one_round(group: LaunchedGroup, watch: Watch, victim: Victim) -> dict[str, float]:
+def one_round(group: LaunchedGroup, notices: Notices, victim: Victim) -> dict[str, float]:
     """Hit a random rank; seconds until it was noticed, until all was stopped, until the group served again."""
     epoch = int(group.status()["epoch"])
     rank = random.randrange(group.size)
     ranks = Ranks(group)
-    watch.read()  # what was said before is no notice
-    with Ends(ranks.all_engines) as ends:
-        wall, began = time.time(), time.monotonic()
+    notices.read()  # what was said before is no notice
+    with Ends() as ends:
+        for proc in ranks.all_engines:
+            ends.watch(proc.key)
+        wall, began = time.time(), now()
         mend = victim.strike(group, rank, ranks)
-        stopped = ends.wait(60.0) - began
+        stopped = ends.last(60.0) - began
         mended = began
         if mend is not None:
             mend()
-            mended = time.monotonic()
+            mended = now()
     revive(group)
     served = until_serving_again(group, epoch)
-    noticed = watch.first(wall)
+    noticed = notices.first(wall)
     took = {} if noticed is None else {NOTICED: noticed - wall}
     return {**took, STOPPED: stopped, AGAIN: served - mended}
 
 
 def until_serving_again(group: LaunchedGroup, epoch: int) -> float:
-    """When the leader's /readyz is 200 in a later epoch, monotonic."""
+    """When the leader's /readyz is 200 in a later epoch."""
     leader = group.pods[0]
 
     def ready() -> float | None:
         revive(group)
         if leader.http(f"http://{leader.ip}:{AGENT}/readyz", timeout=2).status != 200:
             return None
-        now = time.monotonic()
-        return now if int(group.status().get("epoch") or 0) > epoch else None
+        at = now()
+        return at if int(group.status().get("epoch") or 0) > epoch else None
 
     return until(ready, SERVING_SECONDS, "the group serves again") or 0.0
 
@@ -166,65 +159,6 @@ class Ranks:
     @property
     def all_engines(self) -> list[Proc]:
         return [p for engine in self.engine.values() for p in engine]
-
-
-class Ends:
-    """Waits for the end of processes, each of which the kernel tells by a pidfd."""
-
-    def __init__(self, procs: list[Proc]) -> None:
-        self._fds: list[int] = []
-        self._poll = select.poll()
-        for proc in procs:
-            with contextlib.suppress(ProcessLookupError):
-                self._fds.append(os.pidfd_open(proc.pid))
-                self._poll.register(self._fds[-1], select.POLLIN)
-
-    def __enter__(self) -> Ends:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for fd in self._fds:
-            os.close(fd)
-
-    def wait(self, patience: float) -> float:
-        """When the last of them had ended, monotonic."""
-        left, deadline = set(self._fds), time.monotonic() + patience
-        while left:
-            ended = self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ended:
-                raise RuntimeError(f"{len(left)} engine processes still live after {patience:g} s")
-            for fd, _ in ended:
-                self._poll.unregister(fd)
-                left.discard(fd)
-        return time.monotonic()
-
-
-class Watch:
-    """Reads what the launchers write, each line once."""
-
-    def __init__(self, group: LaunchedGroup) -> None:
-        self._group = group
-        self._read: dict[Path, int] = {}
-
-    def read(self) -> list[str]:
-        """What was written since the last call, one text a file."""
-        found = []
-        for process in self._group.processes.values():
-            with process.log.open("rb") as file:
-                file.seek(self._read.get(process.log, 0))
-                text = file.read()
-            self._read[process.log] = self._read.get(process.log, 0) + len(text)
-            found.append(text.decode(errors="replace"))
-        return found
-
-    def first(self, since: float) -> float | None:
-        """When (wall clock, to the millisecond) a launcher first said that something is wrong."""
-        times = [
-            datetime.fromisoformat(match[1].replace("Z", "+00:00")).timestamp()
-            for text in self.read()
-            for match in _NOTICE.finditer(text)
-        ]
-        return min((at for at in times if at >= since - 0.001), default=None)
 
 
 # --------------------------------------------------------------------------------------------------------- faults

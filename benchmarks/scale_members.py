@@ -54,6 +54,7 @@ class One:
             heard=self._handle,
             closed=lambda why: self._handle(Closed(why)),
             failed=seen.failed,
+            task=lambda work: asyncio.get_running_loop().create_task(work),
         )
         self._greeted = 0.0
 

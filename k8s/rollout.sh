@@ -17,40 +17,60 @@ instance=$1
 shift
 timeout=${TIMEOUT:-3600} poll=${POLL:-5}
 
-kube() { kubectl "$@"; }
 say() { echo "$(date -u +%H:%M:%S) $*"; }
+# kubectl's answer. Where it has none three times (no rights, no API server) nothing can be said of any group, and the
+# script ends. Never in a pipeline or $( ): there no answer would be taken for an empty one.
+ask() {
+    for try in 1 2 3; do
+        answer=$(kubectl "$@") && return 0
+        [ "$try" = 3 ] || sleep "$poll"
+    done
+    say "stopped: kubectl $1 $2 failed, and without it nothing is known of the groups" >&2
+    exit 69
+}
 
-sets() { kube get statefulset "$@" -l "app.kubernetes.io/instance=$instance" -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}'; }
-of_set() { field=$1 name=$2; shift 2; kube get statefulset "$name" "$@" -o "jsonpath={$field}"; }
-# name revision ready, a line a pod; those on their way out are named "leaving"
+# One field of a set.
+field() { path=$1 name=$2; shift 2; ask get statefulset "$name" "$@" -o "jsonpath={$path}"; }
+# name revision ready, a line a pod; those on their way out have a time after that
 pods() {
-    group=$1
+    name=$1
     shift
-    kube get pods "$@" -l "inference-group=$group" -o 'jsonpath={range .items[*]}{.metadata.name} {.metadata.labels.controller-revision-hash} {.status.conditions[?(@.type=="Ready")].status} {.metadata.deletionTimestamp}{"\n"}{end}'
+    ask get pods "$@" -l "inference-group=$name" -o 'jsonpath={range .items[*]}{.metadata.name} {.metadata.labels.controller-revision-hash} {.status.conditions[?(@.type=="Ready")].status} {.metadata.deletionTimestamp}{"\n"}{end}'
 }
 
 # Whether the leader of a group is ready and stays: callers are served.
 serves() {
-    leader="$1-0"
-    pods "$@" | while read -r name _ ready leaving; do
-        [ "$name" = "$leader" ] && [ "$ready" = True ] && [ -z "$leaving" ] && echo yes
+    pods "$@"
+    echo "$answer" | while read -r name _ ready leaving; do
+        [ "$name" = "$1-0" ] && [ "$ready" = True ] && [ -z "$leaving" ] && echo yes
     done | grep -q yes
 }
-idle() { [ "$(of_set .spec.replicas "$@")" = 0 ]; }
+idle() { field .spec.replicas "$@"; [ "$answer" = 0 ]; }
 # Whether any pod of a group is of another revision than the set's newest.
 outdated() {
-    newest=$(of_set .status.updateRevision "$@")
-    pods "$@" | while read -r _ revision _; do
-        [ "$revision" = "$newest" ] || echo yes
+    field .status.updateRevision "$@"
+    newest=$answer
+    pods "$@"
+    echo "$answer" | while read -r name revision _; do
+        [ -z "$name" ] || [ "$revision" = "$newest" ] || echo yes
     done | grep -q yes
 }
-# Whether every pod is there, of the newest revision, and the group serves.
+# Whether every pod is there, of the newest revision, and the group serves; or nobody wants it any more: the scaler has put
+# it to sleep meanwhile, and it wakes with new pods.
 renewed() {
-    wanted=$(of_set .spec.replicas "$@")
-    [ "$(pods "$@" | grep -c .)" = "$wanted" ] && ! outdated "$@" && serves "$@"
+    field .spec.replicas "$@"
+    wanted=$answer
+    [ "$wanted" = 0 ] && return 0
+    pods "$@"
+    [ "$(echo "$answer" | grep -c .)" = "$wanted" ] && ! outdated "$@" && serves "$@"
 }
 # The controller has seen the newest template; before that updateRevision is the old one.
-observed() { [ "$(of_set .metadata.generation "$@")" = "$(of_set .status.observedGeneration "$@")" ]; }
+observed() {
+    field .metadata.generation "$@"
+    newest=$answer
+    field .status.observedGeneration "$@"
+    [ "$answer" = "$newest" ]
+}
 
 wait_until() { # SECONDS WHAT CONDITION...
     end=$(($(date +%s) + $1)) what=$2
@@ -61,7 +81,8 @@ wait_until() { # SECONDS WHAT CONDITION...
     done
 }
 
-all=$(sets "$@")
+ask get statefulset "$@" -l "app.kubernetes.io/instance=$instance" -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}'
+all=$answer
 [ -n "$all" ] || { echo "rollout.sh: no StatefulSet has the label app.kubernetes.io/instance=$instance" >&2; exit 66; }
 first="" later=""
 for group in $all; do
@@ -89,9 +110,9 @@ for group in $first $later; do
         continue
     fi
     say "$group: replacing all of its pods; requests in flight are finished first"
-    kube delete pods "$@" -l "inference-group=$group" --wait=false > /dev/null
+    ask delete pods "$@" -l "inference-group=$group" --wait=false
     wait_until "$timeout" "$group does not serve with its new pods (\`launcher status\` in one of them says why)" \
         renewed "$group" "$@"
-    say "$group: serves"
+    if [ "$wanted" = 0 ]; then say "$group: put to sleep meanwhile; its next pods are new"; else say "$group: serves"; fi
 done
 say "done"

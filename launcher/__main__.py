@@ -1,7 +1,8 @@
 """Where every `launcher` command begins. Decides one thing: whether this is a run, which the guard must start.
 
 The guard has to be the first process and small, so nothing but it is imported before the fork; options are read in the
-agent. All other commands are plain programs.
+agent. Where the engine may take the launcher's place at once, that is tried before. All other commands are plain
+programs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ def main() -> None:
     """The console script."""
     if is_run(sys.argv[1:]):
         gc.disable()  # what imports make stays; guard and agent turn it on again when they are up: a tenth of the start
+        if asks_for_handoff(sys.argv[1:]):
+            from launcher import handoff
+
+            handoff.attempt()
         from launcher.process import guard
 
         guard.run(_agent)
@@ -36,6 +41,11 @@ def is_run(args: list[str]) -> bool:
     if own and own[0] == "doctor" and any(a in GROUPED for a in own):
         return True  # the group's checks are started as an engine is
     return not own or own[0].startswith("-") or first not in COMMANDS
+
+
+def asks_for_handoff(args: list[str]) -> bool:
+    """Whether it is worth trying. Where only a `--config` file asks for it, it is done all the same, the long way."""
+    return args[:1] != ["doctor"] and ("--handoff" in args or "LAUNCHER_HANDOFF" in os.environ)
 
 
 def _agent(fd: int) -> int:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import random
-import secrets
 import signal
 import socket
 import time
@@ -20,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import memory, planning, roles
+from launcher import memory, planning
 from launcher.engines.base import Engine
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -34,9 +33,10 @@ from launcher.lookout import Lookout
 from launcher.memory import Keeper
 from launcher.pod_engine import PodEngine
 from launcher.process import channel as guard
+from launcher.process import leftovers
 from launcher.settings import Settings
 from launcher.stages import signal_name
-from launcher.status import Timeline, metrics_page, status_object
+from launcher.status import Timeline, metrics_page, monotonic_of, status_object, wall_clock
 from launcher.telling import Telling
 from launcher.words import Cause, CauseKind, Epoch, Identity, Plan
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from launcher.group.link import LeaderLink, MemberLink
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
-OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")  #: from it to us, no further
+OF_THE_ENGINE = (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Orphaned, guard.Stopped)
 PAGES_AFTER = 0.2  #: seconds at most; with one pod the engine's start goes first
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
@@ -64,7 +64,7 @@ class Agent:
     ) -> None:
         self.settings = settings
         self.identity: Identity = planning.identity_of(settings, environ)[0]
-        self.incarnation = secrets.token_hex(6)
+        self.incarnation = os.urandom(6).hex()
         self.timeline = Timeline()
         self._line = GuardLine(channel, self._hear_guard)
         self.log = Log(self._line.say, self.identity.rank, settings.log_format, settings.log_level)
@@ -73,18 +73,21 @@ class Agent:
         self._adapter: Engine = planning.engine_of(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[me.Exit] | None = None
-        self._engine_ordered = asyncio.Event()
+        self._engine_started = asyncio.Event()
         self._queue: deque[tuple[str, Any, int]] = deque()
         self._pumping = False
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
-        self._remembered: Epoch | None = None
-        self.phase = "starting"  #: as people see it
+        self._remembered: tuple[Epoch, leftovers.Snapshot | None] | None = None
+        self._shm_before = memory.shm_from(environ.get("LAUNCHER_LAST_EPOCH") or "[]")
+        self._kept_news: m.News | None = None
+        self.phase = "setup"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log)
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
-        self.environ = {
-            k: v for k, v in roles.environment(environ, self.identity.rank).items() if k not in OF_THE_GUARD
-        }
+        #: How the launcher before us in this pod ended, unless in good order: the guard saw how, the file only that.
+        self._died = _former_death(environ, self.identity.rank) or self._keeper.before.killed(self.identity.rank)
+        self._recalled = False  # whether --state-dir speaks of us, and no more of the launcher before
+        self.environ = planning.engine_environment(environ, self.identity.rank)
         self.lookout = Lookout(settings, self.identity, self.environ, self.log)
         self.member = self._new_member(environ)
         self.engine = PodEngine(
@@ -99,7 +102,7 @@ class Agent:
             tell=self._to_member,
             state=lambda: self.member.state,
             task=self._task,
-            before_handoff=self._close_leader_link,
+            before_handoff=self._before_handoff,
         )
         self.coordinator = self._new_coordinator() if self.identity.is_leader else None
 
@@ -118,13 +121,18 @@ class Agent:
             join_timeout=join_timeout(settings, who),
             may_restart=settings.max_restarts > 0,
             replaces=tuple(r for r in environ.get("LAUNCHER_REPLACES", "").split(",") if r)[-64:],
-            died=_former_death(environ, who.rank) or killed,
+            died=self._died,
             last=_last_epoch(environ) or former.last,
         )
         member = me.Member(config, time.monotonic())
+        ages = tuple(max(0.0, time.time() - at) for at in former.charges)
         member.news = m.News(
-            "gathering", charged=former.charged + (killed is not None), first_failure=former.first_failure or killed
+            "gathering",
+            charges=ages if killed is None else (0.0, *ages),
+            first_failure=former.first_failure or (killed and self._died),
+            first_epoch=former.first_epoch,
         )
+        member.first_at = former.first_at and monotonic_of(former.first_at)
         return member
 
     def _new_coordinator(self) -> co.Coordinator:
@@ -174,16 +182,24 @@ class Agent:
         who = self.identity
         self.log(
             "started",
-            {"group": who.group, "rank": f"{who.rank}/{who.size}", "source": who.source, "leader": who.leader},
+            {"group": who.group, "size": who.size, "source": who.source, "leader": who.leader},
         )
-        self._enter("starting")
+        self._enter("setup")
         for step in (self._listen, self._learn):
             await asyncio.wait([self._task(step()), self._finished_future], return_when=asyncio.FIRST_COMPLETED)
             if self._finished_future.done():
                 return  # told to go, or it can't work
         self._task(self._beat())
         self._task(self._scan())
+        await self._tidy_up()
         self._to_member(me.Gone())  # the guard killed whatever a former agent left before it forked this one
+
+    async def _tidy_up(self) -> None:
+        """The agent before us was killed in an epoch: nobody has looked what its engine left in /dev/shm."""
+        if self._shm_before is not None:
+            removed = await asyncio.to_thread(leftovers.remove, self._shm_before)
+            if removed:
+                self.log("removed what the engine left in /dev/shm", {"files": len(removed)})
 
     async def _done(self) -> me.Exit:
         return await self._finished_future
@@ -200,7 +216,8 @@ class Agent:
         if cause is not None:
             self._telling.failure(cause, self.member.news.restarts, leaving.text)
         self._telling.termination(cause or self.member.news.first_failure, leaving.code, leaving.text)
-        self._remember(clean=leaving.code != ExitCode.SOFTWARE)  # else what runs is ended by the guard, after us
+        if self._recalled:  # else what is remembered is not ours, and we know nothing of what it left
+            self._remember(clean=leaving.code != ExitCode.SOFTWARE)  # else what runs is ended by the guard, after us
         await self._close_leader_link()
         if self._member_link is not None:
             await asyncio.sleep(0.05)  # what was just said is still in the socket's hands
@@ -210,6 +227,10 @@ class Agent:
         )
         self.log("exits", {"code": leaving.code, "why": why})
         return leaving.code
+
+    async def _before_handoff(self) -> None:
+        self._remember(handed_off=True)
+        await self._close_leader_link()
 
     async def _close_leader_link(self) -> None:
         if self._leader_link is not None:
@@ -254,7 +275,7 @@ class Agent:
     async def _serve_pages(self, sockets: Sequence[socket.socket]) -> None:
         """With one pod the engine goes first: what serves HTTP takes as long to import as all else together."""
         if self.identity.alone:
-            await asyncio.wait([self._task(self._engine_ordered.wait()), self._finished_future], timeout=PAGES_AFTER)
+            await asyncio.wait([self._task(self._engine_started.wait()), self._finished_future], timeout=PAGES_AFTER)
         from launcher import http
 
         secret = self._secret.decode("utf-8", "replace") if self._secret else ""
@@ -299,8 +320,9 @@ class Agent:
             self.member.replace(former.incarnation)
         killed = former.killed(self.identity.rank)
         if killed is not None:
-            self.log(killed.text, level="warning")
-        self._remember(incarnation=self.incarnation, place=here, clean=False)
+            self.log((self._died or killed).text, level="warning")
+        self._remember(incarnation=self.incarnation, place=here, clean=False, handed_off=False)
+        self._recalled = True
 
     def _remember(self, **changes: Any) -> None:
         if not self._keeper.remember(**changes):
@@ -337,8 +359,8 @@ class Agent:
         from launcher.group.link import MemberLink
 
         def failed(why: str) -> None:
-            self.log.waiting(f"waiting for the leader {self.identity.leader}: {why}")
-            self.member.refusal = why
+            self.member.refusal = f"waiting for the leader {self.identity.leader}: {why}"
+            self.log.waiting(self.member.refusal)
 
         self._member_link = MemberLink(
             self.identity.group,
@@ -349,6 +371,7 @@ class Agent:
             heard=self._to_member,
             closed=lambda why: self._to_member(Closed(why)),
             failed=failed,
+            task=self._task,
         )
 
     # ------------------------------------------------------------------------------------------------- the one queue
@@ -367,17 +390,23 @@ class Agent:
         self._pumping = True
         try:
             while self._queue:
-                machine, event, conn = self._queue.popleft()
-                now = time.monotonic()
-                if machine == "member":
-                    for action in self.member.handle(event, now):
-                        self._member_acts(action)
-                elif self.coordinator is not None:
-                    for action in self.coordinator.handle(event, conn, now):
-                        self._coordinator_acts(action)
+                self._handle(*self._queue.popleft())
                 self._publish()
+        except Exception as error:  # whoever brought the event, a library's task perhaps, would keep it to itself
+            self._failed(error)
         finally:
             self._pumping = False
+            if self._leader_link is not None:
+                self._leader_link.flush()
+
+    def _handle(self, machine: str, event: Any, conn: int) -> None:
+        now = time.monotonic()
+        if machine == "member":
+            for action in self.member.handle(event, now):
+                self._member_acts(action)
+        elif self.coordinator is not None:
+            for action in self.coordinator.handle(event, conn, now):
+                self._coordinator_acts(action)
 
     def _coordinator_acts(self, action: co.Action) -> None:
         if isinstance(action, Note):
@@ -409,14 +438,13 @@ class Agent:
             self._task(self.engine.prepare(action.shared))
         elif isinstance(action, me.DoStage):
             self.engine.start_stage(action.stage)
-            self._engine_ordered.set()
         elif isinstance(action, me.DoServe):
             self.engine.serve()
             if self.engine.completes:
                 self.log("the work is done on all ranks")
                 self._to_member(me.Terminate(self.settings.grace))
         elif isinstance(action, me.DoDrain):
-            self.engine.drain()
+            self.engine.drain(action.seconds)
         elif isinstance(action, me.DoStop):
             self.engine.stop(action.grace, action.cause)
         elif isinstance(action, me.Exit) and not self._finished_future.done():
@@ -440,7 +468,8 @@ class Agent:
     # ------------------------------------------------------------------------------------------------ from the guard
 
     def _hear_guard(self, report: guard.Report) -> None:
-        if isinstance(report, (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Stopped)):
+        if isinstance(report, OF_THE_ENGINE):
+            self._engine_started.set()
             self.engine.hear(report)
         elif isinstance(report, guard.LeaseExpired):
             self._to_member(me.Expired())
@@ -511,29 +540,37 @@ class Agent:
         if phase != self.phase:
             self._enter(phase)
         news = self.member.news
-        if news.phase in ("gathering", "mismatched", "fenced", "stopping") and news.text:
-            self.log.waiting(news.text)
+        if self.member.state not in (me.State.CLEANING, me.State.SEEKING):  # there it is the leader that is waited for
+            told = news.phase in ("gathering", "mismatched", "fenced", "stopping")
+            bound = {} if news.wait is None else {"at_most_s": round(news.wait, 1)}
+            self.log.waiting(news.text if told else "", bound)
         first = self.coordinator.history.first if self.coordinator is not None else news.first_failure
         stopping = phase in ("stopping", "aborted") or self.member.state is me.State.STOPPING
         settled = not stopping and not self._finished_future.done()  # until then a better word may come
         if settled and first is not None:
             self._telling.failure(first, news.restarts)
         if self.member.address:
-            self._remember(charged=news.charged, first_failure=news.first_failure)
+            if news is not self._kept_news:
+                self._kept_news = news
+                at = self.member.first_at
+                first_at = None if news.first_failure is None or at is None else round(wall_clock(at), 1)
+                charges = tuple(round(time.time() - age) for age in self.member.charges(time.monotonic()))
+                self._remember(charges=charges, first_failure=news.first_failure)
+                self._remember(first_epoch=news.first_epoch, first_at=first_at)
             self._remember_epoch()
 
     def _remember_epoch(self) -> None:
         """The next agent of this guard, and the next container of this pod, must know of this epoch."""
-        epoch = self.member.epoch
-        if epoch is not None and epoch != self._remembered:
-            self._remembered = epoch
-            self._line.send(guard.Remember(memory.epoch_text(epoch, self.member.epoch_members)))
+        epoch, shm = self.member.epoch, self.engine.shm_before
+        if epoch is not None and (epoch, shm) != self._remembered:
+            self._remembered = (epoch, shm)
+            self._line.send(guard.Remember(memory.epoch_text(epoch, self.member.epoch_members, shm)))
             self._remember(last=(epoch, self.member.epoch_members))
 
     @property
     def _phase_now(self) -> str:
         if self.member.state in (me.State.CLEANING, me.State.SEEKING):
-            return "seeking" if not self.identity.is_leader else "starting"
+            return "seeking" if not self.identity.is_leader else "setup"
         if self.coordinator is not None:
             return self.coordinator.shown_phase
         return self.member.news.phase
@@ -550,7 +587,7 @@ class Agent:
         if not self.engine.serving:
             return False, f"not serving: {self.phase}"
         if self.engine.draining:
-            return False, "draining"
+            return False, self.engine.drain_words
         if self.engine.health is not None and not self.engine.health.ok:
             return False, f"the engine is not well: {self.engine.health.words}"
         return True, "serving"
@@ -564,9 +601,11 @@ class Agent:
         return task
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled() or task.exception() is None:
-            return
-        error = task.exception()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
         if isinstance(error, LauncherError):
             if not self._finished_future.done():
                 self._finished_future.set_exception(error)

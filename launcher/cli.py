@@ -12,8 +12,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX = "LAUNCHER"
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Start = Callable[[Settings, Mapping[str, str], Sequence[str]], int]  #: a run, once its options are read: its exit code
 
 # Variables of this prefix that are no options.
 OWN_VARIABLES = {
@@ -266,14 +266,12 @@ def cli() -> None:
 @click.pass_context
 def run(ctx: click.Context, /, **flags: Any) -> int:
     """Find the role, form the group, start the engine, keep the group's fate one. The default command."""
-    from launcher import agent, planning
+    from launcher import planning
 
     settings, environ, warnings = read(ctx, flags, os.environ)
-    fd: int = ctx.obj
     planning.identity_of(settings, environ)
-    gc.freeze()  # nothing of what was imported will ever be garbage
-    gc.enable()
-    return agent.main(fd, settings, environ, warnings)
+    start: Start = ctx.obj
+    return start(settings, environ, warnings)
 
 
 @cli.command(cls=Command)
@@ -386,7 +384,17 @@ def status(url: str | None, agent_port: int | None, token_file: str | None, as_j
     sys.exit(show_status.run(url, agent_port, token_file, as_json, watch))
 
 
-@cli.command()
+class _Render(click.Command):
+    """Its mistakes point to its own help, not to that of `run`."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except click.UsageError as error:
+            raise UsageError(error.format_message(), "see `launcher render --help`") from None
+
+
+@cli.command(cls=_Render)
 @click.option("-f", "--file", "source", required=True, metavar="FILE", help="An InferenceService in YAML; - is stdin.")
 @click.option("-o", "--out", metavar="DIR", help="Write files into this folder. [print all]")
 @click.option(
@@ -399,6 +407,13 @@ def status(url: str | None, agent_port: int | None, token_file: str | None, as_j
     "--launcher-in-image", is_flag=True, help="The engine's image has the launcher inside: no init container."
 )
 @click.option("--keda/--no-keda", default=True, show_default=True, help="From zero to whole groups and back by KEDA.")
+@click.option(
+    "--replicas",
+    type=click.Choice(["zero", "keep"]),
+    default="zero",
+    show_default=True,
+    help="Under KEDA: zero for the first apply, keep from then on: the number is left to KEDA.",
+)
 @click.option("--prometheus", metavar="URL", help="Where KEDA asks for the load.")
 @click.option("--query", metavar="PROMQL", help="Requests in flight, asked of something in front of the engine.")
 @click.option("--load", type=int, default=100, show_default=True, help="Requests in flight that one group carries.")
@@ -541,7 +556,8 @@ def _file(path: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            entries = tomllib.loads(file.read())
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}", "give a readable TOML file") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -570,7 +586,20 @@ def main() -> None:
 
 def run_agent(fd: int) -> int:
     """`run`, in the agent that the guard forked; ``fd`` is its end of the channel."""
-    return _ended(lambda: cli.main(prog_name="launcher", standalone_mode=False, obj=fd))
+
+    def start(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]) -> int:
+        from launcher import agent
+
+        gc.freeze()  # nothing of what was imported will ever be garbage
+        gc.enable()
+        return agent.main(fd, settings, environ, warnings)
+
+    return _ended(lambda: run_with(start))
+
+
+def run_with(start: Start) -> Any:
+    """`run`: read the options and call ``start``. Errors are exceptions."""
+    return cli.main(prog_name="launcher", standalone_mode=False, obj=start)
 
 
 def _ended(command: Callable[[], Any]) -> int:

@@ -68,16 +68,15 @@ def _demo(kill: bool, log: Any) -> int:
 
 def _tell_phases(status: dict[str, Any]) -> None:
     words = {
-        "starting": "the launcher started; what it must know of this node was found",
+        "setup": "the launcher started; what it must know of this node was found",
         "gathering": "rank 0 waited until rank 1 was there and alike",
         "preparing": "all ranks were told of the epoch and can run it",
+        "starting": "the engine started on both ranks until it was healthy",
         "running": "serving",
     }
     phases = status["timeline"]
-    for at, phase in enumerate(phases):
+    for phase in phases:
         said = words.get(phase["phase"], "")
-        if phase["phase"] == "starting" and at > 0:
-            said = "the engine started on both ranks until it was healthy"
         if phase["phase"] != "running":
             print(f"  {phase['phase']:<12} {phase['seconds']:8.2f} s   {said}")
     total = sum(p["seconds"] for p in phases if p["phase"] != "running")

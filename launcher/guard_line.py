@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ class GuardLine:
         self._channel = channel
         self._heard = heard
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._questions = 0
         self._pings = 0
         self._ponged = 0
         self._asks: dict[str, asyncio.Future[guard.Exited | guard.NotStarted]] = {}
@@ -70,7 +70,8 @@ class GuardLine:
 
         Returns its exit code (127: it can't be started, 124: no answer in time) and its output.
         """
-        name = f"ask-{len(self._asks)}-{secrets.token_hex(2)}"
+        self._questions += 1
+        name = f"ask-{self._questions}"
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asks[name] = future
         self._output[name] = ""

@@ -20,6 +20,7 @@ from launcher.words import Cause, CauseKind, Health
 
 METRICS_EVERY = 5.0  #: seconds between looks at the engine's metrics while it serves
 IDLE_EVERY = 0.25
+SAY_EVERY = 5.0  #: seconds at least between two lines about what a drain waits for
 IDLE_FOR = 2.0  #: running + waiting must stay 0 this long before the engine counts as drained
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})?\s+(\S+)")
@@ -131,9 +132,9 @@ class HealthWatch:
         if self._health.canary_url and self._settings.canary_interval:
             self._loop(self._send_canaries())
 
-    def drain(self) -> None:
-        """No new work comes: say when the last is done."""
-        self._loop(self._wait_until_idle())
+    def drain(self, say: Callable[[], None]) -> None:
+        """No new work comes: say when the last is done. ``say`` is called now and then, when ``in_flight`` is new."""
+        self._loop(self._wait_until_idle(say))
 
     def stop(self) -> None:
         self.ok = False
@@ -196,17 +197,25 @@ class HealthWatch:
                 self._fail(CauseKind.HANG, text, time.monotonic() - asked)
                 return
 
-    async def _wait_until_idle(self) -> None:
-        """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes."""
+    async def _wait_until_idle(self, say: Callable[[], None]) -> None:
+        """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes.
+
+        An engine too busy to answer is not idle; the grace bounds that. One that answers with an error (it has no such
+        page) is judged by its connections alone.
+        """
         began = time.monotonic()
         quiet_since = began
+        said: tuple[float | None, float] | None = None
         self._moving()
         names = (*self._health.running, *self._health.waiting)
         while True:
-            page = await self._page(names) if self._health.metrics_url and names else {}
+            page, answered = await self._ask_page(names) if self._health.metrics_url and names else ({}, True)
             self.in_flight = None if page is None else in_flight(self._health, page)
             now = time.monotonic()
-            if self._moving() or self.in_flight:
+            if said is None or (said[0] != self.in_flight and now - said[1] >= SAY_EVERY):
+                said = (self.in_flight, now)
+                say()
+            if self._moving() or self.in_flight or not answered:
                 quiet_since = now
             settled = now - began >= self._settings.drain_settle
             if settled and now - quiet_since >= min(IDLE_FOR, self._settings.drain_settle or IDLE_FOR):
@@ -215,7 +224,11 @@ class HealthWatch:
             await asyncio.sleep(IDLE_EVERY)
 
     async def _page(self, names: Iterable[str]) -> Samples | None:
-        if not self._health.metrics_url:
-            return None
+        return (await self._ask_page(names))[0] if self._health.metrics_url else None
+
+    async def _ask_page(self, names: Iterable[str]) -> tuple[Samples | None, bool]:
+        """The metrics, if they could be read, and whether there was an answer at all."""
+        assert self._health.metrics_url is not None
         reply = await probe.ask(self._health.metrics_url, 5.0, insecure=self._health.insecure)
-        return samples(reply.body.decode("utf-8", "replace"), names) if reply.ok else None
+        page = samples(reply.body.decode("utf-8", "replace"), names) if reply.ok else None
+        return page, reply.status != 0

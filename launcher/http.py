@@ -104,7 +104,7 @@ def _may_see(pages: Pages, headers: Mapping[str, str], peer: str) -> bool:
 
 
 def _reply(status: http.HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8") -> Response:
-    body = text.encode()
+    body = text.encode("utf-8", "backslashreplace")
     headers = Headers(
         {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close", "Cache-Control": "no-store"}
     )

@@ -6,13 +6,14 @@ from an engine is escaped: it can't forge a line or move a cursor.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
 LEVELS = ("debug", "info", "warning", "error")
 REMIND_SECONDS = 60.0
+#: What every line says of itself. A field of an event that is called so becomes ``of_rank`` and so on.
+OWN = ("time", "level", "event", "rank", "epoch")
 
 
 class Log:
@@ -33,22 +34,22 @@ class Log:
         if LEVELS.index(level) >= self._least:
             self._write(self._line(event, fields or {}, level))
 
-    def waiting(self, text: str) -> None:
-        """What is missing: said when it changes, and once a minute while it does not."""
+    def waiting(self, text: str, fields: Mapping[str, object] | None = None) -> None:
+        """What is missing: said when it changes, and once a minute while it does not. Empty: the wait is over."""
         before, at = self._waiting
         now = time.monotonic()
         if text == before and now - at < REMIND_SECONDS:
             return
         self._waiting = (text, now)
         if text:
-            self(text if text != before else f"still {text}")
+            self(text if text != before else f"still {text}", fields)
 
     def block(self, lines: list[str]) -> None:
         """Several lines that belong together: the first failure and its last words."""
         if self._style == "json":
             self._write(self._line(lines[0].strip(), {"detail": lines[1:]}, "error"))
         else:
-            self._write("".join(f"{_plain(line)}\n" for line in lines))
+            self._write("".join(f"{plain(line)}\n" for line in lines))
 
     def _line(self, event: str, fields: Mapping[str, object], level: str) -> str:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -57,19 +58,26 @@ class Log:
             where["rank"] = self._rank
         if self.epoch:
             where["epoch"] = self.epoch
+        fields = {f"of_{k}" if k in OWN else k: v for k, v in fields.items()}
         if self._style == "json":
-            return json.dumps({"time": now, "level": level, "event": event, **where, **fields}, default=str) + "\n"
+            return _json({"time": now, "level": level, "event": event, **where, **fields}) + "\n"
         mark = "" if level == "info" else f"{level.upper()} "
         pairs = "".join(f" {k}={_value(v)}" for k, v in fields.items() if v not in (None, ""))
         place = "".join(f" {k}={v}" for k, v in where.items())
-        return f"{now} launcher{place} {mark}{_plain(event)}{pairs}\n"
+        return f"{now} launcher{place} {mark}{plain(event)}{pairs}\n"
 
 
 def _value(value: object) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
+    return text if text.isprintable() and text and not set(text) & set(' "=') else _json(text)
 
 
-def _plain(text: str) -> str:
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value, default=str)
+
+
+def plain(text: str) -> str:
     """Printable: control characters and line ends become escapes."""
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)

@@ -6,28 +6,25 @@ with names in the place of addresses. Each step is small and calls one room.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import shutil
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from launcher import roles
 from launcher.data import dataclass, field, replace
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
-from launcher.process import leftovers, tree, watch
 from launcher.settings import Settings
-from launcher.words import Epoch, Identity, Member, NodeFacts, Plan, Shared, SourceReport
+from launcher.words import Epoch, Identity, NodeFacts, Plan, Shared, SourceReport
 
 if TYPE_CHECKING:
     from launcher.network.environment import Variable
 
 Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
-GPU_TRIES = 20  #: looks, half a second apart, at GPU memory after an epoch
+#: What the guard tells the agent, and what goes no further.
+OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")
 NETWORK_STATUS_FILE = "/etc/podinfo/network-status"
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 _versions: dict[tuple[Any, ...], Mapping[str, str]] = {}
 
@@ -41,11 +38,7 @@ def identity_of(
     """This pod's identity, what each source said, and warnings. Raises ConfigError."""
     from launcher.identity import identify
 
-    try:
-        namespace = NAMESPACE_FILE.read_text(encoding="utf-8")
-    except OSError:
-        namespace = ""
-    return identify(settings, environ, hostname or socket.gethostname(), namespace)
+    return identify(settings, environ, hostname or os.uname().nodename, _text_of(NAMESPACE_FILE))
 
 
 def secret_of(settings: Settings) -> bytes | None:
@@ -63,16 +56,32 @@ def engine_of(settings: Settings) -> Engine:
     return load(settings)
 
 
+def engine_environment(environ: Mapping[str, str], rank: int) -> dict[str, str]:
+    """The environment that the engine of ``rank`` starts from: what plans lay over it is not in it yet."""
+    own = roles.environment(environ, rank)
+    return {name: value for name, value in own.items() if name not in OF_THE_GUARD}
+
+
 # ------------------------------------------------------------------------------------------------- what is here
 
 
 async def learn(settings: Settings, engine: Engine, environ: Mapping[str, str], ask: Ask) -> NodeFacts:
     """GPUs of this pod and the versions in the engine's interpreter. Both are asked at the same time."""
+    import asyncio
+
     versions, gpus = await asyncio.gather(
         _ask_versions(settings, engine, ask), _ask_gpus(settings, engine, environ, ask)
     )
     count, model = gpus
     return NodeFacts(versions=versions[0], versions_known=versions[1], gpus=count, gpu_model=model)
+
+
+def known(settings: Settings, engine: Engine, environ: Mapping[str, str]) -> NodeFacts | None:
+    """What :func:`learn` would find, where that takes no question to a program; else None."""
+    if engine.distributions(settings) or has_nvidia():
+        return None
+    gpus, model = _gpus(settings, environ, None)
+    return NodeFacts(gpus=gpus, gpu_model=model)
 
 
 async def _ask_versions(settings: Settings, engine: Engine, ask: Ask) -> tuple[Mapping[str, str], bool]:
@@ -95,18 +104,24 @@ async def _ask_versions(settings: Settings, engine: Engine, ask: Ask) -> tuple[M
 
 
 async def _ask_gpus(settings: Settings, engine: Engine, environ: Mapping[str, str], ask: Ask) -> tuple[int | None, str]:
-    from launcher.network.gpus import visible_gpus
-
     smi = None
-    if _has_nvidia():
+    if has_nvidia():
         code, output = await ask(("nvidia-smi", "-L"), 10.0)
         smi = output if code == 0 else None
-    found = visible_gpus(environ, Path("/dev"), smi)
+    return _gpus(settings, environ, smi)
+
+
+def _gpus(settings: Settings, environ: Mapping[str, str], smi: str | None) -> tuple[int | None, str]:
+    from launcher.network.gpus import visible_gpus
+
+    found = visible_gpus(environ, "/dev", smi)
     return (found.count if settings.gpus_per_pod is None else settings.gpus_per_pod), found.model
 
 
-def _has_nvidia() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+def has_nvidia() -> bool:
+    from launcher.network.gpus import device_files
+
+    return bool(device_files("/dev"))
 
 
 def fingerprint(settings: Settings, engine: Engine, facts: NodeFacts) -> dict[str, str]:
@@ -176,8 +191,14 @@ def network(
 
 def _network_status(environ: Mapping[str, str]) -> str:
     """Multus' annotation, from a downwardAPI volume (as a variable it is empty at the first start)."""
+    return _text_of(environ.get("LAUNCHER_NETWORK_STATUS") or NETWORK_STATUS_FILE)
+
+
+def _text_of(path: str) -> str:
+    """What a file that the platform may have put there says; empty without it."""
     try:
-        return Path(environ.get("LAUNCHER_NETWORK_STATUS") or NETWORK_STATUS_FILE).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            return file.read()
     except OSError:
         return ""
 
@@ -217,7 +238,7 @@ def sketch(identity: Identity, addresses: Sequence[str] = ()) -> Shared:
     names = tuple(addresses) or tuple(f"<ip of {identity.name_of(r)}>" for r in range(identity.size))
     if identity.alone and not addresses:
         names = (identity.address or "127.0.0.1",)
-    return Shared(Epoch(1, "0"), tuple(Member(r, str(r), a) for r, a in enumerate(names)))
+    return Shared(Epoch(1, "0"), names)
 
 
 def outline(identity: Identity, address: str) -> Shared:
@@ -247,59 +268,17 @@ def with_token(shared: Shared, secret: bytes | None, group: str, wanted: bool) -
 
 def taken_ports(plan: Plan, address: str) -> str:
     """The first port of the plan that somebody listens on already, in words; empty: all are free."""
+    if not plan.ports:
+        return ""
+    from launcher.process import leftovers
+
     for port in plan.ports:
         if leftovers.busy_ports([port.number], address):
             return f"port {port.number} ({port.name})"
     return ""
 
 
-# --------------------------------------------------------------------------------------- before and after an epoch
-
-
-def oom_kills() -> int | None:
-    """How many processes the kernel has killed in this cgroup for want of memory; None: nobody tells."""
-    return leftovers.oom_kills()
-
-
-@dataclass(frozen=True)
-class Before:
-    """What was there before an epoch, to be compared with what is left after it."""
-
-    shm: leftovers.Snapshot
-    gpu_memory: Mapping[str, int]
-    oom_kills: int | None
-
-
-async def before_epoch(ask: Ask) -> Before:
-    return Before(leftovers.snapshot(), await _gpu_memory(ask), leftovers.oom_kills())
-
-
-async def after_epoch(before: Before, ask: Ask) -> tuple[tuple[str, ...], str]:
-    """Remove what the ended epoch left in /dev/shm, wait (bounded) for GPU memory to come back.
-
-    Returns what was removed, and words about GPU memory that did not come back, else nothing.
-    """
-    removed = await asyncio.to_thread(leftovers.remove, before.shm)
-    kept = ""
-    for _ in range(GPU_TRIES if before.gpu_memory else 0):
-        kept = leftovers.gpu_memory_kept(before.gpu_memory, await _gpu_memory(ask))
-        if not kept:
-            break
-        await asyncio.sleep(0.5)
-    return removed, kept
-
-
-async def sweep(folders: Sequence[str], keep: int = 2) -> None:
-    """Remove the scratch folders of epochs before the newest ``keep``; ``folders`` is oldest first."""
-    for folder in folders[:-keep]:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-async def _gpu_memory(ask: Ask) -> Mapping[str, int]:
-    if not _has_nvidia():
-        return {}
-    code, output = await ask(leftovers.GPU_QUERY, 10.0)
-    return leftovers.gpu_memory(output) if code == 0 else {}
+# ------------------------------------------------------------------------------------------------ while it serves
 
 
 def api_traffic(plan: Plan | None) -> Callable[[], bool]:
@@ -319,8 +298,3 @@ def api_traffic(plan: Plan | None) -> Callable[[], bool]:
         return answer
 
     return moved
-
-
-def activity(procs: Iterable[tree.Proc]) -> int:
-    """A number that moves while any of these processes works."""
-    return watch.activity(procs)

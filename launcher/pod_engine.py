@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import planning, vital
+from launcher import planning, traces, vital
 from launcher.data import replace
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError
@@ -22,9 +21,9 @@ from launcher.group import messages as m
 from launcher.guard_line import GuardLine
 from launcher.log import Log
 from launcher.process import channel as guard
-from launcher.process import tree, watch
+from launcher.process import leftovers, tree, watch
 from launcher.settings import Settings
-from launcher.stages import StageRunner, environment, how_it_ended
+from launcher.stages import OOM_BESIDE, StageRunner, how_it_ended
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Process, Shared
 
 if TYPE_CHECKING:
@@ -72,26 +71,33 @@ class PodEngine:
         self.epoch: Epoch | None = None
         self.serving = False
         self.draining = False
+        self._drain_by = 0.0
         self.health: HealthWatch | None = None
         self.pids: tuple[int, ...] = ()
-        self.recorded: dict[tree.Key, None] = {}  #: every process of this epoch that was ever seen
+        self.recorded: dict[tree.Key, None] = {}  #: processes of this epoch, and ended ones whose sessions live on
         self._ray_token = bool(settings.engine_file is None and settings.engine in ("vllm", "doctor"))
         self._stops = 0
+        self._preparing: Epoch | None = None
         self._frozen_since: dict[tree.Key, float] = {}
-        self._activity = 0
         self._reported: m.Report | None = None
-        self._before: planning.Before | None = None
+        self._before: traces.Before | None = None
         self._scratch: list[str] = []
         self._not_back = ""  # GPU memory that an ended epoch still holds, in words
-        self._vital = vital.Vital(self._vital_ended)
         self.stages = StageRunner(
             identity.rank, line.send, lambda epoch, stage: tell(me.Done(epoch, stage)), self._broke, self._oom_killed
         )
+        self._said: Cause | None = None  #: the failure that our log told last
+        self._vital = vital.Vital(self._vital_ended, lambda: self.stages.pids)
 
     @property
     def completes(self) -> bool:
         """Whether the engine does a piece of work and is then done."""
         return self.plan is not None and self.plan.completes
+
+    @property
+    def shm_before(self) -> leftovers.Snapshot | None:
+        """What was in /dev/shm before the latest epoch; None: none was prepared."""
+        return self._before.shm if self._before is not None else None
 
     async def ask(self, argv: Sequence[str], timeout: float) -> tuple[int, str]:
         """Run a short program in the engine's environment: its exit code and output."""
@@ -106,7 +112,7 @@ class PodEngine:
 
     def mint(self, epoch: Epoch) -> tuple[str, Mapping[str, Any]]:
         """Ray's token of an epoch, made by the leader. With a secret it is derived on each side and not sent."""
-        return ("" if self._secret else secrets.token_hex(32), {}) if self._ray_token else ("", {})
+        return (os.urandom(32).hex() if self._ray_token and not self._secret else "", {})
 
     def plan_for(self, shared: Shared) -> Plan:
         """This rank's plan with an epoch's addresses and ports. Raises LauncherError where it can't work."""
@@ -115,7 +121,11 @@ class PodEngine:
         return planning.with_environment(plan, self.network)
 
     async def prepare(self, shared: Shared) -> None:
-        """All but the start: the plan, free ports, a clean /dev/shm to compare with. Tells Able or NotAble."""
+        """All but the start: the plan, free ports, a clean /dev/shm to compare with. Tells Able or NotAble.
+
+        Each wait may see this epoch stopped and the next one prepared, or even run: then nothing here is of use.
+        """
+        self._preparing = shared.epoch
         shared = planning.with_token(shared, self._secret, self._identity.group, self._ray_token)
         try:
             self.plan = self.plan_for(shared)
@@ -127,14 +137,23 @@ class PodEngine:
         text = self._not_back
         if taken:
             text = f"{taken} is in use on this pod by something that is not of this group"
-        if text and await self._still_not_back(text, taken):
+        refused = bool(text) and await self._still_not_back(shared.epoch, taken)
+        if self._preparing != shared.epoch:
+            return
+        if refused:
             self._tell(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self._identity.rank, text)))
             return
-        self._before = await planning.before_epoch(self.ask)
+        before = await traces.before_epoch(self.ask)
+        if self._preparing != shared.epoch:
+            return
+        self._before = before
+        self.draining = False
         self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
-        await planning.sweep(self._scratch)
+        await traces.sweep(self._scratch)
+        if self._preparing != shared.epoch:
+            return
         self._scratch = self._scratch[-2:]
-        self.epoch = shared.epoch
+        self.epoch, self.draining = shared.epoch, False
         self._log.epoch = str(shared.epoch.n)
         self.recorded.clear()
         self._frozen_since.clear()
@@ -143,12 +162,14 @@ class PodEngine:
         self.stages.begin(shared.epoch, self.plan, environ)
         self._tell(me.Able(shared.epoch))
 
-    async def _still_not_back(self, text: str, taken: str) -> bool:
+    async def _still_not_back(self, epoch: Epoch, taken: str) -> bool:
         """GPU memory that an earlier epoch kept is looked at once more before this one is refused."""
         if taken or self._before is None:
             return True
-        _, self._not_back = await planning.after_epoch(self._before, self.ask)
-        return bool(self._not_back)
+        _, not_back = await traces.after_epoch(self._before, self.ask)
+        if self._preparing == epoch:
+            self._not_back = not_back
+        return bool(not_back)
 
     # ------------------------------------------------------------------------------------------------------- start
 
@@ -164,11 +185,13 @@ class PodEngine:
         """The group is whole: the engine takes the launcher's place. From here on nobody supervises."""
         self._log("hands off: the engine takes this process's place", {"program": process.argv[0]})
         await self._before_handoff()
-        self._line.send_and_wait(guard.Handoff(process.argv, environment(self._environ, process), process.cwd))
+        self._line.send_and_wait(guard.Handoff(process.argv, process.environment(self._environ), process.cwd))
         os._exit(0)
 
     def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0) -> None:
-        self._log("failure", {"cause": cause.text, "process": cause.process}, "info" if self.draining else "error")
+        if not self.draining and not self._identity.is_leader:  # there the group's log says it in the same moment
+            self._log("failure", {"cause": cause.text, "process": cause.process}, "error")
+            self._said = replace(cause, rank=self._identity.rank)
         self._tell(me.Broke(epoch, cause, noticed))
 
     def serve(self) -> None:
@@ -193,13 +216,23 @@ class PodEngine:
         self.health.start()
         self.look()  # who runs now is known from now on, also should the guard be killed
 
-    def drain(self) -> None:
-        """Not ready any more; Idle follows when no request is left."""
-        self.draining = True
+    def drain(self, seconds: float) -> None:
+        """Not ready any more; Idle follows when no request is left, at most ``seconds`` from now."""
+        self.draining, self._drain_by = True, time.monotonic() + seconds
         if self.completes and self.epoch is not None:
             self._tell(me.Idle(self.epoch))  # there are no callers to wait for
         elif self.health is not None and self._identity.is_leader:
-            self.health.drain()
+            self.health.drain(lambda: self._log(self.drain_words))
+        else:
+            self._log("draining: the leader waits for the requests in flight", {"at_most_s": round(seconds, 1)})
+
+    @property
+    def drain_words(self) -> str:
+        """What a drain waits for, and how to end it."""
+        count = self.health.in_flight if self.health is not None else None
+        what = "" if count is None else f"{count:g} request{'' if count == 1 else 's'} in flight, "
+        left = max(0.0, self._drain_by - time.monotonic())
+        return f"draining: {what}at most {left:.0f} s; SIGTERM (or Ctrl-C) again to stop now"
 
     # -------------------------------------------------------------------------------------------------------- stop
 
@@ -211,35 +244,51 @@ class PodEngine:
             self.health = None
         if grace == self._settings.stop_grace and self.plan is not None and self.plan.stop_grace is not None:
             grace = self.plan.stop_grace  # the engine file's own; the lease still ends it
+        self._preparing = None
         self._vital.forget()
-        self.stages.cancel(grace)
+        self.stages.cancel()
         self._stops += 1
+        known = self._identity.is_leader or str(cause) == str(self._said)  # this log has just said why
         if cause.kind is not CauseKind.DRAIN:
-            self._log("stopping the engine", {"why": str(cause), "grace": grace}, "warning")
+            self._log("stopping the engine", {"why": "" if known else str(cause), "grace": grace}, "warning")
         else:
-            self._log("stopping the engine", {"why": cause.text, "grace": grace})
+            self._log("stopping the engine", {"why": str(cause), "grace": grace})
         name = f"stop-{self._stops}"
         self._line.send(guard.Stop(name, None, grace) if grace > 0 else guard.Kill(name, None))
 
     async def _stopped(self, report: guard.Stopped) -> None:
-        """The guard says that nothing runs; the rest of the epoch's traces go too, then the member may say so."""
-        if report.id != f"stop-{self._stops}":
-            return  # an earlier stop's: a later one is on its way
+        """The guard says that nothing runs; the rest of the epoch's traces go too, then the member may say so.
+
+        Each wait may see a later stop come. Then that one looks around itself, and what was seen here says nothing any
+        more: by the time that it is known, the next epoch's engine may run.
+        """
+        if self._is_old(report):
+            return
+        self._vital.settle()
         if not report.clean:
             left = ", ".join(f"pid {pid} ({name}, state {state})" for pid, _, name, state in report.left)
             self._tell(me.Gone(False, f"could not be killed: {left}"))
             await asyncio.sleep(1.0)
+            if self._is_old(report):
+                return
             self._stops += 1
             self._line.send(guard.Kill(f"stop-{self._stops}", None))
             return
         if self._before is not None:
-            removed, self._not_back = await planning.after_epoch(self._before, self.ask)
+            removed, not_back = await traces.after_epoch(self._before, self.ask)
             if removed:
                 self._log("removed what the engine left in /dev/shm", {"files": len(removed)})
+            if self._is_old(report):
+                return
+            self._not_back = not_back
             if self._not_back:
                 self._log(self._not_back, level="error")
         self.pids = ()
         self._tell(me.Gone(True, seconds=report.seconds))
+
+    def _is_old(self, report: guard.Stopped) -> bool:
+        """Whether it answers an earlier stop than the latest."""
+        return report.id != f"stop-{self._stops}"
 
     def kill_without_guard(self, frozen: tree.Key | None = None) -> None:
         """The guard is dead, or ``frozen``: what it guarded is ours to end, at once."""
@@ -253,6 +302,8 @@ class PodEngine:
             self.recorded[(report.pid, report.start_time)] = None
         if isinstance(report, guard.Stopped):
             self._task(self._stopped(report))
+        elif isinstance(report, guard.Orphaned):
+            self._vital.orphaned(report.pid)
         else:
             self.stages.hear(report)
 
@@ -262,8 +313,7 @@ class PodEngine:
             return
         now = time.monotonic()
         procs = [p for p in tree.descendants(self._line.guarding.pid) if p.pid != os.getpid()]
-        for p in procs:
-            self.recorded[p.key] = None
+        self.recorded = tree.still_ours(self.recorded, procs)
         self.pids = tuple(p.pid for p in procs if not p.gone)
         self._frozen_since = watch.stopped_since(self._frozen_since, procs, now)
         for key in watch.frozen(self._frozen_since, now)[:1]:
@@ -273,46 +323,46 @@ class PodEngine:
             if self._state() in (me.State.STARTING, me.State.RUNNING):
                 self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm), frozen)
         self._vital.see(procs, self._vital_names())
-        self._activity = planning.activity(procs) + self.stages.bytes
-        self._report()
+        starting = self._state() is me.State.STARTING  # once it serves, tokens tell whether it works
+        self._report(watch.activity(procs) + self.stages.bytes if starting else 0)
 
     def _vital_names(self) -> tuple[str, ...]:
-        """Which processes of the tree must live on, while the group serves."""
-        if self.plan is None or self.draining or self._state() is not me.State.RUNNING:
+        """Which processes of the tree must live on, once they are there."""
+        if self.plan is None or self.draining or self._state() not in (me.State.STARTING, me.State.RUNNING):
             return ()
         return tuple(name for stage in self.plan.stages for p in stage.processes for name in p.vital)
 
-    def _vital_ended(self, pid: int, name: str, status: int | None) -> None:
-        if self.epoch is None or self.draining:
-            return
-        if any(vital.ending(root) for root in self.stages.pids):
-            return  # it went with its root, of which the guard will tell
-        who, rank = f"process {pid} ({name}) of the engine", self._identity.rank
-        if status is None:
-            text = f"{who} ended although nobody asked it to"
-            cause = Cause(CauseKind.DIED, rank, text, name, None, self.stages.output.last)
+    def _vital_ended(self, end: vital.End) -> None:
+        if self.epoch is None or self.draining or end.along:
+            return  # or it went with its root, of which the guard will tell
+        if not end.killed and self._state() is me.State.STARTING:
+            return  # a process that ends by itself while the engine starts is the engine's own affair
+        who, rank, tail = f"process {end.pid} ({end.name}) of the engine", self._identity.rank, self.stages.output.last
+        if end.status is None:
+            text, kind = f"{who} ended although nobody asked it to", CauseKind.DIED
+            if self._oom_killed():
+                text, kind = f"{text}; {OOM_BESIDE}", CauseKind.OOM
+            cause = Cause(kind, rank, text, end.name, None, tail)
         else:
-            code = os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(end.status)
             report = guard.Exited("", None if code < 0 else code, -code if code < 0 else None, "")
-            cause = how_it_ended(rank, who, report, self.stages.output.last, self._oom_killed)
-            kind = CauseKind.DIED if cause.kind is CauseKind.EXITED else cause.kind
-            cause = replace(cause, kind=kind, process=name)
-        self._broke(self.epoch, cause)
+            cause = how_it_ended(rank, who, report, tail, self._oom_killed)
+            cause = replace(cause, kind=cause.kind if end.killed else CauseKind.DIED, process=end.name)
+        self._broke(self.epoch, cause, end.age)
 
     def _oom_killed(self) -> bool:
-        before, now = self._before.oom_kills if self._before else None, planning.oom_kills()
+        before, now = self._before.oom_kills if self._before else None, leftovers.oom_kills()
         return before is not None and now is not None and now > before
 
-    def _report(self) -> None:
+    def _report(self, activity: int) -> None:
         """Tell the leader what changed; while starting, every sign of life counts."""
         if self.epoch is None:
             return
-        starting = self._state() is me.State.STARTING
         report = m.Report(
             self.epoch,
             self.pids[:64],
             "ok" if self.health is not None and self.health.ok else "",
-            self._activity if starting else 0,
+            activity,
             self.stages.output.last,
         )
         if report != self._reported:

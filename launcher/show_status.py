@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from launcher.errors import UnavailableError, UsageError
 from launcher.settings import AGENT_PORT
@@ -29,10 +31,10 @@ def run(url: str | None, port: int | None, token_file: str | None, as_json: bool
             except UnavailableError as error:
                 if not watch:
                     raise
-                status = {"phase": error.message}
+                status = {"error": error.message}
             if watch and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")
-            print(json.dumps(status) if as_json else table(status), flush=True)
+            print(json.dumps(status) if as_json else table(status, _port(base)), flush=True)
             if not watch:
                 return 0 if status.get("ready") else 1
             time.sleep(1.0)
@@ -69,13 +71,25 @@ def fetch(base: str, token_file: str | None) -> dict[str, Any]:
     return status
 
 
-def table(status: Mapping[str, Any]) -> str:
-    """A dozen lines: the verdict first, then what is missing or what failed, then the members."""
+def _port(base: str) -> int:
+    with contextlib.suppress(ValueError):
+        return urlsplit(base).port or 80
+    return 80
+
+
+def table(status: Mapping[str, Any], port: int = AGENT_PORT) -> str:
+    """A dozen lines: the verdict first, then what is missing or what failed, then the members.
+
+    ``port``: where the launcher was asked, and where its leader may be asked, too.
+    """
     get = status.get
+    if "error" in status:
+        return f"nobody answers: {_clean(get('error'))}"
     word = "serving" if get("ready") else str(get("phase", "unknown"))
     head = f"{_clean(get('group', '?'))}: {_clean(word.upper())}"
     if get("epoch") is not None:
-        head += f"  epoch {_clean(get('epoch'))}, {_clean(get('restarts', 0))} restarts"
+        restarts = _clean(get("restarts", 0))
+        head += f"  epoch {_clean(get('epoch'))}, {restarts} restart{'' if restarts == '1' else 's'}"
     lines = [head + f"  (asked rank {_clean(get('rank'))} of {_clean(get('size'))})"]
     if not get("ready") and get("why"):
         lines.append(f"  {_clean(get('why'))}")
@@ -85,10 +99,15 @@ def table(status: Mapping[str, Any]) -> str:
         lines.append(f"  {_clean(get('note'))}")
     failure = get("first_failure")
     if isinstance(failure, dict):
-        lines.append(f"  first failure: rank {_clean(failure.get('rank'))}: {_clean(failure.get('text'))}")
+        lines.append(f"  {_when(failure)}: rank {_clean(failure.get('rank'))}: {_clean(failure.get('text'))}")
         lines += [f"    | {_clean(line)}" for line in _list(failure.get("tail"))[-5:]]
     lines += _findings([f for f in _list(get("findings")) if isinstance(f, dict)])
-    lines += _members([m for m in _list(get("members")) if isinstance(m, dict)])
+    members = [m for m in _list(get("members")) if isinstance(m, dict)]
+    lines += _members(members)
+    known = bool(members) and members[0].get("state") != "unknown"
+    if known and get("rank") != 0 and isinstance(get("size"), int) and get("size", 0) > len(members):
+        address = _clean(members[0].get("address"))
+        lines.append(f"  only rank 0 knows the others: launcher status --url http://{address}:{port}")
     timeline = [
         f"{_clean(t.get('phase'))} {_seconds(t.get('seconds', 0))}s"
         for t in _list(get("timeline"))[-6:]
@@ -97,6 +116,22 @@ def table(status: Mapping[str, Any]) -> str:
     if timeline:
         lines += ["", "  " + " > ".join(timeline)]
     return "\n".join(lines)
+
+
+def _when(failure: Mapping[str, Any]) -> str:
+    """``first failure (epoch 3, 4 min ago)``, as far as it is known."""
+    known = [] if failure.get("epoch") is None else [f"epoch {_clean(failure['epoch'])}"]
+    age = failure.get("age_s")
+    if isinstance(age, (int, float)) and 0 <= age < 1e12:
+        known.append(f"{_ago(age)} ago")
+    return f"first failure ({', '.join(known)})" if known else "first failure"
+
+
+def _ago(seconds: float) -> str:
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def _findings(findings: list[dict[str, Any]]) -> list[str]:

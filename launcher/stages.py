@@ -17,8 +17,11 @@ from typing import Any
 from launcher import probe
 from launcher.data import dataclass, field
 from launcher.process import channel as guard
+from launcher.process import tree
 from launcher.words import Cause, CauseKind, Epoch, Gate, Plan, Process
 
+#: A root often ends with a code of its own because the kernel killed a worker deep in its tree.
+OOM_BESIDE = "in this epoch the kernel has killed processes of this pod: out of memory (raise the pod's memory limit)"
 TAIL_LINES = 20
 LINE_LENGTH = 400
 POLL_FIRST, POLL_LAST = 0.05, 1.0  #: seconds between looks at a gate: quick at first, then easy on a loading engine
@@ -55,7 +58,8 @@ class Running:
     start_time: int = 0
     gate_open: bool = False
     ended: bool = False
-    lines: Lines = field(default_factory=Lines)
+    lines: Lines = field(default_factory=Lines)  #: of both streams, as they came
+    streams: dict[int, Lines] = field(default_factory=lambda: {1: Lines(), 2: Lines()})
 
 
 class StageRunner:
@@ -66,7 +70,7 @@ class StageRunner:
         rank: int,
         order: Callable[[guard.Spawn], None],
         done: Callable[[Epoch, int], None],
-        broke: Callable[[Epoch, Cause], None],
+        broke: Callable[[Epoch, Cause, float], None],
         killed_by_oom: Callable[[], bool],
     ) -> None:
         self._rank = rank
@@ -78,7 +82,8 @@ class StageRunner:
         self._epoch: Epoch | None = None
         self._environ: Mapping[str, str] = {}
         self._live = False
-        self._kill_at = 0.0
+        self._stop_at = 0.0
+        self._went_before: list[Running] = []
         self._stage = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
@@ -103,18 +108,22 @@ class StageRunner:
             self._count += 1
             name = f"{process.name}-{self._count}"
             self.running[name] = Running(process, stage)
-            self._order(guard.Spawn(name, process.name, process.argv, environment(self._environ, process), process.cwd))
+            self._order(guard.Spawn(name, process.name, process.argv, process.environment(self._environ), process.cwd))
         if not processes:
             self._check_done()
 
-    def cancel(self, grace: float = 0.0) -> None:
-        """The engine is being stopped, with KILL after ``grace`` seconds: from now on ends are no failures.
+    def cancel(self) -> None:
+        """The engine is being stopped: from now on ends are no failures.
 
-        But one by a signal that is not the stop's own TERM came before it, or by somebody else's hand: it is told, for
-        it may be why the neighbour failed that the stop is about, whose word was faster.
+        But what has begun to end by now came before the stop, and may be why the neighbour failed that it is about,
+        whose word was faster: it is told, however late (to give back a GPU's memory may take seconds). So is an end by
+        a signal of a process that the stop had not yet reached. Once it was reached, whatever it ends by is the stop's
+        doing: some engines answer TERM by killing their whole tree, themselves too (SGLang's kill_process_tree), or
+        abort in the teardown of CUDA.
         """
         self._live = False
-        self._kill_at = time.monotonic() + grace
+        self._stop_at = time.monotonic()
+        self._went_before = [r for r in self.running.values() if r.pid and not r.ended and tree.ending(r.pid)]
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
@@ -139,16 +148,19 @@ class StageRunner:
             why = f"{one.process.name} could not be started: {one.process.argv[0]}: {report.text}"
             self._fail(one, Cause(CauseKind.SPAWN, self._rank, why, one.process.name))
         elif isinstance(report, guard.Output):
-            self._hear_output(one, report.data)
+            self._hear_output(one, report)
         elif isinstance(report, guard.Exited):
             self._hear_exit(one, report)
 
-    def _hear_output(self, one: Running, text: str) -> None:
-        self.bytes += len(text)
-        self.output.feed(text)
+    def _hear_output(self, one: Running, report: guard.Output) -> None:
+        self.bytes += len(report.data)
+        self.output.feed(report.data)
+        one.lines.feed(report.data)
         gate = one.process.gate
-        for line in one.lines.feed(text):
-            if gate.kind == "line" and line.startswith(gate.target):
+        if gate.kind != "line" or one.gate_open:
+            return
+        for line in one.streams[report.stream].feed(report.data):  # pieces of the other stream may come in between
+            if line.startswith(gate.target):
                 self._open_gate(one)
 
     def _hear_exit(self, one: Running, report: guard.Exited) -> None:
@@ -157,12 +169,19 @@ class StageRunner:
             self._open_gate(one)
             return
         tail = one.lines.last or tuple(line for line in report.tail.splitlines() if line.strip())[-TAIL_LINES:]
-        self._fail(one, how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom))
+        cause = how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom)
+        self._fail(one, cause, report.at, hit=report.signal is not None and not report.told)
 
-    def _fail(self, one: Running, cause: Cause) -> None:
-        killed = cause.kind in (CauseKind.SIGNALLED, CauseKind.OOM) and cause.code != 128 + signal.SIGTERM
-        if self._epoch is not None and (self._live or (killed and time.monotonic() < self._kill_at)):
-            self._broke(self._epoch, cause)
+    def _fail(self, one: Running, cause: Cause, at: float = 0.0, hit: bool = False) -> None:
+        """``at``: when it was noticed, monotonic; 0: now. ``hit``: by a signal that was not the stop's."""
+        if self._epoch is None:
+            return
+        now = time.monotonic()
+        if one in self._went_before:
+            at = min(at or now, self._stop_at)
+        elif not self._live and not hit:
+            return
+        self._broke(self._epoch, cause, max(0.0, now - at) if at else 0.0)
 
     # ------------------------------------------------------------------------------------------------------ gates
 
@@ -208,11 +227,6 @@ async def _gate_answers(gate: Gate) -> bool:
     return (await probe.ask(gate.target, 5.0, insecure=True)).ok
 
 
-def environment(base: Mapping[str, str], process: Process) -> dict[str, str]:
-    """A process's whole environment: the launcher's less ``unset``, the plan's over it, its defaults under it."""
-    return {**process.defaults, **{k: v for k, v in base.items() if k not in process.unset}, **process.env}
-
-
 def how_it_ended(
     rank: int, name: str, report: guard.Exited, tail: tuple[str, ...], killed_by_oom: Callable[[], bool]
 ) -> Cause:
@@ -226,7 +240,10 @@ def how_it_ended(
     if report.code == 0:
         text = f"{name} ended with exit code 0 although nobody asked it to"
         return Cause(CauseKind.EXITED, rank, text, name, 0, tail)
-    return Cause(CauseKind.EXITED, rank, f"{name} ended with exit code {report.code}", name, report.code, tail)
+    text = f"{name} ended with exit code {report.code}"
+    if killed_by_oom():
+        text += f"; {OOM_BESIDE}"
+    return Cause(CauseKind.EXITED, rank, text, name, report.code, tail)
 
 
 def signal_name(number: int) -> str:

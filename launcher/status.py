@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from launcher.log import plain
 from launcher.words import Cause
 
 if TYPE_CHECKING:
@@ -19,9 +20,25 @@ if TYPE_CHECKING:
 
 TERMINATION_BYTES = 4000  #: the kubelet reads 4096
 PHASES = (
-    *("starting", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
-    *("preparing", "running", "draining", "stopping", "aborted"),
+    *("setup", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
+    *("preparing", "starting", "running", "draining", "stopping", "aborted"),
 )
+_BOOT = time.time() - time.monotonic()
+
+
+def wall_clock(at: float) -> float:
+    """A monotonic time of this process as seconds since 1970, always the same for the same time."""
+    return _BOOT + at
+
+
+def monotonic_of(at: float) -> float:
+    """The other way round."""
+    return at - _BOOT
+
+
+def stamp(at: float) -> str:
+    """Seconds since 1970 as people and programs read them: UTC."""
+    return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Timeline:
@@ -44,19 +61,21 @@ class Timeline:
         return [
             {
                 "phase": phase,
-                "at": datetime.fromtimestamp(at, timezone.utc)
-                .isoformat(timespec="milliseconds")
-                .replace("+00:00", "Z"),
+                "at": stamp(at),
                 "seconds": round(end - since, 3),
             }
             for (phase, at, since), end in zip(self._entries, ends, strict=True)
         ]
 
 
-def failure_object(cause: Cause | None) -> dict[str, Any] | None:
+def failure_object(cause: Cause | None, epoch: int | None, at: float | None) -> dict[str, Any] | None:
+    """A failure; ``epoch``: the number of the one that it ended, ``at``: monotonic seconds."""
     if cause is None:
         return None
     return {
+        "epoch": epoch,
+        "at": None if at is None else stamp(wall_clock(at)),
+        "age_s": None if at is None else round(time.monotonic() - at, 1),
         "rank": cause.rank,
         "cause": cause.kind.value,
         "process": cause.process,
@@ -70,6 +89,10 @@ def status_object(agent: Agent) -> dict[str, Any]:
     """The /status of one pod."""
     who, member, lead = agent.identity, agent.member, agent.coordinator
     ready, why = agent.ready()
+    if lead is not None:
+        first = (lead.history.first, lead.history.first_n, lead.history.first_at)
+    else:
+        first = (member.news.first_failure, member.news.first_epoch, member.first_at)
     status: dict[str, Any] = {
         "phase": agent.phase,
         "ready": ready,
@@ -81,8 +104,9 @@ def status_object(agent: Agent) -> dict[str, Any]:
         "name": who.name,
         "source": who.source,
         "engine": agent.settings.engine_file or agent.settings.engine,
-        "waiting_for": member.news.text or member.refusal,
-        "first_failure": failure_object(lead.history.first if lead else member.news.first_failure),
+        "waiting_for": waiting_for(member.news.text, member.news.wait, member.news_at) or member.refusal,
+        "first_failure": failure_object(*first),
+        "members_present": len(lead.seats) if lead else member.news.present,
         "members": _members(agent),
         "restarts": member.news.restarts,
         "timeline": agent.timeline.rows(),
@@ -91,16 +115,23 @@ def status_object(agent: Agent) -> dict[str, Any]:
     if lead is not None:
         status["failures"] = [
             {
-                "epoch": e.epoch.n,
                 "served_s": None if e.served is None else round(e.served, 1),
-                **(failure_object(e.cause) or {}),
+                **(failure_object(e.cause, e.epoch.n, e.at) or {}),
             }
             for e in lead.history.ended
         ]
     return status
 
 
+def waiting_for(text: str, wait: float | None, since: float) -> str:
+    """What is waited for, and for how long still: ``wait`` seconds counted from ``since``."""
+    if not text or wait is None:
+        return text
+    return f"{text}; {max(0.0, since + wait - time.monotonic()):.0f} s left"
+
+
 def _members(agent: Agent) -> list[dict[str, Any]]:
+    """On the leader every rank, on a worker what it knows itself: the leader and its own."""
     now = time.monotonic()
     who, member, lead = agent.identity, agent.member, agent.coordinator
     if lead is None:
@@ -113,7 +144,7 @@ def _members(agent: Agent) -> list[dict[str, Any]]:
         if seat is None:
             rows.append(_row(rank, "absent", who.name_of(rank), "", (), None))
             continue
-        pids = seat.report.pids if seat.report else ()
+        pids = seat.report.pids if seat.report and seat.joined else ()  # else they have ended
         hello, silent = seat.hello, round(seat.contact.silent_for(now), 1)
         row = _row(rank, _seat_state(agent, seat), hello.address, hello.incarnation, pids, silent)
         rows.append({**row, "facts": hello.facts} if hello.facts else row)
@@ -226,13 +257,23 @@ def failure_block(cause: Cause, reason: str, restarts: int) -> list[str]:
 def termination_message(cause: Cause | None, code: int, text: str) -> str:
     """What the platform shows of the pod's end: at most 4 KiB, the cause first, the oldest lines left out."""
     if cause is None:
-        return "" if code == 0 else f"exit code {code}: {text}\n"[:TERMINATION_BYTES]
-    head = f"first failure: {cause}\n"
+        return "" if code == 0 else _in_bytes(f"exit code {code}: {_escaped(text)}\n")
+    head = f"first failure: {_escaped(str(cause))}\n"
     if code:
-        head = f"exit code {code}: {text}\n" + head if text and text not in head else f"exit code {code}\n" + head
+        told = f": {_escaped(text)}" if text and text not in str(cause) else ""
+        head = f"exit code {code}{told}\n{head}"
     tail = ""
-    for line in reversed(cause.tail):
-        if len((head + line + tail).encode()) + 4 > TERMINATION_BYTES:
+    for line in map(plain, reversed(cause.tail)):
+        if len((head + line + tail).encode()) + 5 > TERMINATION_BYTES:
             break
         tail = f"  | {line}\n" + tail
-    return (head + tail).encode()[:TERMINATION_BYTES].decode("utf-8", "ignore")
+    return _in_bytes(head + tail)
+
+
+def _escaped(text: str) -> str:
+    """It may come from a peer or an engine, and goes to whoever reads the pod's status, a terminal perhaps."""
+    return "\n".join(map(plain, text.splitlines()))
+
+
+def _in_bytes(text: str) -> str:
+    return text.encode()[:TERMINATION_BYTES].decode("utf-8", "ignore")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from launcher.log import Log
 from launcher.status import failure_block, termination_message
@@ -14,7 +14,7 @@ class Telling:
 
     def __init__(self, log: Log, termination_log: str) -> None:
         self._log = log
-        self._path = Path(termination_log)
+        self._path = termination_log
         self._told: Cause | None = None
 
     def failure(self, cause: Cause, restarts: int, giving_up: str | None = None) -> None:
@@ -28,10 +28,11 @@ class Telling:
     def termination(self, cause: Cause | None, code: int, text: str) -> None:
         """Where the platform has made a file for it. One that can't be written is said, and changes nothing."""
         words = termination_message(cause, code, text)
-        if not words or not self._path.exists():
+        if not words or not os.path.exists(self._path):
             return
         try:
-            self._path.write_text(words, encoding="utf-8")
+            with open(self._path, "w", encoding="utf-8") as file:
+                file.write(words)
         except OSError as error:
             why = {"path": self._path, "why": error.strerror}
             self._log("the termination message could not be written", why, "warning")

@@ -4,75 +4,192 @@ The guard reaps what it started itself; a worker's worker is reaped by the engin
 or may never (facts of several engines). A pidfd becomes readable the moment its process ends, whoever the parent is.
 Engines name the processes that count (``Process.vital``): others, such as compile workers, come and go as they like.
 
-How it ended is known while it is a zombie, which is as long as its parent takes to reap it: often long enough. That
-tells the process that somebody killed from those that went down because of it.
+How it ended tells the process that somebody killed from those that went down because of it. Linux 6.15 and later tell
+it also when the parent was faster and has reaped it (PIDFD_GET_INFO). Older ones show it in /proc while it is a zombie,
+which may be over before we look: then nobody knows how. (waitid(P_PIDFD) is for one's own children; only the guard has
+any, and it gets those that lost their parent.)
+
+What ends while its parent ends needs care, for both orders happen. Either somebody killed it, its parent noticed within
+a millisecond and ends too; or the parent went first and took it along, by hand or by PR_SET_PDEATHSIG. In the second
+case its end is reaped by the guard, as an orphan's, and the guard says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import select
+import signal
+import struct
+import time
 from collections.abc import Callable, Iterable, Sequence
 
-from launcher.process.tree import Key, Proc
+from launcher.data import dataclass
+from launcher.process.tree import Key, Proc, ending
 
-PF_EXITING = 0x4  #: of the flags in /proc/PID/stat (include/linux/sched.h)
+HOLD = 0.1  #: seconds in which a better word than ours may come: the guard's, or a stop
+#: They ask a process to end: an engine that goes down sends them to its own.
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+#: include/uapi/linux/pidfd.h: _IOWR(0xFF, 11, struct pidfd_info), its first 64 bytes; the exit code is the last word.
+PIDFD_GET_INFO, PIDFD_INFO_EXIT, INFO_BYTES, EXIT_CODE_AT = 0xC040FF0B, 1 << 3, 64, 60
+
+
+@dataclass(frozen=True)
+class End:
+    """How a watched process ended. ``status``: what wait(2) would tell; None: nobody knows.
+
+    ``along``: its parent took it along, or may have done so. ``age``: seconds since it ended, at least.
+    """
+
+    pid: int
+    name: str
+    status: int | None
+    along: bool
+    age: float
+
+    @property
+    def killed(self) -> bool:
+        """By a signal, and not by one that asks."""
+        return was_killed(self.status)
+
+
+def was_killed(status: int | None) -> bool:
+    """Whether a wait status tells of a signal that does not ask."""
+    return status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) not in ASKING
+
+
+class _Watched:
+    """One process; ``parent`` as it was when it was last seen."""
+
+    def __init__(self, fd: int, name: str, parent: int) -> None:
+        self.fd, self.name, self.parent = fd, name, parent
+        self.ending_since: float | None = None
+        self.reaped_by_guard = False
 
 
 class Vital:
-    """Watches processes by pidfd. ``ended(pid, name, status)`` is called once for each that ends while it is watched.
+    """Watches processes by pidfd. ``ended`` is called once for each that ends while it is watched.
 
-    ``status`` is what wait(2) would tell; None: its parent was faster.
+    ``roots`` gives the pids of the processes that the guard started for the engine and that have not been reaped.
     """
 
-    def __init__(self, ended: Callable[[int, str, int | None], None]) -> None:
+    def __init__(self, ended: Callable[[End], None], roots: Callable[[], Iterable[int]]) -> None:
         self._ended = ended
-        self._fds: dict[Key, tuple[int, str]] = {}
+        self._roots = roots
+        self._watched: dict[Key, _Watched] = {}
+        self._held: dict[int, tuple[End, float, asyncio.TimerHandle]] = {}
 
     def see(self, procs: Iterable[Proc], names: Sequence[str]) -> None:
         """A look at the tree: those whose names begin with one of ``names`` are watched from now on."""
         for p in procs:
-            if p.key in self._fds or p.gone or not p.comm.startswith(tuple(names)):
-                continue
-            try:
-                fd = os.pidfd_open(p.pid)
-            except OSError:  # gone, or a kernel before 5.3: then the engine's own word is all there is
-                continue
-            self._fds[p.key] = (fd, p.comm)
-            asyncio.get_running_loop().add_reader(fd, self._gone, p.key, p.comm)
+            if p.key in self._watched:
+                self._watched[p.key].parent = p.ppid
+            elif not p.gone and p.comm.startswith(tuple(names)):
+                self.watch(p)
+
+    def watch(self, p: Proc) -> None:
+        try:
+            fd = os.pidfd_open(p.pid)
+        except OSError:  # gone, or a kernel before 5.3: then the engine's own word is all there is
+            return
+        self._watched[p.key] = _Watched(fd, p.comm, p.ppid)
+        asyncio.get_running_loop().add_reader(fd, self._gone, p.key)
 
     def forget(self) -> None:
-        """The engine is being stopped: ends mean nothing from now on. Those that came before are told."""
-        for key, (fd, name) in list(self._fds.items()):
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            if poll.poll(0):
-                self._gone(key, name)
+        """The engine is being stopped: ends mean nothing from now on.
+
+        Those that came before are told, also of processes that have begun to end and are not done with it: to give back
+        a GPU's memory may take them seconds, and their neighbours' connections broke long before.
+        """
+        for key, one in list(self._watched.items()):
+            if _over(one.fd):
+                self._gone(key)
+            elif ending(key[0]):
+                one.ending_since = time.monotonic()
             else:
                 self._close(key)
+        for pid in [pid for pid, (end, _, _) in self._held.items() if end.status == 0]:
+            self._tell(pid, along=True)
 
-    def _gone(self, key: Key, name: str) -> None:
+    def settle(self) -> None:
+        """Nothing of the engine is left, and all of the guard's words are heard: what is still held is told."""
+        for key, one in list(self._watched.items()):
+            if _over(one.fd):
+                self._gone(key)
+            else:
+                self._close(key)
+        for pid in list(self._held):
+            self._tell(pid, along=False)
+
+    def orphaned(self, pid: int) -> None:
+        """The guard has reaped it: its parent was gone before."""
+        if pid in self._held:
+            self._tell(pid, along=True)
+        for key, one in self._watched.items():
+            one.reaped_by_guard |= key[0] == pid  # the guard was faster than our own look
+
+    def _gone(self, key: Key) -> None:
+        one = self._watched[key]
+        since, status = one.ending_since, _how(one.fd, key[0])
         self._close(key)
-        self._ended(key[0], name, _status(key[0]))
+        now = time.monotonic()
+        orphan = ending(one.parent)
+        along = orphan or any(ending(root) for root in self._roots())
+        end = End(key[0], one.name, status, along, 0.0 if since is None else now - since)
+        if status == 0 and not along:
+            pass  # it ended in good order, and hardly for itself: a better word may be on its way
+        elif status is not None and not end.killed:
+            self._ended(end)
+            return
+        elif not orphan or one.reaped_by_guard:
+            self._ended(_as(end, along=orphan, age=end.age))
+            return
+        timer = asyncio.get_running_loop().call_later(HOLD, self._tell, key[0], False)
+        self._held[key[0]] = (end, now, timer)
+
+    def _tell(self, pid: int, along: bool) -> None:
+        end, since, timer = self._held.pop(pid)
+        timer.cancel()
+        self._ended(_as(end, along, end.age + time.monotonic() - since))
 
     def _close(self, key: Key) -> None:
-        fd, _ = self._fds.pop(key)
+        fd = self._watched.pop(key).fd
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
 
 
-def ending(pid: int) -> bool:
-    """Whether a process has ended, or has begun to: its descriptors are closed before it becomes a zombie."""
+def _as(end: End, along: bool, age: float) -> End:
+    return End(end.pid, end.name, end.status, along, age)
+
+
+def _over(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _how(fd: int, pid: int) -> int | None:
+    """The wait status of a process that has ended. It may be reaped between two looks, so the first is tried again."""
+    for look in (told_by_pidfd(fd), _zombie(pid)):
+        if look is not None:
+            return look
+    return told_by_pidfd(fd)
+
+
+def told_by_pidfd(fd: int) -> int | None:
+    """What the kernel keeps with the pidfd once the process is reaped."""
+    info = bytearray(INFO_BYTES)
+    struct.pack_into("Q", info, 0, PIDFD_INFO_EXIT)
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return True
-    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & PF_EXITING)
+        fcntl.ioctl(fd, PIDFD_GET_INFO, info)
+    except OSError:  # a kernel before 6.13, or one before 6.15 of a process that is gone
+        return None
+    (told,) = struct.unpack_from("Q", info)
+    return struct.unpack_from("i", info, EXIT_CODE_AT)[0] if told & PIDFD_INFO_EXIT else None
 
 
-def _status(pid: int) -> int | None:
+def _zombie(pid: int) -> int | None:
     """The wait status of a zombie: the last field of its stat line (proc_pid_stat(5), exit_code)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from launcher.data import dataclass, field
 
@@ -97,6 +97,10 @@ class Process:
     defaults: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     #: how the names (comm) of processes begin that this one makes and that must live as long as the engine serves
     vital: tuple[str, ...] = ()
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment: ``base`` less ``unset``, the plan's over it, its defaults under it."""
+        return {**self.defaults, **{k: v for k, v in base.items() if k not in self.unset}, **self.env}
 
 
 @dataclass(frozen=True)
@@ -220,24 +224,11 @@ class NodeFacts:
     gpu_model: str = ""
 
 
-class Member(NamedTuple):
-    """One rank of an epoch, as the leader tells it to all. A tuple: there may be a thousand, on each of a thousand."""
-
-    rank: int
-    incarnation: str
-    address: str  #: IP
-
-
 @dataclass(frozen=True)
 class Shared:
     """What all ranks of an epoch must know alike: handed out by the leader in ``prepare``."""
 
     epoch: Epoch
-    members: tuple[Member, ...]
+    addresses: tuple[str, ...]  #: IP addresses by rank
     token: str = ""  #: Ray token of this epoch; empty: off
     values: Mapping[str, Any] = field(default_factory=dict)  #: small JSON values, for engines
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """IP addresses by rank."""
-        return tuple(m.address for m in self.members)

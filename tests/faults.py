@@ -1,4 +1,4 @@
-"""Faults for groups of real pods, and the witness that no two epochs ran at once. Shared by all engines' tests.
+"""Faults for groups of real pods, and the witness that no two epochs met. Shared by all engines' tests.
 
 What is expected when a part is frozen (SIGSTOP) stands beside its fault. A scenario breaks something of a rank; the
 group must serve again by itself, with the cause kept.
@@ -11,77 +11,170 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from tests.pods import until
-from tests.real.launched import LaunchedGroup
+from launcher.engines import versions
+from launcher.process.tree import Key, Proc, Table, scan
+from tests.lifetimes import TICK, Ends, began, now
+from tests.notices import Notices
+from tests.pods import PodProcess, until
+from tests.real.launched import LAUNCHER, LaunchedGroup
 
 Fault = Callable[[LaunchedGroup, int], None]
 Scenario = tuple[Fault, int]
 
 
 class Witness:
-    """Looks at all processes of all pods ten times a second; knows whether two epochs ever ran at the same time."""
+    """Knows of every process of every engine when it began and when it ended, and so whether two epochs ever met.
+
+    Beginnings are the kernel's, so it is enough to look ten times a second for what is new. A pod that was taken out of
+    the group is looked at as long as it lives.
+    """
 
     def __init__(self, group: LaunchedGroup) -> None:
         self._group = group
+        self._programs: dict[int, tuple[int, PodProcess]] = {}  #: pid of a guard -> rank, program
+        self._epochs: dict[Key, int] = {}
+        self._words: dict[Key, str] = {}
+        self._sessions: dict[int, int] = {}  #: session -> epoch
+        self._ends = Ends()
+        self._old = 0
         self._stop = threading.Event()
-        self._old: dict[tuple[int, int], str] = {}
-        self.mixed = ""
-        self.gone_at: float | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def begin(self) -> None:
+    def __enter__(self) -> Witness:
         """Everything that runs now is the old epoch."""
-        self._old = self._alive()
+        self._old = int(self._group.status()["epoch"])
+        self._ends.__enter__()
+        self._look(self._old)
+        assert self._epochs, "no engine runs"
         self._thread.start()
+        return self
 
-    def end(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(30)
+        self._ends.__exit__(*exception)
 
-    def _alive(self) -> dict[tuple[int, int], str]:
-        return {
-            (p.pid, p.started): f"rank {rank}: {p.command[:200]}"
-            for rank in list(self._group.pods)
-            for p in self._group.engine_processes(rank)
-        }
+    def stopped(self) -> float | None:
+        """When the last process of the old epoch had ended; None while one lives."""
+        ends = [self._ends.at.get(key) for key, epoch in list(self._epochs.items()) if epoch == self._old]
+        return None if None in ends else max(end for end in ends if end is not None)
+
+    def check(self) -> None:
+        """All processes of an epoch had ended before the first of a later one began."""
+        for epoch in sorted(set(self._epochs.values())):
+            later = [key for key, other in self._epochs.items() if other > epoch]
+            if not later:
+                return
+            first = min(later, key=began)
+            for key in (key for key, other in self._epochs.items() if other == epoch):
+                end = self._ends.at.get(key)
+                words = f"{self._words[key]} of epoch {epoch} "
+                words += "still lives" if end is None else f"ended {end - began(first):.3f} s after"
+                words += f", and {self._words[first]} of epoch {self._epochs[first]} began"
+                assert end is not None and end <= began(first) + TICK, f"two epochs ran at once: {words}"
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
-            alive = self._alive()
-            old = [words for key, words in alive.items() if key in self._old]
-            # what ends has no command line any more; a launcher that is killed looks so for a moment
-            new = [words for key, words in alive.items() if key not in self._old and not words.endswith("]")]
-            if not old and self.gone_at is None:
-                self.gone_at = time.monotonic()
-            if old and new and not self.mixed:
-                self.mixed = f"old {old} beside new {new}"
+            self._look()
+
+    def _look(self, epoch: int | None = None) -> None:
+        for rank, program in list(self._group.processes.items()):
+            self._programs[program.pid] = (rank, program)
+        table = scan()
+        for guard, (rank, program) in list(self._programs.items()):
+            if program.returncode is not None:
+                del self._programs[guard]
+                continue
+            for proc in table.below([guard]):  # parents first
+                if proc.key in self._epochs:
+                    continue
+                found = epoch if epoch is not None and _is_engine(proc) else self._epoch_of(proc, guard, table)
+                if found is not None:
+                    self._epochs[proc.key] = found
+                    self._words[proc.key] = f"rank {rank}: pid {proc.pid} ({_command(proc.pid)[:100]})"
+                    self._sessions[proc.session] = found
+                    self._ends.watch(proc.key)
+
+    def _epoch_of(self, proc: Proc, guard: int, table: Table) -> int | None:
+        """By its environment, or where it has overwritten that by its parent's or its session's; None: no engine's."""
+        if not _is_engine(proc):
+            return None
+        environ = _read(f"/proc/{proc.pid}/environ").split(b"\0")
+        for one in environ:
+            if one.startswith(b"LAUNCHER_COOKIE=") and b"." in one:
+                return int(one.rpartition(b".")[2])
+        if proc.ppid == guard and any(one.startswith(b"PATH=") for one in environ):
+            return None  # what the launcher asks in passing
+        parent = table.procs.get(proc.ppid)
+        known = self._epochs.get(parent.key) if parent else None
+        return self._sessions.get(proc.session) if known is None else known
 
 
-def survives(group: LaunchedGroup, name: str, scenario: Scenario, seconds: float) -> str:
-    """Break it, see it come back within ``seconds``. Returns what was measured, in a line; AssertionError with logs."""
+def _is_engine(proc: Proc) -> bool:
+    """Not the launcher's own, nor what it asks in passing, nor what is ending and has no command line any more."""
+    command = _command(proc.pid)
+    return not proc.gone and bool(command) and not any(own in command for own in (str(LAUNCHER), versions.PREFIX))
+
+
+def _command(pid: int) -> str:
+    return _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+@dataclass(frozen=True)
+class Survived:
+    """What was measured of a fault. Seconds after it."""
+
+    engine: str
+    fault: str
+    noticed: float | None  #: by the first line in the log of any launcher
+    stopped: float
+    serving: float
+    failure: str
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """As the table at the end of the session has it (tests/conftest.py)."""
+        noticed = "-" if self.noticed is None else f"{self.noticed:.2f} s"
+        return (self.engine, self.fault, noticed, f"{self.stopped:.2f} s", f"{self.serving:.2f} s", self.failure)
+
+
+def survives(group: LaunchedGroup, engine: str, name: str, scenario: Scenario, seconds: float) -> Survived:
+    """Break it, see it come back within ``seconds``. Returns what was measured; AssertionError with logs."""
     fault, rank = scenario
-    epoch = group.status()["epoch"]
-    witness = Witness(group)
-    witness.begin()
-    began = time.monotonic()
-    fault(group, rank)
-    status = group.until_serving(epoch + 1, seconds)
-    back = time.monotonic() - began
-    witness.end()
-    assert not witness.mixed, f"{name}: two epochs ran at once: {witness.mixed}\n{group.logs()}"
-    assert witness.gone_at is not None, f"{name}: the old epoch still runs\n{group.logs()}"
-    failure = status["first_failure"]
-    assert failure is not None, f"{name}: no cause was kept\n{group.logs()}"
-    return (
-        f"{name:<45} old epoch dead {witness.gone_at - began:6.2f} s  serving {back:6.2f} s  "
-        f"rank {failure['rank']}: {failure['text']}"
-    )
+    epoch = int(group.status()["epoch"])
+    notices = Notices(group)
+    with Witness(group) as witness:
+        wall, at = time.time(), now()
+        fault(group, rank)
+        status = group.until_serving(epoch + 1, seconds)
+        serving = now() - at
+    stopped, noticed = witness.stopped(), notices.first(wall)
+    try:
+        assert stopped is not None, "the old epoch still runs"
+        witness.check()
+        failure = status["first_failure"]
+        assert failure is not None, "no cause was kept"
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {error}\n{group.logs()}") from None
+    words = f"rank {failure['rank']}: {failure['text']}"
+    if (failed := int(status["epoch"]) - epoch) > 1:
+        words += f" ({failed} epochs failed until it served)"
+    return Survived(engine, name, None if noticed is None else noticed - wall, stopped - at, serving, words)
 
 
 def _launcher_pids(group: LaunchedGroup, rank: int) -> tuple[int, int]:
     """(guard, agent) as the machine sees them."""
-    own = [p for p in group.pods[rank].processes() if "launcher" in p.command and p.state != "Z"]
+    own = [p for p in group.pods[rank].processes() if str(LAUNCHER) in p.command and p.state != "Z"]
     guard = next(p for p in own if p.pid_inside == 1)
     return guard.pid, next(p.pid for p in own if p.parent == guard.pid)
 
@@ -112,6 +205,23 @@ def kill_guard(group: LaunchedGroup, rank: int) -> None:
 
 def recreate_pod(group: LaunchedGroup, rank: int) -> None:
     recreate(group, rank, ip=str(group.cluster.subnet[100 + rank]))
+
+
+def replace_while_cut(group: LaunchedGroup, rank: int) -> None:
+    """A node is cut off and its pod deleted by force, as Kubernetes does: another takes the rank while its engine runs.
+
+    Expected: the next epoch begins only when the lease of the first pod's engine is over, by which its guard has killed
+    it; nobody can ask that guard.
+    """
+    former, program = group.pods.pop(rank), group.processes.pop(rank)
+    former.give_up_name()
+    group.pod(rank, ip=str(group.cluster.subnet[150 + rank]))
+    former.link_down()
+    group.start(rank)
+    # With its engine the guard ends what it cannot reach; the launcher itself would wait for its leader for ever.
+    until(lambda: not group.engine_processes_of(former), 60, "the guard of the cut off pod to kill its engine")
+    program.kill_all()
+    former.close()
 
 
 def stop_engine(group: LaunchedGroup, rank: int) -> None:
@@ -185,6 +295,7 @@ ON_FOUR: Mapping[str, Scenario] = {
     "kill -9 guard (container), rank 0": (kill_guard, 0),
     "pod recreated with another address, rank 2": (recreate_pod, 2),
     "leader pod recreated with another address": (recreate_pod, 0),
+    "node cut off, its rank taken by another pod, rank 2": (replace_while_cut, 2),
     "SIGSTOP engine, rank 1": (stop_engine, 1),
     "SIGSTOP agent, rank 2": (stop_agent, 2),
     "SIGSTOP agent, rank 0": (stop_agent, 0),

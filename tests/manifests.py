@@ -59,6 +59,7 @@ def overlay(resources: Sequence[str], components: Sequence[str], folder: Path, *
     def relative(name: str) -> str:
         return name if (folder / name).is_dir() else os.path.relpath(K8S / name, folder.resolve())
 
+    folder.mkdir(exist_ok=True)
     kustomization = {
         "resources": [relative(r) for r in resources],
         "components": [relative(c) for c in components],

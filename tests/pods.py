@@ -133,8 +133,10 @@ class Cluster:
             closing.callback(self._node.close)
             self._node.configure(
                 "link set lo up",
-                # A hub, not a switch: what a bridge learns of an address is wrong once another pod has it.
-                "link add br0 type bridge ageing_time 0",
+                # A hub, not a switch: what a bridge learns of an address is wrong once another pod has it. With a
+                # hardware address of its own: else it takes the lowest of its ports', and when a new pod's is lower,
+                # the pods that know the gateway by the former one reach no DNS until their ARP entries have expired.
+                f"link add br0 address {hardware_address(self.gateway)} type bridge ageing_time 0",
                 f"address add {self.gateway}/24 dev br0",
                 "link set br0 up",
             )
@@ -354,6 +356,14 @@ class Pod:
             f"route replace default via {self.cluster.gateway}",
         )
         self._write_hosts()
+
+    def give_up_name(self) -> None:
+        """As one that was deleted by force on a node that nobody reaches: another may be made of its name, and this one
+        runs on."""
+        taken = self.cluster._pods
+        del taken[self.name]
+        self.name = next(name for n in itertools.count(1) if (name := f"{self.name} (former {n})") not in taken)
+        taken[self.name] = self
 
     def memory_peak(self) -> int:
         """The most memory that the pod held at once, in bytes. Needs `memory_limit`."""

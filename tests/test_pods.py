@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pod_network import hardware_address
 from tests.pod_sandbox import PREFIX
 from tests.pods import ROOT, Cluster, Pod, PodError, PodProcess, until, why_not
 
@@ -50,6 +51,16 @@ def resolved(pod: Pod, name: str) -> list[str]:
     """What the pod's own resolver says: /etc/hosts, resolv.conf and its search list included."""
     answer = pod.exec(["getent", "ahostsv4", name], check=False).stdout
     return sorted({line.split()[0] for line in answer.splitlines()})
+
+
+def test_the_gateway_keeps_its_hardware_address_as_pods_come(cluster: Cluster) -> None:
+    for n in range(4):
+        pod = cluster.pod(f"engine-{n}")
+        resolved(pod, "nobody.invalid")
+        assert (
+            f"{cluster.gateway} dev eth0 lladdr {hardware_address(cluster.gateway)} "
+            in pod.exec(["ip", "neigh"]).stdout
+        )
 
 
 def test_pods_reach_each_other_from_their_own_addresses(two: tuple[Pod, Pod]) -> None:

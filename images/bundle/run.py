@@ -26,7 +26,7 @@ def main():
 
 def another_python():
     """The image's first Python is too old: take a later one of its own, or say so."""
-    for name in ("python3.13", "python3.12", "python3.11", "python3.10"):
+    for name in ("python3.14", "python3.13", "python3.12", "python3.11", "python3.10"):
         for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
             python = os.path.join(folder, name)
             if os.access(python, os.X_OK):

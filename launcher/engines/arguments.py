@@ -9,7 +9,6 @@ Pure functions. An engine's own ``--config`` file is read in ``engine_config``.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -20,8 +19,22 @@ from launcher.settings import Settings
 MASK = "***"
 _NUMBER = re.compile(r"^-\d+(\.\d+)?$")
 _SECRET_WORDS = frozenset(
-    {"key", "keys", "token", "secret", "secrets", "password", "passwd", "credential", "credentials"}
+    {
+        "key",
+        "keys",
+        "token",
+        "secret",
+        "secrets",
+        "password",
+        "passwd",
+        "credential",
+        "credentials",
+        "pat",
+        "dockerconfigjson",
+    }
 )
+#: at the end of a name only: RAY_AUTH_MODE is none
+_SECRET_ENDS = re.compile(r"(?:password|passwd|(?:^|[-_.])(?:auth|pass))$")
 _SECRET_IN_JSON = re.compile(
     r'("[^"]*(?:secret|password|passwd|credential|api_?key|access_?key|_token)[^"]*"\s*:\s*)"[^"]*"', re.IGNORECASE
 )
@@ -133,7 +146,14 @@ def mask(argv: Sequence[str]) -> tuple[str, ...]:
 
 def is_secret(name: str) -> bool:
     """Whether an option or variable is named like one that holds a secret (``--api-key``, not ``--tokenizer``)."""
-    return bool(_SECRET_WORDS & set(re.split(r"[-_.]", name.lower())))
+    name = name.lower()
+    return bool(_SECRET_WORDS & set(re.split(r"[-_.]", name)) or _SECRET_ENDS.search(name))
+
+
+def holds_password(text: str) -> bool:
+    """Whether a value has a URL's password in it (``https://user:password@host``), and no ``$(VARIABLE)`` for it."""
+    found = _USERINFO.search(text)
+    return found is not None and not found[0].partition("://")[2].partition(":")[2].startswith("$(")
 
 
 def facts(args: Sequence[str], leave_out: Iterable[str] = ()) -> dict[str, str]:
@@ -149,9 +169,15 @@ def facts(args: Sequence[str], leave_out: Iterable[str] = ()) -> dict[str, str]:
             continue
         text = " ".join(option.values) if option.values else "given"
         if is_secret(option.name) or _mask_text(text) != text or len(text) > 200:
-            text = "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
+            text = _hashed(text)
         found.setdefault(option.name.lstrip("-"), []).append(text)
     return {"engine.args." + name: ", ".join(texts) for name, texts in found.items()}
+
+
+def _hashed(text: str) -> str:
+    import hashlib  # OpenSSL comes with it: as much as all that is imported here
+
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 # --------------------------------------------------------------------------------------------- spellings

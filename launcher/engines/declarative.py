@@ -7,11 +7,9 @@ so that planning itself stays a pure function.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from launcher.engines import arguments, ports, topology
 from launcher.engines.arguments import Owned
@@ -21,7 +19,7 @@ from launcher.engines.fingerprint import fingerprint
 from launcher.engines.template import Slot, Template, Values, command, fill, host_port, secrets
 from launcher.errors import ConfigError
 from launcher.settings import Settings
-from launcher.words import Epoch, Fingerprint, Gate, Health, Identity, Member, NodeFacts, Plan, Port, Process, Shared
+from launcher.words import Epoch, Fingerprint, Gate, Health, Identity, NodeFacts, Plan, Port, Process, Shared
 from launcher.words import Stage as PlanStage
 
 API_PORT = 8000
@@ -59,8 +57,8 @@ class DeclarativeEngine:
             arguments.refuse_owned(settings.engine_args, owned, settings)
         self._ports_apart(settings)
         # Whatever has no value on this rank shows here, before the group is formed; addresses are not known yet.
-        members = tuple(Member(rank, "", f"<rank {rank}>") for rank in range(identity.size))
-        self.plan(PlanContext(settings, identity, facts, Shared(Epoch(1, ""), members)), identity.rank)
+        addresses = tuple(f"<rank {rank}>" for rank in range(identity.size))
+        self.plan(PlanContext(settings, identity, facts, Shared(Epoch(1, ""), addresses)), identity.rank)
         fits = topology.check(settings, facts, identity.size, topology.world(settings)) if self.file.topology else None
         stages = " then ".join(self._told(stage.name) for stage in self.file.stages)
         return Checked(
@@ -138,6 +136,8 @@ class DeclarativeEngine:
             url = fill(spec.url, values)
             if not url.startswith(("http://", "https://")):
                 raise _bad(spec.url, url, "no URL", 'write url = "http://127.0.0.1:8000/health", or path and port')
+            from urllib.parse import urlsplit
+
             parts = urlsplit(url)
             base = f"{parts.scheme}://{parts.netloc}"
         else:
@@ -149,6 +149,8 @@ class DeclarativeEngine:
         def whole(text: Template | None) -> str | None:
             said = None if text is None else fill(text, values)
             return base + said if said is not None and said.startswith("/") else said
+
+        import json
 
         return Health(
             url=url,

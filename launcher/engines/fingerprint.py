@@ -6,9 +6,8 @@ Facts that nobody could find out are left out. No secret is in it: their values,
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from launcher.engines import arguments
 from launcher.settings import Settings
@@ -73,10 +72,12 @@ def model_identity(path: str) -> Fingerprint:
     Empty for a name on a hub, and where the file cannot be read: the engine itself will say so better.
     """
     try:
-        with (Path(path) / "config.json").open("rb") as file:
+        with open(os.path.join(path, "config.json"), "rb") as file:
             content = file.read(_MAX_CONFIG_JSON)
     except (OSError, ValueError):
         return {}
+    import hashlib
+
     return {"model.config": "sha256:" + hashlib.sha256(content).hexdigest()[:16]}
 
 

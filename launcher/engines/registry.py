@@ -7,7 +7,6 @@ milliseconds, so it is done only for a name that is not built in: start-up time 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -129,6 +128,8 @@ def _no_engine(name: str, found: object) -> ConfigError:
 
 
 def _unknown(settings: Settings, names: list[str]) -> UsageError:
+    import difflib
+
     near = difflib.get_close_matches(settings.engine.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return UsageError(

@@ -7,7 +7,6 @@ for each rank with what is then known. A placeholder may have no value on a rank
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from launcher.data import dataclass, field
@@ -187,6 +186,8 @@ def secrets(template: Template) -> tuple[str, ...]:
 
 def nearest(given: str, known: Collection[str]) -> str:
     """``did you mean X?``, or nothing."""
+    import difflib
+
     like = difflib.get_close_matches(given, list(known), 1, 0.5)
     return f"did you mean {like[0]}? " if like else ""
 

@@ -40,7 +40,13 @@ OWNED = (
 METRICS = Names(
     running=("vllm:num_requests_running",),
     waiting=("vllm:num_requests_waiting",),
-    progress=("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
+    # Prompt tokens are counted when a prefill ends; while it goes on, chunk by chunk, the cache fills.
+    progress=(
+        "vllm:generation_tokens_total",
+        "vllm:prompt_tokens_total",
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",  # an older name
+    ),
     sleeping=(
         'vllm:engine_sleep_state{sleep_state="weights_offloaded"}',
         'vllm:engine_sleep_state{sleep_state="discard_all"}',

@@ -6,8 +6,11 @@ drains, mismatches and members that could not prepare cost nothing.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
+from collections.abc import Iterable
+from itertools import zip_longest
 
 from launcher.data import dataclass
 from launcher.words import Cause, CauseKind
@@ -57,11 +60,28 @@ class Budget:
             self._charges.popleft()
         return len(self._charges)
 
-    def inherit(self, count: int, now: float) -> None:
-        """A member remembers ``count`` charges of a leader before us."""
-        while self.charged(now) < min(count, self._max):
-            self._charges.append(now)
-        self.total = max(self.total, count)
+    def used(self, now: float) -> str:
+        """In words: how much of the budget is spent."""
+        return f"{self.charged(now)} of {self._max} restarts"
+
+    def ages(self, now: float) -> tuple[float, ...]:
+        """How long ago each charge was made that counts, newest first."""
+        return tuple(round(now - at, 1) for at in reversed(self._charges)) if self.charged(now) else ()
+
+    def inherit(self, ages: Iterable[float], now: float) -> None:
+        """A member remembers charges of a leader before us, each as old as it is.
+
+        Members remember the same charges, each as far as it has heard: the newest that anybody knows is as new as he
+        says, so is the second, and so on; nothing counts twice. What is inherited never gives the group up by itself,
+        nor does a member that says a thousand: the limit is spent by a failure that happens here. So a container that
+        is killed whole, again and again, before anything fails in it, is not judged: giving up would only end it once
+        more, and its kubelet already waits longer each time.
+        """
+        told = sorted((now - age for age in ages if age <= self._window), reverse=True)[: self._max]
+        mine = reversed(self._charges)
+        self._charges = deque(max(pair) for pair in zip_longest(mine, told, fillvalue=-math.inf))
+        self._charges.reverse()
+        self.total = max(self.total, len(told))
 
     def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
         """An epoch ended by ``cause`` in ``stage``; ``served``: seconds in which it was ready, None if never."""

@@ -42,7 +42,7 @@ from launcher.group import messages as m
 from launcher.group.budget import STEADY, Budget
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
 from launcher.group.fences import Fences
-from launcher.group.history import WINDOW, History, explains_better, with_neighbour
+from launcher.group.history import WINDOW, History, came_before, explains_better, with_neighbour
 from launcher.group.lease import Contact, Terms
 from launcher.group.measures import DrainEnd, Measures
 from launcher.group.seats import Rival, Seat, alike, differences, named
@@ -168,8 +168,11 @@ class Coordinator:
         self._born = now
         self._n = config.highest_n
         self._fences = Fences(config.terms)
+        self._fenced: dict[str, int] = {}  # incarnation -> its rank, for words
+        self._pause = ""  # why the next epoch does not begin at once, in words
         self._superseded: dict[str, None] = {}
         self._by_conn: dict[int, int] = {}
+        self._claims: dict[int, int] = {}  # connections of rivals, and the rank that each has claimed
         self._members: tuple[str, ...] = ()  # incarnations of the current epoch, by rank
         self._back: set[int] = set()  # ranks whose member of it was lost and is seated again: it lives
         self._frozen: float | None = None  # contact of a member that was lost in this epoch: F moves no further
@@ -177,7 +180,7 @@ class Coordinator:
         self._fresh_at = now
         self._ready_at: float | None = None
         self._started = False  # a stage of this epoch was started: its end is charged
-        self._cause_at = now
+        self._cause_at = self._broke_at = now  # when the leader heard of it, and when it was, as far as anybody knows
         self._drain_by: float | None = None
         self._drain_end = DrainEnd.IDLE
         self._not_before = now
@@ -219,7 +222,7 @@ class Coordinator:
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
         refusal = self._refusal(conn, hello)
         if refusal is not None:
-            self._say(conn, refusal)
+            self._turn_away(conn, refusal)
             return
         self._drop_rival(conn)  # what it claimed before
         seat = self.seats.get(hello.rank)
@@ -259,15 +262,19 @@ class Coordinator:
         if hello.died is not None:
             self._explain_death(hello, replace(hello.died, rank=hello.rank))
         if not self._members:  # from our first epoch on we know better
-            self.history.inherit(hello.first_failure)
-            self.budget.inherit(hello.charged, now)
+            at = None if hello.first_age is None else now - hello.first_age
+            self.history.inherit(hello.first_failure, hello.first_epoch, at)
+            self.budget.inherit(hello.charges, now)
         epoch = hello.last_epoch
         if epoch is None:
             return
         self._n = max(self._n, epoch.n)
         if epoch.leader != self.config.incarnation:
-            here = (seat.clears for seat in self.seats.values() if seat.contact.proven is not None)
-            self._fences.put_foreign(hello, frozenset().union(*here), now)
+            self._fences.put_foreign(hello, self._known_clean, now)
+
+    def _known_clean(self) -> frozenset[str]:
+        """Launchers of which nothing runs: members here that have answered, and those before them."""
+        return frozenset().union(*(s.clears for s in self.seats.values() if s.contact.proven is not None))
 
     def _explain_death(self, hello: m.Hello, died: Cause) -> None:
         """A launcher that was killed is back and says how: the end of an epoch that it was in, and of no other."""
@@ -295,12 +302,11 @@ class Coordinator:
     def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
         self.seats[hello.rank] = Seat(conn, hello, Contact(now), moved=now)
         self._by_conn[conn] = hello.rank
-        self._say(conn, m.Accepted(self.config.incarnation))
-        self._say(conn, m.Ack(0, self.seats[hello.rank].contact.mark(now)))
+        self._say(conn, m.Accepted(self.config.incarnation, self.seats[hello.rank].contact.mark(now)))
         if self._members and self._members[hello.rank] == hello.incarnation:
             self._back.add(hello.rank)
         self.history.came_back(hello.incarnation)
-        self._note("member joined", rank=hello.rank, address=hello.address, incarnation=hello.incarnation)
+        self._note("member joined", member=hello.rank, address=hello.address, incarnation=hello.incarnation)
         if self.phase is Phase.WAITING:
             self._look(conn, hello, now)
 
@@ -316,10 +322,11 @@ class Coordinator:
 
     def _challenge(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
         if seat.rival is not None and seat.rival.conn != conn:
-            self._say(conn, m.Rejected("duplicate", f"rank {hello.rank} is being decided between two pods", 2))
+            self._turn_away(conn, m.Rejected("duplicate", f"rank {hello.rank} is being decided between two pods", 2))
             return
         nonce = f"{self._rng.getrandbits(64):016x}"
         seat.rival = Rival(conn, hello, nonce, now + CHALLENGE_SECONDS)
+        self._claims[conn] = hello.rank
         self._say(seat.conn, m.Challenge(nonce, f"{hello.name} at {hello.address}"))
 
     def _stand(self, conn: int, answer: m.Answer, now: float) -> None:
@@ -333,7 +340,7 @@ class Coordinator:
             f"{rival.hello.name} at {rival.hello.address} also claims it"
         )
         self._note("duplicate rank", level="warning", text=text)
-        self._say(rival.conn, m.Rejected("duplicate", text, 5))
+        self._turn_away(rival.conn, m.Rejected("duplicate", text, 5))
 
     def _challenges(self, now: float) -> None:
         for rank, seat in list(self.seats.items()):
@@ -359,7 +366,7 @@ class Coordinator:
             return
         seat = self.seats[rank]
         left = seat.leaving is not None
-        self._note("member left" if left else "member gone", rank=rank, why=closed.why)
+        self._note("member left" if left else "member gone", member=rank, why=closed.why)
         self._remove(rank, Cause(CauseKind.LOST, rank, closed.why), now)
         if self.phase is Phase.WAITING:
             self._look(conn, closed, now)
@@ -391,9 +398,10 @@ class Coordinator:
         self._by_conn.pop(seat.conn, None)
         if seat.rival is not None:  # decided by the incumbent's end
             rival, seat.rival = seat.rival, None
-            self._say(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
+            self._turn_away(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
         if not seat.clean:
             self._fences.put(seat.hello.incarnation, seat.contact.granted)
+            self._fenced[seat.hello.incarnation] = rank
         if seat.member:
             self._frozen = seat.contact.at if self._frozen is None else min(self._frozen, seat.contact.at)
 
@@ -405,9 +413,9 @@ class Coordinator:
             self._over_if_all_stopped(now)
 
     def _drop_rival(self, conn: int) -> None:
-        for seat in self.seats.values():
-            if seat.rival is not None and seat.rival.conn == conn:
-                seat.rival = None
+        seat = self.seats.get(self._claims.pop(conn, -1))
+        if seat is not None and seat.rival is not None and seat.rival.conn == conn:
+            seat.rival = None
 
     # --------------------------------------------------------------------------------------------------- leases
 
@@ -448,7 +456,7 @@ class Coordinator:
                 continue
             silent = seat.contact.silent_for(now)
             text = f"no sign of life from its launcher at {seat.hello.address} for {silent:.1f} s"
-            self._note("member silent", level="warning", rank=rank, seconds=round(silent, 1))
+            self._note("member silent", level="warning", member=rank, seconds=round(silent, 1))
             self._out.append(Hang(seat.conn))
             self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=seat.tail), now, silent)
 
@@ -512,14 +520,14 @@ class Coordinator:
             seat.member = True
             seat.moved = now
         token, values = self.config.mint(self.epoch)
-        members = tuple((self.seats[r].hello.incarnation, self.seats[r].hello.address) for r in ranks)
+        addresses = tuple(self.seats[r].hello.address for r in ranks)
         self._go(Phase.PREPARING, now)
         self._stage_since = now
-        self._note("epoch prepared", epoch=str(self.epoch), members=len(members))
+        self._note("epoch begins", of_epoch=str(self.epoch), members=len(ranks))
         for seat in self.seats.values():
             if seat.contact.owed:
                 self._say(seat.conn, m.Ack(seat.contact.good(now), seat.contact.mark(now)))
-        self._say_all(m.Prepare(self.epoch, members, token, dict(values)))
+        self._say_all(m.Prepare(self.epoch, self._members, addresses, token, dict(values)))
 
     def _prepared(self, conn: int, message: m.Prepared, now: float) -> None:
         seat = self._current(conn, message.epoch)
@@ -537,7 +545,7 @@ class Coordinator:
         self.stage = stage
         self._stage_since = now
         self._started = True
-        self._note("stage started", epoch=str(self.epoch), stage=self.stages[stage].name)
+        self._note("stage started", of_epoch=str(self.epoch), stage=self.stages[stage].name)
         self._say_all(m.Start(self.epoch, stage))
 
     def _stage_done(self, conn: int, message: m.StageDone, now: float) -> None:
@@ -553,7 +561,7 @@ class Coordinator:
         assert self.epoch is not None
         self._go(Phase.RUNNING, now)
         self._ready_at = now
-        self._note("group runs", epoch=str(self.epoch), size=self.config.size)
+        self._note("group runs", of_epoch=str(self.epoch), size=self.config.size)
         self._say_all(m.Running(self.epoch))
 
     def _report(self, conn: int, report: m.Report, now: float) -> None:
@@ -587,22 +595,23 @@ class Coordinator:
         if message.retry:
             self._end(cause, now)
         else:
-            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text)
+            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text[: m.MOST_WORDS])
             self._end(cause, now)
 
     def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
         seat = self._seat_of(conn)
         if seat is not None and message.epoch == self.epoch:
-            self._also(replace(message.cause, rank=seat.hello.rank), now)
+            noticed = message.noticed if isinstance(message, m.Failed) else 0.0
+            self._also(replace(message.cause, rank=seat.hello.rank), now - noticed)
 
     def _also(self, cause: Cause, now: float) -> None:
-        """A failure after the first: it is the cause only if it explains the first and came right after it."""
+        """A failure beside the first, of ``now``: the cause only if it explains the first and came right after it."""
         assert self.cause is not None
         if self.cause.kind is CauseKind.DRAIN or now - self._cause_at > WINDOW:
             return
-        if explains_better(cause, self.cause):
+        if explains_better(cause, self.cause) or (now < self._broke_at and came_before(cause, self.cause)):
             self._note("failure explained", level="warning", cause=str(cause))
-            self.cause = cause
+            self.cause, self._broke_at = with_neighbour(cause, self.cause), now
         else:
             self.cause = with_neighbour(self.cause, cause)
 
@@ -692,7 +701,7 @@ class Coordinator:
             self.cause, self._cause_at = _drain_cause(seat.hello.rank), now
             self._drain_end = DrainEnd.IDLE
             self._go(Phase.DRAINING, now)
-            self._note("draining", rank=seat.hello.rank, seconds=round(max(0.0, by - now), 1))
+            self._note("draining", member=seat.hello.rank, at_most_s=round(max(0.0, by - now), 1))
             self._say_all(m.Drain(self.epoch, self.cause, max(0.0, by - now)))
         if message.grace <= 0:
             self._drain_end = DrainEnd.HURRIED
@@ -703,7 +712,7 @@ class Coordinator:
     def _drained(self, conn: int, message: m.Drained, now: float) -> None:
         seat = self._current(conn, message.epoch)
         if seat is not None and seat.hello.rank == 0:
-            self._note("drained", epoch=str(self.epoch), seconds=round(now - self.phase_since, 1))
+            self._note("drained", of_epoch=str(self.epoch), seconds=round(now - self.phase_since, 1))
             self._stop_leader_first(now)
 
     def _watch_drain(self, conn: int, tick: Tick, now: float) -> None:
@@ -712,7 +721,7 @@ class Coordinator:
             return
         leader = self.seats[0]
         if not leader.told_stop:
-            self._note("drain cut short by the grace", level="warning", epoch=str(self.epoch))
+            self._note("drain cut short by the grace", level="warning", of_epoch=str(self.epoch))
             self._drain_end = DrainEnd.GRACE
             self._stop_leader_first(now)
         elif now >= self._drain_by + self._grace_left(self._drain_by) * 0.6:
@@ -741,7 +750,7 @@ class Coordinator:
         """A worker whose rank 0 is being stopped may well end: that is no failure, and rank 0 keeps its time."""
         seat = self._current(conn, message.epoch)
         if seat is not None and self.seats[0].told_stop and seat.hello.rank != 0:
-            self._note("ended with rank 0", rank=seat.hello.rank, cause=message.cause.text)
+            self._note("ended with rank 0", level="debug", member=seat.hello.rank, cause=message.cause.text)
         else:
             self._failed(conn, message, now)
 
@@ -763,10 +772,10 @@ class Coordinator:
             self._measure_drain(cause, now)
         if not drained:
             self.measures.detected.add(noticed)
-        self.cause, self._cause_at = cause, now
+        self.cause, self._cause_at, self._broke_at = cause, now, now - noticed
         self._go(Phase.STOPPING, now)
         if not drained:
-            self._note("epoch failed", level="error", epoch=str(self.epoch), cause=str(cause))
+            self._note("epoch failed", level="error", of_epoch=str(self.epoch), cause=str(cause))
         if was_draining and not drained:
             self._started = False  # nobody pays for a failure in an epoch that was ending anyway
         grace = self.config.stop_grace
@@ -819,8 +828,9 @@ class Coordinator:
             self._give_up(self.history.first or self.cause, exit_code(self.cause), verdict.reason, now)
             return
         self._not_before = now if drained else now + verdict.delay
+        self._pause = f"the engine is started again after a pause, {self.budget.used(now)} used"
         self._frozen = None
-        self._note("epoch over", epoch=str(self.epoch), cause=str(self.cause), next_in=round(verdict.delay, 2))
+        self._note("epoch over", of_epoch=str(self.epoch), next_in=round(verdict.delay, 2))
         self._go(Phase.WAITING, now)
         for seat in list(self.seats.values()):
             if seat.leaving is not None:
@@ -828,16 +838,16 @@ class Coordinator:
         self._consider(LOCAL, None, now)
 
     def _give_up(self, cause: Cause, code: int, reason: str, now: float) -> None:
-        self._abort = m.Abort(cause, code, reason)
+        self._abort = m.Abort(cause, code, reason[: m.MOST_WORDS])
         self.verdict = reason
         self._go(Phase.ABORTED, now)
-        self._note("giving up", level="error", cause=str(cause), reason=reason, code=code)
+        self._note("giving up", level="error", reason=reason, code=code)
         self._say_all(self._abort)
 
     def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
         refusal = self._refusal(conn, hello)
         assert self._abort is not None
-        self._say(conn, self._abort if refusal is None else refusal)
+        self._turn_away(conn, self._abort if refusal is None else refusal)
 
     # --------------------------------------------------------------------------------------------------- small ones
 
@@ -859,6 +869,13 @@ class Coordinator:
     def _say(self, conn: int, message: Any) -> None:
         self._out.append(Say(conn, message))
 
+    def _turn_away(self, conn: int, why: m.Rejected | m.Abort) -> None:
+        """The answer to a hello that is not taken. It is read first; then the connection takes nobody's place."""
+        self._say(conn, why)
+        if conn not in self._by_conn:
+            self._drop_rival(conn)
+            self._out.append(Hang(conn))
+
     def _say_all(self, message: Any) -> None:
         conns = tuple(s.conn for _, s in sorted(self.seats.items()))
         if conns:
@@ -877,10 +894,20 @@ class Coordinator:
             absent = f"; waiting for {named(self.missing)}" if self.missing else ""
             return "; ".join(differences(self.seats, self.config.size)[:8]) + absent
         if self.wait is Wait.FENCED:
-            return "waiting for the lease of a lost member to run out"
+            self._fenced = {name: rank for name, rank in self._fenced.items() if name in self._fences.lost}
+            whose = named(sorted(set(self._fenced.values()))) if self._fences.lost else "an earlier leader's members"
+            return f"waiting for the lease of {whose} to run out: something may still run there"
         if self.wait is Wait.LEAVING:
             return "waiting for the members that were told to go"
+        if self.wait is Wait.BACKOFF:
+            return self._pause
         return f"waiting for {named(self.missing)}" if self.missing else ""
+
+    def _wait_left(self, now: float) -> float | None:
+        """How long what `waiting_for` says lasts at most, in seconds; None: nobody knows."""
+        if self.phase is not Phase.WAITING or self.wait not in (Wait.FENCED, Wait.BACKOFF):
+            return None
+        return max(0.0, (self._not_before if self.wait is Wait.BACKOFF else self._fences.until) - now)
 
     def _publish(self, now: float) -> None:
         """Tell everybody when what they can see has changed; mere counts at most once a second."""
@@ -890,7 +917,7 @@ class Coordinator:
         text = self.waiting_for()
         self._text_at = now + (NEWS_EVERY if len(self.seats) > MANY else 0.0)
         state = (*known, self.wait is Wait.MISMATCHED and text)
-        counts = (len(self.seats), text)
+        counts = (len(self.seats), text, self.budget.charged(now))  # one that leaves the window is told, too
         if state == self._news and (counts == self._count_news or now - self._news_at < NEWS_EVERY):
             return
         self._news, self._count_news, self._news_at = state, counts, now
@@ -900,8 +927,11 @@ class Coordinator:
                 text[:2000],
                 len(self.seats),
                 self.budget.total,
-                self.budget.charged(now),
+                self.budget.ages(now)[: m.MAX_CHARGES],
                 self.history.first,
+                self.history.first_n,
+                None if self.history.first_at is None else max(0.0, now - self.history.first_at),
+                self._wait_left(now),
             )
         )
 
@@ -913,7 +943,7 @@ def exit_code(cause: Cause) -> int:
     """The launcher's exit code when a group gives up because of ``cause``."""
     if cause.kind in (CauseKind.EXITED, CauseKind.DIED, CauseKind.SIGNALLED, CauseKind.OOM) and cause.code:
         return cause.code
-    if cause.kind is CauseKind.EXITED:
+    if cause.kind is CauseKind.EXITED or (cause.kind is CauseKind.DIED and cause.code == 0):
         return int(ExitCode.ENGINE_ENDED)
     if cause.kind in (CauseKind.SPAWN, CauseKind.UNABLE, CauseKind.MISMATCH):
         return int(ExitCode.CONFIG)
@@ -923,7 +953,7 @@ def exit_code(cause: Cause) -> int:
 
 
 def _drain_cause(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, "it was told to go (SIGTERM)")
+    return Cause(CauseKind.DRAIN, rank, "it was told to go")
 
 
 def _margin(left: float) -> float:

@@ -10,7 +10,7 @@ says hello only when nothing of its engine is left.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from launcher.data import dataclass, field
 from launcher.group import messages as m
@@ -31,14 +31,16 @@ class Fences:
         """A member is lost whose newest good ping arrived at ``granted``."""
         self.lost[incarnation] = granted + self.terms.fence
 
-    def put_foreign(self, hello: m.Hello, clean: Set[str], now: float) -> None:
+    def put_foreign(self, hello: m.Hello, clean: Callable[[], Set[str]], now: float) -> None:
         """A member took part in an epoch of another leader, whom it last heard ``hello.quiet`` seconds ago.
 
-        ``clean``: launchers that are known to run nothing of it.
+        ``clean``: launchers that are known to run nothing of it; asked when the epoch is first heard of, for all its
+        members will tell of it.
         """
         assert hello.last_epoch is not None
         safe_at = now - hello.quiet + self.terms.fence
-        absent, earlier = self.foreign.get(hello.last_epoch, (frozenset(hello.last_members) - clean, safe_at))
+        known = self.foreign.get(hello.last_epoch)
+        absent, earlier = (frozenset(hello.last_members) - clean(), safe_at) if known is None else known
         self.foreign[hello.last_epoch] = (absent, min(earlier, safe_at))
 
     def clear(self, clean: Set[str]) -> None:
@@ -47,6 +49,11 @@ class Fences:
             self.lost.pop(incarnation, None)
         for epoch, (absent, safe_at) in list(self.foreign.items()):
             self.foreign[epoch] = (absent - clean, safe_at)
+
+    @property
+    def until(self) -> float:
+        """When the last one falls at the latest."""
+        return max([*self.lost.values(), *(at for _, at in self.foreign.values())], default=0.0)
 
     def stand(self, now: float) -> bool:
         """Whether one still stands. Those that have fallen are forgotten."""

@@ -2,7 +2,8 @@
 
 The *first failure* is that of the latest unbroken run of failed epochs; ten minutes of serving end a run. Of the
 failures of one epoch, the one that explains the others wins: a process that a signal ended explains the neighbours'
-broken connections, even when their report arrived a moment earlier.
+broken connections and exit codes, even when their report arrived a moment earlier; of two that ended by themselves,
+the one that did so first.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ _WEIGHT = {
     CauseKind.SIGNALLED: 1,
     CauseKind.SPAWN: 1,
     CauseKind.AGENT: 1,
-    CauseKind.DIED: 2,
     CauseKind.STOPPED: 2,
     CauseKind.LOST: 2,
     CauseKind.UNCLEAN: 3,
     CauseKind.EXITED: 4,
+    CauseKind.DIED: 4,
 }
+_BY_ITSELF = (CauseKind.EXITED, CauseKind.DIED)  #: a process ended as it chose to, or nobody knows how
 _LEAST = 6
 WINDOW = 1.0
 BESIDE = "at the same time"
@@ -34,24 +36,36 @@ BOTH_LINES = 12
 
 def explains_better(new: Cause, old: Cause) -> bool:
     """True if ``new``, heard shortly after ``old``, is the more likely origin of both."""
-    if new.kind is CauseKind.DIED and old.kind is CauseKind.EXITED and new.rank == old.rank:
-        return False  # on one rank the order is known: the root ended, then what it had made
+    if new.kind is CauseKind.DIED and new.code is None and old.kind is CauseKind.EXITED and new.rank == old.rank:
+        return False  # its root may have ended first and taken it along
     return _weight(new) < _weight(old)
 
 
 def _weight(cause: Cause) -> int:
-    if cause.kind in (CauseKind.EXITED, CauseKind.DIED) and cause.code == 0:
+    if cause.kind in _BY_ITSELF and cause.code == 0:
         return _LEAST - 1  # a process that ended in good order followed another more often than it led
+    if cause.kind is CauseKind.DIED and cause.code is None:
+        return _WEIGHT[CauseKind.LOST]  # perhaps by a signal: only an older kernel does not know
     return _WEIGHT.get(cause.kind, _LEAST)
+
+
+def came_before(new: Cause, old: Cause) -> bool:
+    """Of two processes on two ranks that ended by themselves: is the one that ended first the origin?
+
+    Yes, if neither ended with 0: one of them ended over the other's end. Their words arrive in any order (rank 0's own
+    has the shorter way), so it takes the ages that came with them.
+    """
+    by_themselves = all(c.kind in _BY_ITSELF and c.code != 0 for c in (new, old))
+    return by_themselves and new.rank != old.rank and _weight(new) == _weight(old)
 
 
 def with_neighbour(first: Cause, other: Cause) -> Cause:
     """Two engines ended with a code of their own at about the same time. One of them over the other's end, but which?
 
-    Not the order of arrival tells: rank 0's own word has the shorter way. So the last lines of both are kept.
+    The ages of their words may tell (`came_before`), and may be too much alike. So the last lines of both are kept.
     """
-    both = first.kind is CauseKind.EXITED and other.kind is CauseKind.EXITED and other.rank != first.rank
-    if not both or not other.tail or any(line.startswith(BESIDE) for line in first.tail):
+    both = first.kind in _BY_ITSELF and other.kind in _BY_ITSELF and other.rank != first.rank
+    if not both or not other.tail or any(line.startswith(BESIDE) for line in (*first.tail, *other.tail)):
         return first
     header = f"{BESIDE} {other}; its last lines:"
     return replace(first, tail=(*first.tail[-BOTH_LINES:], header, *other.tail[-BOTH_LINES:]))
@@ -74,6 +88,8 @@ class History:
     def __init__(self) -> None:
         self.first: Cause | None = None
         self.first_epoch: Epoch | None = None
+        self.first_n: int | None = None  #: the number of that epoch, also where a leader before us made it
+        self.first_at: float | None = None  #: monotonic seconds; None: not known
         self._last_leader = False  # what is known as first is how the leader before us ended
         self.ended: deque[Ended] = deque(maxlen=20)
 
@@ -82,12 +98,13 @@ class History:
         if cause.kind is CauseKind.DRAIN:
             return
         if self.first is None or (served is not None and served >= STEADY):
-            self.first, self.first_epoch = cause, epoch
+            self.first, self.first_epoch, self.first_n, self.first_at = cause, epoch, epoch.n, at
 
-    def inherit(self, cause: Cause | None) -> None:
+    def inherit(self, cause: Cause | None, n: int | None = None, at: float | None = None) -> None:
         """What a member remembers of a leader before us; the end of that leader is not as old as another failure."""
         if cause is not None and (self.first is None or (self._last_leader and cause.kind is not CauseKind.LEADER)):
             self.first, self._last_leader = cause, cause.kind is CauseKind.LEADER
+            self.first_n, self.first_at = n, at
 
     def inherit_death(self, cause: Cause) -> None:
         """How the launcher of rank 0 before us was killed: better words than its members have."""

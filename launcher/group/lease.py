@@ -71,11 +71,11 @@ class Terms:
 class Pings:
     """A member's side: which pings were sent when, and until when its engine may live."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, echo: int = 0) -> None:
         self._terms = terms
         self._sent: deque[tuple[int, float]] = deque(maxlen=256)
         self._seq = 0
-        self.echo = 0  #: the newest mark heard
+        self.echo = echo  #: the newest mark heard
         self.since: float | None = None  #: when the newest good ping was sent
         self.last_sent: float | None = None
 

@@ -7,6 +7,11 @@ sees it; with a secret, nothing is decoded before the peer has proven that it kn
 Strangers are to be expected on an open port. Whoever says no valid hello within a few seconds, sends too much, too fast
 or something unreadable, is closed and, once a minute, named in the log. A reader that is too slow is closed too: the
 leader never waits for a member's socket.
+
+A leader may have a thousand members, who come in the same second and ping twice in each. So a connection is no task
+with queues, as the library's own for asyncio is, but the library's protocol without I/O between asyncio's transport
+and ours: what arrives is answered before anything else is read. Everybody who is there gets his turn in each round of
+the event loop, so that newcomers do not keep the pings of members waiting.
 """
 
 from __future__ import annotations
@@ -18,14 +23,18 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
-from websockets.http11 import Request, Response
+from websockets.client import ClientProtocol
+from websockets.exceptions import WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import SEND_EOF, State
+from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
 
 from launcher.group import messages as m
 from launcher.group import proof
@@ -33,8 +42,9 @@ from launcher.group import proof
 HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
 OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much
 SHAKE_SECONDS = 10.0  #: for the handshake of one that answers: a leader to whom a thousand come at once is busy
+CLOSE_SECONDS = 0.5  #: for the other side's goodbye, then the connection is cut
 UNREAD_BYTES = 4 << 20  #: a peer that leaves more than this unread is closed
-BURST, PER_SECOND = 500, 100.0  #: messages that one member may send at once, and per second in the long run
+BURST, PER_SECOND = 500, 100.0  #: frames that one member may send at once, and per second in the long run
 
 # The library's own log would tell of every stranger; what matters of it is said by us.
 _SILENT = logging.getLogger("launcher.link")
@@ -75,141 +85,175 @@ class LeaderLink:
         self._closed = closed
         self._stranger = stranger
         self._hello_seconds = hello_seconds
-        self._conns: dict[int, ServerConnection] = {}
-        self._open = 0
+        self._guests: dict[_Wire, asyncio.TimerHandle] = {}  # who has not said hello, and until when he may
+        self._members: dict[int, _Wire] = {}
+        self._numbers: dict[_Wire, int] = {}
+        self._unsent: dict[_Wire, list[bytes]] = {}
         self._next = 0
-        self._server: Server | None = None
+        self._server: asyncio.Server | None = None
+        self._open: set[_Wire] = set()
+        self._emptied = asyncio.Event()
         self._named: dict[str, float] = {}
 
     async def listen(self, hosts: Sequence[str] | None, port: int) -> None:
         """Listen on ``port`` of these addresses; None: of all, IPv4 and IPv6. Raises OSError."""
-        self._server = await serve(
-            self._serve,
-            list(hosts) if hosts else None,  # type: ignore[arg-type]  # asyncio takes several hosts
-            port,
-            compression=None,
-            ping_interval=None,
-            max_size=m.MAX_FROM_MEMBER,
-            max_queue=64,
-            open_timeout=self._hello_seconds,
-            close_timeout=0.5,
-            process_request=self._plain_request,
-            logger=_SILENT,
-            server_header=None,
-            backlog=2048,
-        )
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._wire, list(hosts) if hosts else None, port, backlog=2048)
 
     def say(self, conns: Sequence[int], message: Any) -> None:
-        """Send one message, encoded once. Never waits; unknown connections are passed over."""
-        there = [c for c in (self._conns.get(n) for n in conns) if c is not None]
+        """Send one message, encoded once, with the next :meth:`flush`. Unknown connections are passed over."""
+        there = [wire for wire in map(self._members.get, conns) if wire is not None]
         if not there:
             return
-        broadcast(there, m.encode(message))
-        for c in there:
-            transport = c.transport
-            if transport is not None and transport.get_write_buffer_size() > UNREAD_BYTES:
-                transport.abort()
+        frame = Frame(Opcode.TEXT, m.encode(message).encode()).serialize(mask=False)
+        for wire in there:
+            self._unsent.setdefault(wire, []).append(frame)
+
+    def flush(self) -> None:
+        """What was said goes out, to each member in one piece. Never waits."""
+        unsent, self._unsent = self._unsent, {}
+        for wire, frames in unsent.items():
+            wire.write(frames)
 
     def hang(self, conn: int) -> None:
         """Close a connection; ``closed`` will not be called for it."""
-        c = self._conns.pop(conn, None)
-        if c is not None:
-            _in_background(c.close())
+        wire = self._members.pop(conn, None)
+        if wire is not None:
+            wire.write(self._unsent.pop(wire, []))
+            wire.hang()
 
     async def close(self) -> None:
         """Send what is buffered, close all, stop listening."""
-        if self._server is not None:
-            self._server.close()
+        if self._server is None:
+            return
+        self.flush()
+        self._server.close()
+        for wire in list(self._open):
+            wire.hang(1001)
+        if self._open:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), 1.0)
+                await asyncio.wait_for(self._emptied.wait(), 2 * CLOSE_SECONDS)
 
-    # ------------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------- one of its wires
 
-    async def _serve(self, c: ServerConnection) -> None:
-        self._open += 1
-        self._next += 1
-        number = self._next
-        where = _peer(c)
-        try:
-            if self._open > self._most:
-                self._name(where, f"more than {self._most} connections")
-                return
-            await asyncio.wait_for(self._prove(c), self._hello_seconds)
-            hello = await asyncio.wait_for(c.recv(), self._hello_seconds)
-            message = m.decode(hello, m.MEMBER_SAYS)
-            if not isinstance(message, m.Hello):
-                raise m.Malformed("the first word was not hello")
-        except (asyncio.TimeoutError, m.Malformed, LinkError, ConnectionClosed) as error:
-            what = "said no hello in time" if isinstance(error, asyncio.TimeoutError) else _words(error)
-            self._name(where, what)
+    def _wire(self) -> _Wire:
+        return _Wire(
+            ServerProtocol(max_size=m.MAX_FROM_MEMBER, logger=_SILENT),
+            made=self._arrived,
+            shaken=self._shaken,
+            ended=self._ended,
+            lost=self._lost,
+            allowance=_Allowance(),
+        )
+
+    def _arrived(self, wire: _Wire) -> None:
+        self._open.add(wire)
+        self._emptied.clear()
+        if len(self._open) > self._most:
+            self._name(wire, f"more than {self._most} connections")
+            wire.cut()
             return
-        finally:
-            if number not in self._conns:
-                self._open -= 1
-        self._open += 1
-        await self._listen_to(c, number, message)
+        self._guests[wire] = asyncio.get_running_loop().call_later(
+            self._hello_seconds, wire.refuse, LinkError("said no hello in time")
+        )
 
-    async def _listen_to(self, c: ServerConnection, number: int, message: Any) -> None:
-        self._conns[number] = c
-        why = ""
-        allowance, since = float(BURST), time.monotonic()
-        try:
-            self._heard(number, message)
-            async for text in c:
-                now = time.monotonic()
-                allowance, since = min(BURST, allowance + (now - since) * PER_SECOND) - 1, now
-                if allowance < 0:
-                    raise m.Malformed(f"more than {PER_SECOND:g} messages a second")
-                self._heard(number, m.decode(text, m.MEMBER_SAYS))
-            why = _close_words(c)
-        except m.Malformed as error:
-            why = f"it sent what is not the protocol: {error}"
-            self._name(_peer(c), str(error))
-        except ConnectionClosed as error:
-            why = _words(error)
-        finally:
-            self._open -= 1
-            if self._conns.pop(number, None) is not None:
-                self._closed(number, why)
-
-    async def _prove(self, c: ServerConnection) -> None:
+    def _shaken(self, wire: _Wire, request: Any) -> None:
+        """A request has come: an upgrade is accepted, everything else answered in words."""
+        ws = cast(ServerProtocol, wire.ws)
+        if ws.close_expected():
+            return  # what came with it was no WebSocket frame
+        if not _is_upgrade(request):
+            self._name(wire, "made a plain HTTP request")
+            response = ws.reject(
+                HTTPStatus.UPGRADE_REQUIRED,
+                "This is the launcher's group port, for members only. /status is on the agent port.\n",
+            )
+        else:
+            response = ws.accept(request)
+        ws.send_response(response)
+        if ws.state is not State.OPEN:
+            wire.flush()
+            return
         nonce = secrets.token_hex(16)
-        await c.send(
-            json.dumps({"is": "open", "protocol": m.PROTOCOL, "prove": self._secret is not None, "nonce": nonce})
-        )
-        if self._secret is None:
-            return
-        answer = _object(await c.recv(), "prove")
+        wire.hear = self._greeted if self._secret is None else partial(self._proven, nonce, self._secret)
+        wire.say({"is": "open", "protocol": m.PROTOCOL, "prove": self._secret is not None, "nonce": nonce})
+
+    def _proven(self, nonce: str, secret: bytes, wire: _Wire, text: str) -> None:
+        answer = _object(text, "prove")
         theirs, mac = str(answer.get("nonce", ""))[:64], str(answer.get("mac", ""))[:128]
-        if not proof.same(mac, proof.member_mac(self._secret, self._group, nonce, theirs)):
+        if not proof.same(mac, proof.member_mac(secret, self._group, nonce, theirs)):
             raise LinkError("did not prove the group's secret (--token-file)")
-        await c.send(json.dumps({"is": "proven", "mac": proof.leader_mac(self._secret, self._group, nonce, theirs)}))
+        wire.hear = self._greeted
+        wire.say({"is": "proven", "mac": proof.leader_mac(secret, self._group, nonce, theirs)})
 
-    def _plain_request(self, c: ServerConnection, request: Request) -> Response | None:
-        if request.headers.get("Upgrade", "").lower() == "websocket":
-            return None
-        self._name(_peer(c), "made a plain HTTP request")
-        return c.respond(
-            HTTPStatus.UPGRADE_REQUIRED,
-            "This is the launcher's group port, for members only. /status is on the agent port.\n",
-        )
+    def _greeted(self, wire: _Wire, text: str) -> None:
+        hello = m.decode(text, m.MEMBER_SAYS)
+        if not isinstance(hello, m.Hello):
+            raise m.Malformed("the first word was not hello")
+        self._guests.pop(wire).cancel()
+        self._next += 1
+        self._members[self._next], self._numbers[wire] = wire, self._next
+        wire.hear = partial(self._listened, self._next)
+        self._heard(self._next, hello)
 
-    def _name(self, where: str, what: str) -> None:
-        host = where.rpartition(":")[0]
-        now = time.monotonic()
+    def _listened(self, number: int, wire: _Wire, text: str) -> None:
+        if number in self._members:  # else given up: what it still says is nobody's
+            self._heard(number, m.decode(text, m.MEMBER_SAYS))
+
+    def _ended(self, wire: _Wire, error: Exception | None) -> None:
+        """It has closed, or said (``error``) what it may not say."""
+        guest = self._guests.pop(wire, None)
+        if guest is not None:
+            guest.cancel()
+            if error is not None or wire.spoke:
+                self._name(wire, _words(error) if error is not None else f"left without a hello ({wire.why})")
+            return
+        number = self._numbers.get(wire)
+        if number is None or self._members.pop(number, None) is None:
+            return
+        if error is not None:
+            self._name(wire, str(error))
+        self._closed(number, wire.why if error is None else f"it sent what is not the protocol: {error}")
+
+    def _lost(self, wire: _Wire) -> None:
+        self._open.discard(wire)
+        self._numbers.pop(wire, None)
+        self._unsent.pop(wire, None)
+        if not self._open:
+            self._emptied.set()
+
+    def _name(self, wire: _Wire, what: str) -> None:
+        host, now = wire.peer[0], time.monotonic()
         if now - self._named.get(host, -1e9) < 60:
             return
         if len(self._named) > 1000:
             self._named.clear()
         self._named[host] = now
-        self._stranger(where, what)
+        self._stranger(":".join(map(str, wire.peer)), what)
+
+
+class _Allowance:
+    """How much one peer may send: a burst, and a number of frames per second."""
+
+    def __init__(self) -> None:
+        self._left, self._since = float(BURST), time.monotonic()
+
+    def spend(self) -> None:
+        """Raises Malformed: it is too much."""
+        now = time.monotonic()
+        self._left, self._since = min(BURST, self._left + (now - self._since) * PER_SECOND) - 1, now
+        if self._left < 0:
+            raise m.Malformed(f"more than {PER_SECOND:g} messages a second")
 
 
 # ---------------------------------------------------------------------------------------------------- a member
 
 
 class MemberLink:
-    """A member's end: at most one connection at a time, made by :meth:`dial`."""
+    """A member's end: at most one connection at a time, made by :meth:`dial`.
+
+    ``task`` runs a coroutine whose failure is not lost: what is no failure of the network is not tried again here.
+    """
 
     def __init__(
         self,
@@ -221,6 +265,7 @@ class MemberLink:
         heard: Callable[[Any], None],
         closed: Callable[[str], None],
         failed: Callable[[str], None],
+        task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._group = group
         self._secret = secret
@@ -230,25 +275,27 @@ class MemberLink:
         self._heard = heard
         self._closed = closed
         self._failed = failed
-        self._conn: ClientConnection | None = None
+        self._run = task
+        self._wire: _Wire | None = None
+        self._proving: _Wire | None = None  # the latest to which we have said our proof
         self._task: asyncio.Task[None] | None = None
 
     def dial(self, delay: float) -> None:
         """After ``delay`` seconds resolve and connect, again and again until it works. ``failed`` tells of each try."""
         self.hang()
-        self._task = asyncio.get_running_loop().create_task(self._dial(delay))
+        self._task = self._run(self._dial(delay))
 
     def say(self, message: Any) -> None:
         """Send. Never waits; without a connection it is lost, as it would be on a broken one."""
-        if self._conn is not None:
-            broadcast([self._conn], m.encode(message))
+        if self._wire is not None:
+            self._wire.say_text(m.encode(message))
 
     def hang(self) -> None:
         """Give the connection up, or the attempt at one; ``closed`` will not be called."""
-        conn, self._conn = self._conn, None
+        wire, self._wire = self._wire, None
         task, self._task = self._task, None
-        if conn is not None:
-            _in_background(conn.close())
+        if wire is not None:
+            wire.hang()
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
@@ -258,15 +305,17 @@ class MemberLink:
         await asyncio.sleep(delay)
         pause = 0.1
         while True:
-            conn = await self._try_all()
-            if conn is not None:
+            wire = await self._try_all()
+            if wire is not None:
                 break
             # an address that refuses is often a leader that starts this second; one that is silent costs OPEN_SECONDS
             await asyncio.sleep(pause * (0.75 + secrets.randbelow(500) / 1000))
             pause = min(pause * 2, 1.5)
-        await self._listen_to(conn)
+        self._wire = wire
+        wire.hear = self._listened
+        self._connected(wire.own)
 
-    async def _try_all(self) -> ClientConnection | None:
+    async def _try_all(self) -> _Wire | None:
         try:
             addresses = await self._resolve()
         except OSError as error:
@@ -275,35 +324,40 @@ class MemberLink:
         for address in addresses:
             try:
                 return await self._open(address)
-            except (OSError, asyncio.TimeoutError, InvalidHandshake, InvalidMessage, ConnectionClosed) as error:
+            except (OSError, asyncio.TimeoutError, WebSocketException) as error:
                 self._failed(f"{address} port {self._port}: {_words(error)}")
             except (LinkError, m.Malformed) as error:
                 self._failed(f"{address} port {self._port} is not a leader that we can join: {error}")
         return None
 
-    async def _open(self, address: str) -> ClientConnection:
+    async def _open(self, address: str) -> _Wire:
         host = f"[{address}]" if ":" in address else address
-        conn = await connect(
-            f"ws://{host}:{self._port}/group",
-            sock=await asyncio.wait_for(_connected(address, self._port), OPEN_SECONDS),
-            compression=None,
-            ping_interval=None,
-            max_size=m.MAX_FROM_LEADER,
-            open_timeout=SHAKE_SECONDS,
-            close_timeout=0.5,
-            proxy=None,
-            logger=_SILENT,
-            user_agent_header=None,
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        ready.add_done_callback(lambda it: it.cancelled() or it.exception())  # it may fail when nobody waits any more
+        wire = _Wire(
+            ClientProtocol(parse_uri(f"ws://{host}:{self._port}/group"), max_size=m.MAX_FROM_LEADER, logger=_SILENT),
+            made=_ask,
+            shaken=partial(self._shaken, ready),
+            ended=partial(self._ended, ready),
         )
+        sock = await asyncio.wait_for(_connected(address, self._port), OPEN_SECONDS)
         try:
-            await asyncio.wait_for(self._prove(conn), SHAKE_SECONDS)
+            await loop.create_connection(lambda: wire, sock=sock)
+            await asyncio.wait_for(ready, SHAKE_SECONDS)
         except BaseException:
-            _in_background(conn.close())
+            wire.hang()
             raise
-        return conn
+        if wire.over:
+            raise ConnectionError(wire.why or "it left")
+        return wire
 
-    async def _prove(self, conn: ClientConnection) -> None:
-        opening = _object(await conn.recv(), "open")
+    def _shaken(self, ready: asyncio.Future[None], wire: _Wire, response: Any) -> None:
+        if wire.ws.handshake_exc is None:
+            wire.hear = partial(self._opened, ready)
+
+    def _opened(self, ready: asyncio.Future[None], wire: _Wire, text: str) -> None:
+        opening = _object(text, "open")
         if bool(opening.get("prove")) is not (self._secret is not None):
             raise LinkError(
                 "it wants a proof of the secret and this pod has no --token-file"
@@ -311,38 +365,220 @@ class MemberLink:
                 else "it has no --token-file and this pod has one"
             )
         if self._secret is None:
+            _done(ready)
             return
         theirs, nonce = str(opening.get("nonce", ""))[:64], secrets.token_hex(16)
-        mac = proof.member_mac(self._secret, self._group, theirs, nonce)
-        await conn.send(json.dumps({"is": "prove", "nonce": nonce, "mac": mac}))
-        try:
-            answer = _object(await conn.recv(), "proven")
-        except ConnectionClosed:
-            raise LinkError("it did not take our proof: another secret (--token-file) or another group") from None
-        if not proof.same(str(answer.get("mac", ""))[:128], proof.leader_mac(self._secret, self._group, theirs, nonce)):
-            raise LinkError("it does not know the group's secret (--token-file)")
+        expected = proof.leader_mac(self._secret, self._group, theirs, nonce)
+        self._proving = wire
+        wire.hear = partial(self._proven, ready, expected)
+        wire.say({"is": "prove", "nonce": nonce, "mac": proof.member_mac(self._secret, self._group, theirs, nonce)})
 
-    async def _listen_to(self, conn: ClientConnection) -> None:
-        self._conn = conn
-        self._connected(_local(conn))
-        why = ""
+    def _proven(self, ready: asyncio.Future[None], expected: str, wire: _Wire, text: str) -> None:
+        answer = _object(text, "proven")
+        if not proof.same(str(answer.get("mac", ""))[:128], expected):
+            raise LinkError("it does not know the group's secret (--token-file)")
+        _done(ready)
+
+    def _listened(self, wire: _Wire, text: str) -> None:
+        self._heard(m.decode(text, m.LEADER_SAYS))
+
+    def _ended(self, ready: asyncio.Future[None], wire: _Wire, error: Exception | None) -> None:
+        if not ready.done():
+            if error is None and self._proving is wire:
+                error = LinkError("it did not take our proof: another secret (--token-file) or another group")
+            ready.set_exception(error or ConnectionError(str(wire.ws.handshake_exc or wire.why or "it left")))
+        elif self._wire is wire:
+            self._wire = None
+            self._closed(wire.why if error is None else f"the leader sent what is not the protocol: {error}")
+
+
+def _ask(wire: _Wire) -> None:
+    ws = cast(ClientProtocol, wire.ws)
+    ws.send_request(ws.connect())
+    wire.flush()
+
+
+def _done(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+# ------------------------------------------------------------------------------------------------ a connection
+
+#: What a read may bring; asyncio's own 256 KiB for each are mapped and unmapped by glibc at every message.
+_BUFFER = memoryview(bytearray(64 * 1024))
+
+
+class _Wire(asyncio.BufferedProtocol):
+    """One connection. Each text that arrives is given to ``hear``; that it is over is told once, at once.
+
+    ``made``: TCP is there. ``shaken``: the handshake's request or response has come. ``ended(error)``: nothing more
+    will be heard, because the other side has left (None) or because of what it said. ``lost``: TCP is gone.
+    LinkError, Malformed and OSError, raised by ``shaken`` or ``hear``, end the connection.
+    """
+
+    def __init__(
+        self,
+        ws: ServerProtocol | ClientProtocol,
+        *,
+        made: Callable[[_Wire], None],
+        shaken: Callable[[_Wire, Any], None],
+        ended: Callable[[_Wire, Exception | None], None],
+        lost: Callable[[_Wire], None] = lambda wire: None,
+        allowance: _Allowance | None = None,
+    ) -> None:
+        self.ws = ws
+        self.hear: Callable[[_Wire, str], None] = _too_soon
+        self.spoke = False  #: something has arrived
+        self._made = made
+        self._shaken = shaken
+        self._ended = ended
+        self._lost = lost
+        self._allowance = allowance
+        self.over = False  #: nothing more will be heard
+        self._finished = False  # our half is closed
+        self._transport: asyncio.Transport | None = None
+        self._closing: asyncio.TimerHandle | None = None
+
+    @property
+    def peer(self) -> tuple[Any, ...]:
+        """Address and port of the other side."""
+        found = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return tuple(found[:2]) if isinstance(found, tuple) else ("an unknown address",)
+
+    @property
+    def own(self) -> str:
+        """Our own address on this connection."""
+        found = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return str(found[0]) if isinstance(found, tuple) else ""
+
+    @property
+    def why(self) -> str:
+        """How it was closed, for people; empty: in good order."""
+        close = self.ws.close_rcvd or self.ws.close_sent
+        if close is None:
+            return "without a goodbye"
+        return "" if close.code in (1000, 1001) else f"code {close.code} {close.reason}".strip()
+
+    def say(self, body: dict[str, Any]) -> None:
+        self.say_text(json.dumps(body))
+
+    def say_text(self, text: str) -> None:
+        if self.ws.state is State.OPEN:
+            self.ws.send_text(text.encode())
+            self.flush()
+
+    def write(self, frames: list[bytes]) -> None:
+        """Frames that are ready to be sent. One that reads too slowly is cut off."""
+        transport = self._transport
+        if transport is None or self._finished or not frames or self.ws.state is not State.OPEN:
+            return
+        transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        if transport.get_write_buffer_size() > UNREAD_BYTES:
+            transport.abort()
+
+    def flush(self) -> None:
+        """What the library wants to be sent."""
+        transport = self._transport
+        for data in self.ws.data_to_send():
+            if transport is None or self._finished:
+                continue
+            if data == SEND_EOF:
+                self._finished = True
+                transport.write_eof()
+            else:
+                transport.write(data)
+        if transport is not None and transport.get_write_buffer_size() > UNREAD_BYTES:
+            transport.abort()
+        if self.ws.close_expected() and self._closing is None:
+            self._closing = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.cut)
+
+    def refuse(self, error: Exception) -> None:
+        """Nothing more is heard of it."""
+        self._end(error)
+        self.hang()
+
+    def hang(self, code: int = 1000) -> None:
+        """Say goodbye, and be gone soon; ``ended`` will not be called."""
+        self.over = True
+        if self.ws.state is State.OPEN:
+            self.ws.send_close(code)
+            self.flush()
+        elif self.ws.state is State.CONNECTING:
+            self.cut()
+
+    def cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self, error: Exception | None) -> None:
+        if not self.over:
+            self.over = True
+            self._ended(self, error)
+
+    # ------------------------------------------------------------------------------------------- called by asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.spoke = True
+        self.ws.receive_data(bytes(_BUFFER[:nbytes]))
+        self._proceed()
+
+    def eof_received(self) -> None:
+        self.ws.receive_eof()
+        self._proceed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ws.receive_eof()
+        self._finished = True
+        self._end(None)
+        self._lost(self)
+        if self._closing is not None:
+            self._closing.cancel()
+
+    def _proceed(self) -> None:
+        """Hand over what has arrived."""
         try:
-            async for text in conn:
-                if self._conn is not conn:
-                    return
-                self._heard(m.decode(text, m.LEADER_SAYS))
-            why = _close_words(conn)
-        except m.Malformed as error:
-            why = f"the leader sent what is not the protocol: {error}"
-            _in_background(conn.close())
-        except ConnectionClosed as error:
-            why = _words(error)
-        if self._conn is conn:
-            self._conn = None
-            self._closed(why)
+            for event in self.ws.events_received():
+                if self.over:
+                    break
+                self._take(event)
+        except (LinkError, m.Malformed, OSError) as error:
+            self.refuse(error)
+        self.flush()
+        if self.ws.state in (State.CLOSING, State.CLOSED) or self.ws.close_expected():
+            self._end(None)
+
+    def _take(self, event: Any) -> None:
+        if self._allowance is not None:
+            self._allowance.spend()
+        if not isinstance(event, Frame):
+            self._shaken(self, event)
+        elif event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if event.opcode is not Opcode.TEXT or not event.fin:
+                raise m.Malformed("not a text in one piece")
+            try:
+                text = str(event.data, "utf-8")
+            except UnicodeDecodeError:
+                raise m.Malformed("not UTF-8") from None
+            self.hear(self, text)
+
+
+def _too_soon(wire: _Wire, text: str) -> None:
+    raise m.Malformed("it spoke too soon")
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _is_upgrade(request: Request) -> bool:
+    return any(value.lower() == "websocket" for value in request.headers.get_all("Upgrade"))
 
 
 async def _connected(address: str, port: int) -> socket.socket:
@@ -359,17 +595,7 @@ async def _connected(address: str, port: int) -> socket.socket:
     return sock
 
 
-_pending: set[asyncio.Future[None]] = set()
-
-
-def _in_background(closing: Awaitable[None]) -> None:
-    """Closing takes a round trip; nobody waits for it."""
-    task = asyncio.ensure_future(closing)
-    _pending.add(task)
-    task.add_done_callback(_pending.discard)
-
-
-def _object(text: str | bytes, word: str) -> dict[str, Any]:
+def _object(text: str, word: str) -> dict[str, Any]:
     try:
         body = json.loads(text) if len(text) <= 4096 else None
     except (ValueError, RecursionError):
@@ -381,8 +607,6 @@ def _object(text: str | bytes, word: str) -> dict[str, Any]:
 
 def _words(error: BaseException) -> str:
     """What happened to a connection, for people."""
-    if isinstance(error, ConnectionClosed):
-        return _closed_words(error)
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
         return "no answer"
     if isinstance(error, ConnectionRefusedError):
@@ -390,24 +614,3 @@ def _words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).split("\n")[0][:200] or type(error).__name__
-
-
-def _closed_words(error: ConnectionClosed) -> str:
-    if error.rcvd is None and error.sent is None:
-        return "without a goodbye"
-    close = error.rcvd or error.sent
-    return "" if close is None or close.code in (1000, 1001) else f"code {close.code} {close.reason}".strip()
-
-
-def _close_words(c: ServerConnection | ClientConnection) -> str:
-    return "" if c.close_code in (1000, 1001, None) else f"code {c.close_code}"
-
-
-def _peer(c: ServerConnection) -> str:
-    address = c.remote_address
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "an unknown address"
-
-
-def _local(c: ClientConnection) -> str:
-    address = c.local_address
-    return str(address[0]) if isinstance(address, tuple) else ""

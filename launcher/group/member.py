@@ -32,7 +32,6 @@ from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, Say, Tick
 from launcher.group.lease import Pings, Terms
 from launcher.words import Cause, CauseKind, Epoch, Shared
-from launcher.words import Member as Person
 
 LINK = 0  #: a member has one connection
 
@@ -265,6 +264,8 @@ class Member:
         self.shared: Shared | None = None
         self.stage = -1
         self.news = m.News("gathering")
+        self.news_at = now  #: when it came
+        self.first_at: float | None = None  #: when the first failure that it tells was; None: not known
         self.refusal = ""  #: why the last hello was not accepted, in words
         self.leader = ""  #: incarnation of the leader that accepted us
         self.terminating = False
@@ -342,8 +343,10 @@ class Member:
             last_members=self.epoch_members,
             quiet=0.0 if epoch is None else max(0.0, now - self._spoke),
             replaces=self._replaces,
-            charged=self.news.charged,
+            charges=self.charges(now),
             first_failure=self.news.first_failure,
+            first_epoch=self.news.first_epoch,
+            first_age=None if self.first_at is None else max(0.0, now - self.first_at),
             died=self._died,
             attempt=self._attempts,
         )
@@ -353,12 +356,12 @@ class Member:
         self.leader = message.leader
         self.refusal = ""
         self._died = None
-        self._pings = Pings(self.config.terms)
+        self._pings = Pings(self.config.terms, message.mark)
         self._seated_at = self._beat_at = now
         self.acked_at = now
         self._go(State.SEATED)
         self._note("joined the group", leader=message.leader)
-        self._ping(now)
+        self._ping(now)  # proves to the leader at once that its words arrive
 
     def _rejected(self, message: m.Rejected, now: float) -> None:
         if message.text != self.refusal:
@@ -378,6 +381,10 @@ class Member:
         self._connected = False
         if self.terminating:
             self._finish(Exit(0))
+            return
+        if self.cause is not None and self.cause.kind is not CauseKind.DRAIN and not self.config.may_restart:
+            # the leader died after it told us to stop: nobody is left to say `abort`
+            self._finish(Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or self.cause, "no restart is allowed"))
             return
         self._go(State.SEEKING)
         self._out.append(Dial())
@@ -399,6 +406,8 @@ class Member:
         limit = self.config.join_timeout
         if not limit or self._served_once or now - self._born < limit or self.config.rank == 0:
             return  # rank 0's limit is the coordinator's
+        if self.state is State.SEATED and self.news.phase == "mismatched":
+            return  # all are here: it goes on when they are alike, and the leader waits for that, too
         what = self.refusal or self.news.text or "the leader did not answer"
         text = f"no group within {limit:g} s (--join-timeout): {what}"
         self._finish(Exit(int(ExitCode.UNAVAILABLE), Cause(CauseKind.JOIN, self.config.rank, text), text))
@@ -410,13 +419,10 @@ class Member:
         self._say(m.Ping(self._pings.send(now), self._pings.echo), now)
 
     def _acked(self, ack: m.Ack, now: float) -> None:
-        first = self._pings.echo == 0
         self.acked_at = now
         grew = self._pings.acked(ack.good, ack.mark)
         if grew and self.state in (State.STARTING, State.RUNNING, State.STOPPING):
             self._out.append(SetDeadline(self._pings.deadline))
-        if first:
-            self._ping(now)  # proves to the leader at once that its words arrive
 
     def _beat(self, tick: Tick, now: float) -> None:
         if self.state is State.LEAVING and self._leave_by is not None and now >= self._leave_by:
@@ -433,7 +439,7 @@ class Member:
             self._expired(Expired(), now)  # no guard holds a deadline for this state yet
 
     def _stand(self, challenge: m.Challenge, now: float) -> None:
-        self._note("another pod claims this rank", level="warning", rank=self.config.rank, rival=challenge.rival)
+        self._note("another pod claims this rank", level="warning", rival=challenge.rival)
         self._say(m.Answer(challenge.nonce), now)
 
     def _expired(self, event: Expired, now: float) -> None:
@@ -446,9 +452,8 @@ class Member:
     def _prepare(self, message: m.Prepare, now: float) -> None:
         self.epoch = message.epoch
         self._spoke = now
-        people = tuple(Person(rank, inc, address) for rank, (inc, address) in enumerate(message.members))
-        self.shared = Shared(message.epoch, people, message.token, message.values)
-        self.epoch_members = tuple(p.incarnation for p in people)
+        self.shared = Shared(message.epoch, message.addresses, message.token, message.values)
+        self.epoch_members = message.incarnations
         self.stage = -1
         self.cause = None
         self._served_once = True
@@ -507,6 +512,7 @@ class Member:
             return
         self._stop_told = True
         self._begin_stop(message.cause, message.grace)
+        self._date(now)
 
     def _stop_sooner(self, message: m.Stop, now: float) -> None:
         if message.epoch == self.epoch:
@@ -523,6 +529,12 @@ class Member:
         self._go(State.STOPPING)
         self._out.append(DoStop(grace, cause))
 
+    def _date(self, now: float) -> None:
+        """If the end of this epoch is the first failure, it is of now."""
+        if self.news.first_failure is self.cause and self.epoch is not None:
+            self.news = replace(self.news, first_epoch=self.epoch.n)
+            self.first_at = now
+
     def _stop_alone(self, cause: Cause, grace: float, now: float) -> None:
         """Without the leader: the connection is given up, and the leader is looked up anew when all is gone."""
         if self._connected and self.epoch is not None:
@@ -530,6 +542,7 @@ class Member:
             self._out.append(Hang(LINK))
         self._connected = False
         self._begin_stop(cause, grace)
+        self._date(now)
         if not self.config.may_restart:
             self._exit = Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or cause, "no restart is allowed")
 
@@ -629,13 +642,20 @@ class Member:
         self._out.append(leaving)
 
     def _news(self, news: m.News, now: float) -> None:
-        if news.first_failure is None and news.phase == "stopping":
-            news = replace(news, first_failure=self.news.first_failure)  # the leader records it when all have stopped
-        self.news = news
+        before = self.news
+        if news.first_failure is None and news.phase == "stopping":  # the leader records it when all have stopped
+            news = replace(news, first_failure=before.first_failure, first_epoch=before.first_epoch)
+        elif (news.first_failure, news.first_epoch) != (before.first_failure, before.first_epoch):
+            self.first_at = None if news.first_age is None else now - news.first_age
+        self.news, self.news_at = news, now
+
+    def charges(self, now: float) -> tuple[float, ...]:
+        """Ages of the restarts charged, as far as we know: what is remembered grows old as it does for the leader."""
+        return tuple(age + (now - self.news_at) for age in self.news.charges)
 
 
 def _told_to_go(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, "it was told to go (SIGTERM)")
+    return Cause(CauseKind.DRAIN, rank, "it was told to go")
 
 
 def _next_incarnation(incarnation: str) -> str:

@@ -20,6 +20,8 @@ PROTOCOL = 1
 MAX_FROM_LEADER = 512 * 1024
 MAX_FROM_MEMBER = 96 * 1024
 MAX_RANKS = 4096
+MAX_CHARGES = 1000
+MOST_WORDS = 1000  #: characters of what is said to people of a cause, a refusal or an abort
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
 
 
@@ -97,25 +99,33 @@ def _map(key: Check, item: Check, most: int) -> Check:
     return checked
 
 
-def _people(value: Any) -> tuple[tuple[str, str], ...]:
-    """Incarnation and address of each rank. All at once: a thousand ranks are read on each of a thousand members."""
-    if not isinstance(value, (list, tuple)) or len(value) > MAX_RANKS:
-        raise Malformed(f"is not a list of at most {MAX_RANKS}")
-    if not all(type(pair) in (list, tuple) for pair in value):
-        raise Malformed("is not a list of pairs")
-    try:
-        people = tuple([(incarnation, address) for incarnation, address in value])
-        words = "".join([incarnation + address for incarnation, address in people])
-    except (TypeError, ValueError):
-        raise Malformed("is not a list of pairs of texts") from None
-    if not words.isprintable() or " " in words:
-        raise Malformed("holds what is not a plain word")
-    if any(len(incarnation) > 32 or len(address) > 64 for incarnation, address in people):
-        raise Malformed("holds a word that is too long")
-    return people
+def _by_rank(longest: int) -> Check:
+    """One plain word of each rank, on the wire a single text: "a b c".
+
+    A thousand ranks are read on each of a thousand members. As one text they are checked in a few passes of C, and what
+    is kept holds nothing that a garbage collector would have to walk through.
+    """
+
+    def check(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, str) or len(value) > MAX_RANKS * (longest + 1) or not _printable(value):
+            raise Malformed("is not a text of plain words")
+        words = tuple(value.split(" ")) if value else ()
+        sizes = set(map(len, words))
+        if len(words) > MAX_RANKS or 0 in sizes or max(sizes, default=0) > longest:
+            raise Malformed(f"is not one word of at most {longest} characters for each of at most {MAX_RANKS} ranks")
+        return words
+
+    return check
 
 
+def _printable(text: str) -> bool:
+    """`str.isprintable`, which asks a table about each character, is ten times as slow."""
+    return not text.encode().translate(None, _PRINTABLE) if text.isascii() else text.isprintable()
+
+
+_PRINTABLE = bytes(range(0x20, 0x7F))
 _INCARNATION = _token(32)
+_INCARNATIONS = _by_rank(32)
 
 
 def _epoch(value: Any) -> Epoch:
@@ -138,7 +148,7 @@ def _cause(value: Any) -> Cause:
     return Cause(
         kind=kind,
         rank=_whole(0, MAX_RANKS)(value.get("rank")),
-        text=_text(1000)(value.get("text")),
+        text=_text(MOST_WORDS)(value.get("text")),
         process=_text(100)(value.get("process", "")),
         code=_optional(_whole(0, 255))(value.get("code")),
         tail=_list(_text(500), 40)(value.get("tail", [])),
@@ -153,8 +163,17 @@ def _scalar(value: Any) -> Any:
     return _text(4096)(value)
 
 
-def _wire(check: Check, **more: Any) -> Any:
-    return field(metadata={"check": check}, **more)
+def _plain(value: Any) -> Any:
+    if isinstance(value, Epoch):
+        return [value.n, value.leader]
+    if isinstance(value, Cause):
+        return cause_object(value)
+    return value
+
+
+def _wire(check: Check, write: Check | None = None, **more: Any) -> Any:
+    """A field: how what arrives is checked, and how it is written where JSON has no such thing."""
+    return field(metadata={"check": check, "write": write}, **more)
 
 
 # -------------------------------------------------------------------------------------------- member to leader
@@ -175,13 +194,16 @@ class Hello:
     facts: dict[str, str] = _wire(_map(_token(64), _text(MAX_FACT), MAX_FACTS), default_factory=dict)
     protocol: int = _wire(_whole(0, 10**6), default=PROTOCOL)
     last_epoch: Epoch | None = _wire(_optional(_epoch), default=None)
-    last_members: tuple[str, ...] = _wire(_list(_INCARNATION, MAX_RANKS), default=())
+    last_members: tuple[str, ...] = _wire(_INCARNATIONS, write=" ".join, default=())
     #: Seconds since this member last sent its former leader anything: what bounds that leader's leases.
     quiet: float = _wire(_seconds, default=0.0)
     #: Earlier incarnations in this very pod whose processes are all known to be gone.
     replaces: tuple[str, ...] = _wire(_list(_INCARNATION, 64), default=())
-    charged: int = _wire(_whole(0, 10**6), default=0)  #: restarts charged in the window, as this member knows
+    #: Ages of the restarts charged in the window, as this member knows, newest first.
+    charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), default=())
     first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last told by a leader
+    first_epoch: int | None = _wire(_optional(_whole(0, 2**53)), default=None)  #: its number
+    first_age: float | None = _wire(_optional(_seconds), default=None)  #: seconds since then
     died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
     #: Counts the hellos of an incarnation: one that was held up on a connection since given up is known for what it is.
     attempt: int = _wire(_whole(0, 2**53), default=0)
@@ -189,7 +211,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Ping:
-    """Heartbeat. ``echo`` is the newest ack's ``mark``: it proves to the leader that its words arrive."""
+    """Heartbeat. ``echo`` is the newest ``mark`` heard: it proves to the leader that its words arrive."""
 
     seq: int = _wire(_whole(0, 2**53))
     echo: int = _wire(_whole(0, 2**53), default=0)
@@ -267,7 +289,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Accepted:
+    """``mark``: the first one, to be echoed by the first ping: it proves that words arrive both ways."""
+
     leader: str = _wire(_INCARNATION)
+    mark: int = _wire(_whole(0, 2**53))
 
 
 @dataclass(frozen=True)
@@ -275,7 +300,7 @@ class Rejected:
     """Not accepted: ``why`` is one word for programs, ``text`` is for people; try again after ``retry`` seconds."""
 
     why: str = _wire(_token(32))
-    text: str = _wire(_text(1000))
+    text: str = _wire(_text(MOST_WORDS))
     retry: float = _wire(_seconds, default=1.0)
 
 
@@ -298,7 +323,8 @@ class Challenge:
 @dataclass(frozen=True)
 class Prepare:
     epoch: Epoch = _wire(_epoch)
-    members: tuple[tuple[str, str], ...] = _wire(_people)  #: (incarnation, address) by rank
+    incarnations: tuple[str, ...] = _wire(_INCARNATIONS, write=" ".join)  #: by rank
+    addresses: tuple[str, ...] = _wire(_by_rank(64), write=" ".join)  #: by rank
     token: str = _wire(_token(200), default="")
     values: dict[str, Any] = _wire(_map(_token(64), _scalar, 32), default_factory=dict)
 
@@ -340,7 +366,7 @@ class Abort:
 
     cause: Cause = _wire(_cause)
     code: int = _wire(_whole(0, 255))
-    text: str = _wire(_text(1000), default="")
+    text: str = _wire(_text(MOST_WORDS), default="")
 
 
 @dataclass(frozen=True)
@@ -356,8 +382,11 @@ class News:
     text: str = _wire(_text(2000), default="")
     present: int = _wire(_whole(0, MAX_RANKS), default=0)
     restarts: int = _wire(_whole(0, 10**9), default=0)
-    charged: int = _wire(_whole(0, 10**6), default=0)
+    charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), default=())  #: their ages, newest first
     first_failure: Cause | None = _wire(_optional(_cause), default=None)
+    first_epoch: int | None = _wire(_optional(_whole(0, 2**53)), default=None)  #: the number of the epoch that it ended
+    first_age: float | None = _wire(_optional(_seconds), default=None)  #: seconds since then
+    wait: float | None = _wire(_optional(_seconds), default=None)  #: how long what ``text`` says lasts at most
 
 
 FromMember = Union[
@@ -381,9 +410,9 @@ LEADER_SAYS: dict[str, type[Any]] = {
 # ---------------------------------------------------------------------------------------------- on the wire
 
 
-#: What is asked for at every message: its word, its fields and their checks.
-_SHAPES: dict[type[Any], tuple[str, tuple[tuple[str, Check], ...]]] = {
-    kind: (word, tuple((f.name, f.metadata["check"]) for f in fields(kind)))
+#: What is asked for at every message: its word, its fields, how they are checked and written.
+_SHAPES: dict[type[Any], tuple[str, tuple[tuple[str, Check, Check], ...]]] = {
+    kind: (word, tuple((f.name, f.metadata["check"], f.metadata["write"] or _plain) for f in fields(kind)))
     for word, kind in (*MEMBER_SAYS.items(), *LEADER_SAYS.items())
 }
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
@@ -391,11 +420,13 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 def encode(message: Message) -> str:
     """A message as JSON text."""
-    word, checks = _SHAPES[type(message)]
+    word, shape = _SHAPES[type(message)]
     body: dict[str, Any] = {"is": word}
-    for name, _ in checks:
-        body[name] = _plain(getattr(message, name))
-    return _ENCODER.encode(body)
+    for name, _, write in shape:
+        body[name] = write(getattr(message, name))
+    text = _ENCODER.encode(body)
+    # A lone surrogate stands for a byte of argv that is no UTF-8; or a peer sent one. As an escape it passes.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
@@ -415,7 +446,7 @@ def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
     if kind is None:
         raise Malformed("not a word of this protocol")
     values: dict[str, Any] = {}
-    for name, check in _SHAPES[kind][1]:
+    for name, check, _ in _SHAPES[kind][1]:
         if name not in body:
             continue
         try:
@@ -428,20 +459,12 @@ def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
         raise Malformed(f"{word} lacks a field") from None
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Epoch):
-        return [value.n, value.leader]
-    if isinstance(value, Cause):
-        return cause_object(value)
-    return value
-
-
 def cause_object(value: Cause) -> dict[str, Any]:
     """A cause as JSON, cut to what the other side takes."""
     return {
         "kind": value.kind.value,
         "rank": value.rank,
-        "text": value.text[:1000],
+        "text": value.text[:MOST_WORDS],
         "process": value.process[:100],
         "code": value.code,
         "tail": [line[:500] for line in value.tail[-40:]],

@@ -50,9 +50,10 @@ def ray_token(secret: bytes, group: str, epoch: Epoch) -> str:
 
 def same(one: str, other: str) -> bool:
     """Compare in constant time."""
-    return hmac.compare_digest(one.encode(), other.encode())
+    return hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
 
 
 def _mac(secret: bytes, *parts: str) -> str:
-    body = b"".join(len(p.encode()).to_bytes(4, "big") + p.encode() for p in ("launcher/1", *parts))
+    said = [p.encode("utf-8", "surrogatepass") for p in ("launcher/1", *parts)]  # a peer's nonce may hold anything
+    body = b"".join(len(p).to_bytes(4, "big") + p for p in said)
     return hmac.new(secret, body, hashlib.sha256).hexdigest()

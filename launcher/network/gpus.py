@@ -7,9 +7,9 @@ device files count. NVIDIA_VISIBLE_DEVICES is what was asked of the container ru
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from launcher.data import dataclass
 
@@ -37,7 +37,7 @@ class Listed:
     uuid: str
 
 
-def visible_gpus(env: Mapping[str, str], dev: Path, smi: str | None = None) -> Gpus:
+def visible_gpus(env: Mapping[str, str], dev: str | os.PathLike[str], smi: str | None = None) -> Gpus:
     """What CUDA would see here. ``dev`` is ``/dev``; ``smi`` the output of ``nvidia-smi -L``."""
     listed = parse_smi(smi) if smi else ()
     if listed:
@@ -45,7 +45,7 @@ def visible_gpus(env: Mapping[str, str], dev: Path, smi: str | None = None) -> G
     elif smi and "no devices" in smi.lower():
         present, model, how = 0, "", "nvidia-smi -L"
     else:
-        present, model, how = _device_files(dev), "", f"device files {dev}/nvidia[0-9]+"
+        present, model, how = device_files(dev), "", f"device files {dev}/nvidia[0-9]+"
         if present == 0 and (other := _other_maker(dev)):
             return Gpus(None, "", f"{other} is no NVIDIA device: not counted")
     mask = env.get("CUDA_VISIBLE_DEVICES")
@@ -96,12 +96,13 @@ def _device(entry: str, present: int, listed: tuple[Listed, ...]) -> str | None:
     return matching[0] if len(matching) == 1 else None
 
 
-def _device_files(dev: Path) -> int:
+def device_files(dev: str | os.PathLike[str]) -> int:
+    """How many NVIDIA devices there are."""
     try:
-        return sum(1 for entry in dev.iterdir() if _DEVICE_FILE.fullmatch(entry.name))
+        return sum(1 for name in os.listdir(dev) if _DEVICE_FILE.fullmatch(name))
     except OSError:
         return 0
 
 
-def _other_maker(dev: Path) -> str:
-    return next((str(dev / name) for name in _OTHERS if (dev / name).exists()), "")
+def _other_maker(dev: str | os.PathLike[str]) -> str:
+    return next((path for name in _OTHERS if os.path.exists(path := os.path.join(dev, name))), "")

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def settings_for(settings: Settings) -> Settings:
 
 
 def run(
-    fd: int,
+    start: Callable[[Settings, Mapping[str, str], Sequence[str]], int],
     settings: Settings,
     environ: Mapping[str, str],
     warnings: tuple[str, ...],
@@ -99,11 +99,11 @@ def run(
     as_json: bool,
     collective: bool,
 ) -> int:
-    """Form the group, check, print on the leader. 0: the group is fit, 1: something failed on some rank.
+    """Form the group by ``start``, check, print on the leader. 0: the group is fit, 1: something failed on some rank.
 
     Where a launcher runs in this pod already, what its group found at its start is printed instead.
     """
-    from launcher import agent, probe
+    from launcher import probe
 
     here = f"{planning.listen_host(settings) or '127.0.0.1'}:{settings.agent_port}"
     if asyncio.run(probe.reachable(here, 1.0)):
@@ -112,7 +112,7 @@ def run(
         verdict = Path(folder) / "verdict"
         order = {"args": args, "json": as_json, "collective": collective, "verdict": str(verdict)}
         os.environ[ORDER] = json.dumps({**order, "warnings": warnings})
-        code = agent.main(fd, settings_for(settings), environ, warnings)
+        code = start(settings_for(settings), environ, warnings)
         if code:
             return code
         return 0 if verdict.exists() and verdict.read_text() == "fit" else 1

@@ -58,7 +58,10 @@ class Kill(NamedTuple):
 
 
 class Deadline(NamedTuple):
-    """When CLOCK_MONOTONIC passes ``at``, everything but the agent is killed and spawns are refused. None: no lease."""
+    """When CLOCK_MONOTONIC passes ``at``, everything but the agent is killed and spawns are refused. None: no lease.
+
+    Questions (``Spawn.capture``) are answered all the same.
+    """
 
     at: float | None
 
@@ -154,6 +157,14 @@ class Exited(NamedTuple):
     code: int | None
     signal: int | None
     tail: str  #: the last 16 KiB that it wrote, both streams together
+    told: bool = False  #: a stop, or the deadline, had sent TERM or KILL to it before it ended
+    at: float = 0.0  #: when the guard noticed, CLOCK_MONOTONIC; 0: not told
+
+
+class Orphaned(NamedTuple):
+    """A process ended that the guard had not started: its parent was gone before, so the guard has reaped it."""
+
+    pid: int
 
 
 class Stopped(NamedTuple):
@@ -201,6 +212,7 @@ Report = (
     | NotStarted
     | Output
     | Exited
+    | Orphaned
     | Stopped
     | LeaseExpired
     | SignalReceived
@@ -213,7 +225,8 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         *(Spawn, Stop, Kill, Deadline, Deliver, Ping, Handoff, Policy, Incarnation, Remember, Say),
-        *(Guarding, Started, NotStarted, Output, Exited, Stopped, LeaseExpired, SignalReceived, Dropped, Pong),
+        *(Guarding, Started, NotStarted, Output, Exited, Orphaned, Stopped),
+        *(LeaseExpired, SignalReceived, Dropped, Pong),
     )
 }
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import codecs
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NoReturn
 
-from launcher.process import tree
+from launcher.process import becoming, tree
 from launcher.process.channel import Spawn
 
 #: What is kept of a process's output for the report of its end.
 TAIL = 16 << 10
 
-_SIGNALS = tuple(int(number) for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP))
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -47,6 +46,7 @@ class Child:
         self.pipes = {pipe.fd: pipe for pipe in pipes}  #: those still open
         self.failed = False  #: exec failed: NotStarted was reported, and its end is nobody's news
         self.orphan = False  #: ordered by an agent that is dead: nothing is reported
+        self.told = False  #: a stop has sent it TERM or KILL
         self._tail = bytearray()
 
     @property
@@ -70,8 +70,7 @@ def start(order: Spawn, die_with: Callable[[], None] | None) -> Child:
     Whether exec succeeds is read later from the child's ``status`` pipe: it is closed by exec, or tells the errno. The
     guard does not wait for it, for an image may be on a slow network file system.
     """
-    env = dict(order.env)
-    env.setdefault("PYTHONUNBUFFERED", "1")
+    env = becoming.environment(order.env)
     opened: list[int] = []
     try:
         for _ in range(3):
@@ -97,7 +96,7 @@ def fork() -> int:
     Otherwise a signal that reaches the child before its dispositions are reset would be written to the guard's wakeup
     pipe and be taken for one of the guard's own.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, becoming.SIGNALS)
     child = False
     try:
         pid = os.fork()
@@ -106,31 +105,8 @@ def fork() -> int:
         if not child:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if child:
-        forget_signals()
+        becoming.forget_signals()
     return pid
-
-
-def forget_signals() -> None:
-    """Every disposition back to its default, those that Python and our parent chose to ignore too."""
-    signal.set_wakeup_fd(-1)
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-
-
-def execute(argv: list[str], env: Mapping[str, str]) -> NoReturn:
-    """Look ``argv[0]`` up in the PATH of ``env`` and execute it. OSError of the most telling attempt."""
-    program = argv[0]
-    if "/" in program:
-        os.execve(program, argv, env)
-    telling: OSError | None = None
-    for folder in env.get("PATH", os.defpath).split(":"):
-        try:
-            os.execve(os.path.join(folder or ".", program), argv, env)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:  # found there, but not executable: said if nothing better comes
-            telling = telling or error
-    raise telling or FileNotFoundError(2, "not found in PATH", program)
 
 
 def _become(
@@ -149,7 +125,7 @@ def _become(
             os.chdir(order.cwd)
         doing = f"exec of {order.argv[0]}"
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        execute(list(order.argv), env)
+        becoming.execute(order.argv, env)
     except OSError as error:
         os.write(status, f"{error.errno} {doing}: {os.strerror(error.errno or 0)}".encode("utf-8", "replace"))
     except BaseException as error:  # a NUL byte in argv, an argv without a program: ValueError, IndexError

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from launcher.process import children, output, tree
+from launcher.process import becoming, children, output, tree
 from launcher.process.channel import (
     Deadline,
     Deliver,
@@ -39,6 +39,7 @@ from launcher.process.channel import (
     Kill,
     LeaseExpired,
     NotStarted,
+    Orphaned,
     Output,
     Ping,
     Policy,
@@ -98,8 +99,8 @@ class Guard:
     """The loop and its state. Everything happens on the main thread."""
 
     def __init__(self, agent_main: Callable[[int], int]) -> None:
-        _fill_standard_descriptors()
-        _mark_inherited_descriptors()
+        becoming.fill_standard_descriptors()
+        becoming.mark_inherited_descriptors()
         self._pid = os.getpid()
         self._init = self._pid == 1
         self._die_with = None if self._init else children.dying_with_parent()
@@ -197,8 +198,11 @@ class Guard:
                 self._agent_ended(status)
             elif pid in self._children:
                 self._root_ended(self._children[pid], status)
+            else:
+                self._agent.report(Orphaned(pid), OUTPUT_BOUND)
 
     def _root_ended(self, child: Child, status: int) -> None:
+        noticed = time.monotonic()
         if child.status is not None:
             self._learn_exec(child)
         for fd in list(child.pipes):
@@ -210,7 +214,7 @@ class Guard:
         killed = os.WIFSIGNALED(status)
         code = None if killed else os.WEXITSTATUS(status)
         number = os.WTERMSIG(status) if killed else None
-        self._agent.report(Exited(child.id, code, number, child.tail))
+        self._agent.report(Exited(child.id, code, number, child.tail, child.told, noticed))
 
     # --------------------------------------------------------------------------------------------------- output
 
@@ -299,6 +303,11 @@ class Guard:
     def _restart_agent(self, stop: Stopping, now: float) -> None:
         if not stop.clean:
             self._say(f"not everything of the former agent could be killed: {_names(stop)}")
+            if self._asked is None:  # an agent's first word is that nothing is left: there is none until that is true
+                self._end_tree([], everything=True, grace=None, then=self._restart_agent)
+            else:
+                self._code = 128 + self._asked
+            return
         if self._agent.quick_deaths >= QUICK_DEATHS:
             self._say(f"the agent died {QUICK_DEATHS} times within {QUICK:.0f} s of its start: giving up")
             self._code = SOFTWARE
@@ -328,22 +337,15 @@ class Guard:
             writer.flush(idle=1.0, total=3.0)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._read_signals()
-        children.forget_signals()
+        becoming.forget_signals()
         self._poll.unregister(self._wakeup)
         if not self._init:
             children.adopt_orphans(False)  # survives exec, and an engine does not reap what is not its own
         if self._asked is not None:  # asked to end before there was an engine to ask
             return 128 + self._asked
-        env = dict(order.env)
-        env.setdefault("PYTHONUNBUFFERED", "1")
-        try:
-            if order.cwd is not None:
-                os.chdir(order.cwd)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            children.execute(list(order.argv), env)
-        except OSError as error:
-            self._say(f"exec of {order.argv[0]}: {error.strerror}")
-            return 127 if isinstance(error, FileNotFoundError) else 126
+        code, why = becoming.engine(order.argv, order.env, order.cwd)
+        self._say(why)
+        return code
 
     # --------------------------------------------------------------------------------------------------- orders
 
@@ -369,11 +371,11 @@ class Guard:
         elif isinstance(order, Remember):
             self._agent.last_epoch = order.text[:100_000]
         elif isinstance(order, Say):
-            self._writers[order.stream != 1].put(order.text.encode("utf-8", "surrogateescape"))
+            self._writers[order.stream != 1].put(order.text.encode("utf-8", "backslashreplace"))
 
     def _spawn(self, order: Spawn) -> None:
         self._mind_lease(time.monotonic())
-        if self._expired:
+        if self._expired and not order.capture:  # a question is no engine, and after a kill there is much to ask
             self._agent.report(NotStarted(order.id, 62, "the lease has run out"))  # ETIME
         elif any(stop.everything for _, stop in self._stops):
             self._agent.report(NotStarted(order.id, 16, "everything is being stopped"))  # EBUSY
@@ -474,10 +476,18 @@ class Guard:
         for stop in due:
             for pid, number in stop.tick(now, table, self._reaped):
                 tree.send(pid, number)
+                self._mark_told(pid)
             if stop.phase is Phase.KILL:
                 tree.kill(stop.left, table, stop.groups)
+                for victim in stop.left:
+                    self._mark_told(victim.pid)
                 if stop.everything:
                     tree.chase(self._is_ours)
+
+    def _mark_told(self, pid: int) -> None:
+        """What ended before this did so by itself: only here is the order of the two known."""
+        if pid in self._children:
+            self._children[pid].told = True
 
     def _is_ours(self, proc: tree.Proc) -> bool:
         return proc.pid != self._agent.pid and tree.descends(proc, self._pid)
@@ -726,21 +736,6 @@ def _catch_signals() -> int:
             signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return read_end
-
-
-def _fill_standard_descriptors() -> None:
-    """If the launcher was started with stdin, stdout or stderr closed, no pipe of ours may get their numbers."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-
-
-def _mark_inherited_descriptors() -> None:
-    """Whatever else our parent left open is not for an engine: close-on-exec, like all that Python opens."""
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 2:
-            with contextlib.suppress(OSError):  # the one that listed them
-                os.set_inheritable(fd, False)
 
 
 def _signal_name(number: int) -> str:

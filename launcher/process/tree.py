@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 PROC = "/proc"
+PF_EXITING = 0x4  #: of the flags in /proc/PID/stat (include/linux/sched.h)
 
 #: A process for good: pid and start time (clock ticks after boot). A pid alone is reused.
 Key = tuple[int, int]
@@ -138,6 +139,16 @@ def read(pid: int, proc: str = PROC) -> Proc | None:
     )
 
 
+def ending(pid: int, proc: str = PROC) -> bool:
+    """Whether a process has ended, or has begun to: its descriptors are closed before it becomes a zombie."""
+    try:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & PF_EXITING)
+
+
 def kill(victims: Iterable[Proc], table: Table, groups: set[int]) -> None:
     """SIGKILL to every victim of a scan that was made just now.
 
@@ -171,8 +182,17 @@ def chase(is_victim: Callable[[Proc], bool], proc: str = PROC, rounds: int = 20)
             return
         for pid in (last, last - 1):
             found = read(pid, proc)
-            if found and not found.gone and is_victim(found):
+            if found and not found.gone and is_victim(found) and _is_process(pid, proc):
                 send(pid, signal.SIGKILL)
+
+
+def _is_process(pid: int, proc: str) -> bool:
+    """Not a thread. Threads have numbers of the same kind, and a signal to one of the agent's would kill the agent."""
+    try:
+        with open(f"{proc}/{pid}/status", "rb", buffering=0) as file:
+            return b"\nTgid:\t%d\n" % pid in file.read(1024)
+    except OSError:
+        return False
 
 
 def descends(child: Proc, root_pid: int, proc: str = PROC) -> bool:
@@ -234,6 +254,19 @@ def kill_tree_without_guard(
             return alive
         time.sleep(pause)
         pause = min(pause * 2, 0.05)
+
+
+def still_ours(recorded: Iterable[Key], living: Iterable[Proc], proc: str = PROC) -> dict[Key, None]:
+    """What of ``recorded`` is still needed to find an engine's processes later, and the ``living`` themselves.
+
+    One that has ended counts while its session has members: its pid is not given out anew before they are gone. After
+    that it would be a stranger's.
+    """
+    ours = {p.key: p.session for p in living}
+    sessions = set(ours.values())
+    unseen = [key for key in recorded if key not in ours]  # ended, or missed by a scan, which is not atomic
+    kept = [(pid, start) for pid, start in unseen if pid in sessions or start_time(pid, proc) == start]
+    return dict.fromkeys((*kept, *ours))
 
 
 def _orphans(table: Table, known: set[Key], guard: Key | None, cookie: str | None, proc: str) -> list[Proc]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def log(rank: int, line: str) -> None:
     """One line on standard output, written at once and whole."""
     try:
-        os.write(1, f"reference rank {rank}: {line}\n".encode())
+        os.write(1, f"reference rank {rank}: {line}\n".encode("utf-8", "backslashreplace"))
     except OSError:
         return  # nobody reads any more: no reason for a server to end
 

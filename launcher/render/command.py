@@ -31,7 +31,12 @@ def run(source: str, out: str | None, options: Options) -> tuple[str, list[str]]
     warnings = [warning for one in services for warning in dict.fromkeys(one.warnings)]
     if out is None:
         return "---\n".join(files.values()), warnings
-    return _write(Path(out), files), warnings
+    try:
+        return _write(Path(out), files), warnings
+    except OSError as error:
+        raise UsageError(
+            f"-o {out} cannot be written: {error.strerror or error}", "name a folder, new or ours"
+        ) from None
 
 
 def _page(one: service.Service, name: str, documents: list[Document]) -> str:

@@ -59,12 +59,33 @@ class Field:
             raise self.error(f"{_shown(self.value)} is no text", fix)
         return self.value
 
+    def quiet_text(self) -> str:
+        """Text that may be a secret, the empty one too: an error does not show it."""
+        if not isinstance(self.value, str):
+            kind = {bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
+            raise self.error(f"is {kind.get(type(self.value), 'no text')}, not text", "quote it")
+        return self.value
+
     def texts(self) -> tuple[str, ...]:
-        return tuple(entry.text() for entry in self.entries())
+        return tuple(entry.quiet_text() for entry in self.entries())
+
+    def strings(self) -> dict[str, str]:
+        """A mapping of text to text, as labels are."""
+        for name, value in self.mapping().items():
+            if not isinstance(value, str):
+                raise Field(f"{self.path}.{name}", value).error(f"{_shown(value)} is no text", "quote it")
+        return dict(self.value)
+
+    def flag(self) -> bool:
+        if not isinstance(self.value, bool):
+            raise self.error(f"{_shown(self.value)} is neither true nor false", "write true or false, without quotes")
+        return self.value
 
     def number(self, least: int) -> int:
         if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value < least:
-            raise self.error(f"{_shown(self.value)} is no whole number from {least} on", f"write {least} or more")
+            quoted = isinstance(self.value, str) and self.value.isdigit() and int(self.value) >= least
+            fix = "leave the quotes out" if quoted else f"write {least} or more"
+            raise self.error(f"{_shown(self.value)} is no whole number from {least} on", fix)
         return self.value
 
 

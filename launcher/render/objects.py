@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.data import dataclass
-from launcher.errors import ConfigError, LauncherError
+from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.render import layers
 from launcher.render.fields import Field
 from launcher.render.service import Service
@@ -21,6 +21,8 @@ from launcher.settings import Settings
 from launcher.words import Identity, NodeFacts
 
 SHARED = "shared.yaml"
+#: what images/build.sh calls the launcher's image: on the machine of the build
+BUILT = "launcher:dev"
 INSTANCE = "app.kubernetes.io/instance"
 GROUP = "inference-group"
 #: found out in the pod, so not to be said for all pods alike
@@ -31,8 +33,9 @@ _FOUND_OUT = ("rank", "leader", "peers", "address", "group_id", "service", "name
 class Options:
     """What the resource does not say and the cluster decides."""
 
-    launcher_image: str | None = "launcher:dev"  #: of the init container; None: the engine's image has the launcher
+    launcher_image: str | None = BUILT  #: of the init container; None: the engine's image has the launcher
     keda: bool = True
+    replicas: str = "zero"  #: under KEDA: zero, for the first apply, or keep: the field is left to KEDA
     prometheus: str | None = None  #: None: as in k8s/components/keda
     query: str | None = None
     load: int = 100  #: requests in flight that one group carries
@@ -41,11 +44,15 @@ class Options:
 
 def render(service: Service, options: Options) -> dict[str, list[Document]]:
     """File name to objects. Notes and warnings are added to ``service``. Raises ConfigError."""
+    _check_options(service, options)
     documents = _layers(service, options)
     (pods,) = [d for d in documents if d.data["kind"] == "StatefulSet"]
+    ours = {e["name"] for e in _env(pods)}
     layers.merge(pods, _pod(service, options))
     _check_volumes(service, pods.data["spec"]["template"]["spec"])
-    _fill(service, pods)
+    _check_security(service, pods.data["spec"]["template"]["spec"])
+    _head_of_theirs(pods, ours)
+    _fill(service, options, pods)
     files: dict[str, list[Document]] = {SHARED: [_shared(service, d) for d in documents if not _is_of_group(d)]}
     for k in range(service.groups):
         own = [_of_group(service, options, copy.deepcopy(d), k) for d in documents if _is_of_group(d)]
@@ -53,6 +60,33 @@ def render(service: Service, options: Options) -> dict[str, list[Document]]:
     for objects in files.values():
         objects.sort(key=lambda d: (d.data["kind"] != "ServiceAccount", d.data["kind"], d.data["metadata"]["name"]))
     return files
+
+
+def _check_options(service: Service, options: Options) -> None:
+    if options.replicas == "keep" and not options.keda:
+        raise UsageError("--replicas keep with --no-keda: nobody else would write the number", "leave one of them out")
+    if options.keda and options.query is None:
+        service.warnings.append(
+            f'--query is not given: KEDA would ask for gateway_requests_in_flight{{model="{service.name}"}}, which is '
+            "made up, and the groups would never wake; give your gateway's (k8s/README.md has two)"
+        )
+    if options.launcher_image == BUILT:
+        service.warnings.append(
+            f"--launcher-image {BUILT} is what a build calls it, and no node has it; push it and name it as it is there"
+        )
+
+
+def _env(pods: Document) -> list[dict[str, Any]]:
+    env: list[dict[str, Any]] = pods.data["spec"]["template"]["spec"]["containers"][0]["env"]
+    return env
+
+
+def _head_of_theirs(pods: Document, ours: set[str]) -> None:
+    """The resource's variables come last; without a comment they would stand under that of the ones before."""
+    theirs = [e["name"] for e in _env(pods) if e["name"] not in ours]
+    if theirs:
+        path = ("spec", "template", "spec", "containers", "[engine]", "env", f"[{theirs[0]}]")
+        pods.comments[path] = ("--- from the InferenceService",)
 
 
 def _layers(service: Service, options: Options) -> list[Document]:
@@ -155,7 +189,11 @@ def _check_engine(service: Service, settings: Settings) -> None:
     from launcher import planning
 
     gpus = _gpus(service)
-    settings = settings.replace(gpus_per_pod=gpus)
+    if "gpus_per_pod" in settings.origins and settings.gpus_per_pod != gpus and gpus:
+        raise Field(f"{service.path}.args", None).error(
+            f"{settings.said('gpus_per_pod')} contradicts the {gpus} GPUs in resources.limits", "leave it out"
+        )
+    settings = settings.replace(gpus_per_pod=gpus or settings.gpus_per_pod or 0)
     if settings.engine_file is None:
         engine = planning.engine_of(settings)
         names = tuple(f"{service.name}-{rank}" for rank in range(service.size))
@@ -188,6 +226,31 @@ def _check_volumes(service: Service, pod: Mapping[str, Any]) -> None:
             )
 
 
+def _check_security(service: Service, pod: Mapping[str, Any]) -> None:
+    """What the API server or the kubelet would refuse of the resource's security context laid over ours."""
+    (container,) = pod["containers"]
+    own, whole = container.get("securityContext", {}), pod.get("securityContext", {})
+    place = Field(f"{service.path}.securityContext", None)
+    effective = {**whole, **own}
+    if effective.get("runAsUser") == 0 and effective.get("runAsNonRoot"):
+        raise place.error(
+            "runAsUser: 0 is root, and the pods have runAsNonRoot: true", "write runAsNonRoot: false beside it"
+        )
+    more = [
+        *(["privileged: true"] if own.get("privileged") else []),
+        *(
+            ["CAP_SYS_ADMIN"]
+            if {"CAP_SYS_ADMIN", "SYS_ADMIN"} & set(own.get("capabilities", {}).get("add", []))
+            else []
+        ),
+    ]
+    if more and own.get("allowPrivilegeEscalation") is False:
+        raise place.error(
+            f"{more[0]} and allowPrivilegeEscalation: false can't both be",
+            "write allowPrivilegeEscalation: true beside it",
+        )
+
+
 def _gpus(service: Service) -> int:
     """GPUs of a pod, of any vendor."""
     limits: Mapping[str, Any] = service.container["resources"].get("limits", {})
@@ -214,6 +277,10 @@ def _more_ports(service: Service, settings: Settings) -> list[dict[str, Any]]:
     for entry in service.container["ports"]:
         number = entry["containerPort"]
         if number == settings.port:
+            if entry.get("protocol", "TCP") != "TCP":
+                raise Field(f"{service.path}.ports", None).error(
+                    f"{number} is the API's port, and {entry['protocol']} is not HTTP's", "write protocol: TCP"
+                )
             continue
         if number in (settings.agent_port, settings.group_port) or entry.get("name") in ("agent", "group", "api"):
             raise Field(f"{service.path}.ports", None).error(
@@ -226,10 +293,12 @@ def _more_ports(service: Service, settings: Settings) -> list[dict[str, Any]]:
     return found
 
 
-def _fill(service: Service, pods: Document) -> None:
+def _fill(service: Service, options: Options, pods: Document) -> None:
     """What the layers' components take from LAUNCHER_SIZE."""
     spec, metadata = pods.data["spec"], pods.data["metadata"]
-    if spec["replicas"] != 0:
+    if options.replicas == "keep":
+        del spec["replicas"]
+    elif spec["replicas"] != 0:
         spec["replicas"] = service.size
     if "scheduling.volcano.sh/group-min-member" in metadata.get("annotations", {}):
         metadata["annotations"]["scheduling.volcano.sh/group-min-member"] = str(service.size)

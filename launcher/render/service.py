@@ -11,9 +11,9 @@ from typing import Any
 
 from launcher.data import dataclass, field
 from launcher.errors import ConfigError
-from launcher.render import text
+from launcher.render import known, text
 from launcher.render.fields import Field
-from launcher.render.template import read_template, strings, unite
+from launcher.render.template import labels, read_template, unite
 
 API = "system.hero.ai/v1alpha1"
 KIND = "InferenceService"
@@ -23,7 +23,10 @@ LONGEST = 63 - len("-engine-99") - len("-1234567890")
 
 #: what the API server adds to an object that is read back from it
 _SERVERS = ("creationTimestamp", "generation", "resourceVersion", "uid", "managedFields", "selfLink", "finalizers")
-_DNS = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+#: what kubectl adds
+_KUBECTLS = {"kubectl.kubernetes.io/last-applied-configuration"}
+#: a Service's name may not begin with a digit
+_DNS = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 
 
 @dataclass
@@ -55,7 +58,7 @@ def read(source: str, name: str) -> list[Service]:
     except module.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}", "correct it") from None
     if not documents:
-        raise ConfigError(f"{name} holds nothing", f"write a {KIND}")
+        raise ConfigError(f"{name} holds nothing", f"write an {KIND}")
     many = len(documents) > 1
     return [_service(Field(f"{name}: document {i + 1}" if many else name, d)) for i, d in enumerate(documents)]
 
@@ -89,7 +92,8 @@ def _service(top: Field) -> Service:
     name = metadata["name"].text()
     if not _DNS.fullmatch(name) or len(name) > LONGEST:
         raise metadata["name"].error(
-            f"{name} cannot name the pods", f"use lower case letters, digits and -, {LONGEST} at most"
+            f"{name} cannot name the pods and their Service",
+            f"use lower case letters, digits and -, a letter first, {LONGEST} at most",
         )
     spec.mapping(("deploymentMode", "scheduler", "replicas", "servers"))
     if spec["deploymentMode"].text() != MODE:
@@ -97,9 +101,15 @@ def _service(top: Field) -> Service:
     scheduler = spec.get("scheduler", {})
     scheduler.mapping(("queue",))
     found = _servers(spec["servers"])
-    found.name, found.namespace = name, metadata["namespace"].text() if "namespace" in metadata else None
-    found.labels = strings(metadata.get("labels", {}))
-    found.queue = scheduler["queue"].text() if "queue" in scheduler else None
+    found.name, found.namespace = name, known.namespace(metadata["namespace"]) if "namespace" in metadata else None
+    found.labels = labels(metadata.get("labels", {}))
+    if "queue" in scheduler:
+        found.queue = scheduler["queue"].text()
+        known.label(scheduler["queue"], found.queue, what="queue's name")
+    if metadata.get("annotations", {}).mapping().keys() - _KUBECTLS:
+        found.notes.append(
+            "metadata.annotations are not carried over: those of the pods stand in the templates' metadata"
+        )
     found.groups = spec.get("replicas", 1).number(1)
     return found
 

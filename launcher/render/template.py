@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.data import dataclass
 from launcher.engines import arguments
+from launcher.render import known
 from launcher.render.fields import Field
 
 if TYPE_CHECKING:
     from launcher.render.service import Service
 
-_POD = (
-    "containers", "volumes", "nodeSelector", "tolerations", "affinity", "imagePullSecrets", "priorityClassName",
-    "runtimeClassName", "schedulerName", "topologySpreadConstraints", "securityContext", "dnsPolicy", "dnsConfig",
-    "hostAliases", "terminationGracePeriodSeconds",
-)  # fmt: skip
+_POD = ("containers", "terminationGracePeriodSeconds", *known.POD)
 _POD_OURS = {
     "hostname": "pods are named by their StatefulSet",
     "subdomain": "pods are named by their StatefulSet and its headless Service",
@@ -37,11 +34,16 @@ _POD_OURS = {
     "shareProcessNamespace": "the launcher must be process 1 of its container to reap and end what it started",
     "nodeName": "it would put all pods of the group on one node: use nodeSelector or affinity",
 }
-_CONTAINER = (
-    "name", "image", "imagePullPolicy", "command", "args", "ports", "env", "envFrom", "resources", "volumeMounts",
-    "securityContext", "workingDir",
-)  # fmt: skip
-_MOUNT = ("name", "mountPath", "readOnly", "recursiveReadOnly", "subPath", "subPathExpr", "mountPropagation")
+_CONTAINER = ("name", "command", "args", "ports", "resources", *known.CONTAINER)
+#: where the launcher's copy lies, and the name of its volume
+_PLACE, _COPY = "/opt/launcher", "launcher"
+#: variables that tell a pod who it is, and the field that each must come from
+_IDENTITY = {
+    "POD_NAME": "metadata.name",
+    "POD_NAMESPACE": "metadata.namespace",
+    "POD_IP": "status.podIP",
+    "POD_INDEX": "metadata.labels['apps.kubernetes.io/pod-index']",
+}
 _PROBE = "the launcher answers the probes: /livez, and /readyz which includes the engine's own health"
 _CONTAINER_OURS = {
     "livenessProbe": _PROBE,
@@ -71,28 +73,54 @@ def read_template(template: Field) -> Pod:
     spec.mapping(_POD, _POD_OURS)
     if "terminationGracePeriodSeconds" in spec:
         spec["terminationGracePeriodSeconds"].number(1)
+    _check_known(spec, known.POD)
     for entry in spec.get("volumes", []).entries():
-        entry.mapping()
-        entry["name"].text()
+        if entry["name"].text() == _COPY:
+            raise entry["name"].error(f"{_COPY} is the launcher's own volume", "give it another name")
+        known.one_of(entry, known.SOURCES, "name one, as emptyDir: {} or persistentVolumeClaim: {claimName: ...}")
     containers = list(spec["containers"].entries())
     if len(containers) != 1:
         raise spec["containers"].error(f"{len(containers)} containers", "one container is supported: the engine's")
     (container,) = containers
     container.mapping(_CONTAINER, _CONTAINER_OURS)
+    _check_known(container, known.CONTAINER)
     for entry in container.get("volumeMounts", []).entries():
-        entry.mapping(_MOUNT)
         entry["name"].text()
-        entry["mountPath"].text()
+        path = entry["mountPath"].text().rstrip("/")
+        if path == _PLACE or path.startswith(f"{_PLACE}/"):
+            raise entry["mountPath"].error(f"{path} would hide the launcher", "mount it elsewhere")
     env: dict[str, dict[str, Any]] = {}
     for entry in container.get("env", []).entries():
-        entry.mapping(("name", "value", "valueFrom"))
-        name = entry["name"].text()
+        name = _variable(entry)
         if name in env:
             raise entry.error(f"{name} is set twice", "leave one of them out")
-        if "value" in entry and not isinstance(entry["value"].value, str):
-            raise entry["value"].error(f"{entry['value'].value!r} is no text", "quote it")
         env[name] = dict(entry.value)
     return Pod(template, spec, container, env)
+
+
+def _check_known(place: Field, shapes: Mapping[str, Any]) -> None:
+    for name in place.value:
+        if name in shapes:
+            known.check(place[name], shapes[name])
+
+
+def _variable(entry: Field) -> str:
+    """One entry of env, looked through: its name."""
+    name = entry["name"].text()
+    known.variable_name(entry["name"], name)
+    if "value" in entry:
+        entry["value"].quiet_text()
+        if "valueFrom" in entry:
+            raise entry.error(f"{name} has both value and valueFrom", "leave one of them out")
+    source = entry.get("valueFrom", {})
+    if "valueFrom" in entry:
+        known.one_of(source, known.VALUES, "name one, as secretKeyRef: {name: ..., key: ...}")
+    if name in _IDENTITY and source.get("fieldRef", {}).get("fieldPath").value != _IDENTITY[name]:
+        raise entry.error(
+            f"{name} is how each pod knows itself, and is set already ({_IDENTITY[name]})",
+            "leave it out: one value would be every pod's",
+        )
+    return name
 
 
 # ------------------------------------------------------------------------------------------------- one of two
@@ -142,15 +170,17 @@ def _alike(service: Service, pods: list[Pod], name: str, *, metadata: bool) -> M
             raise place[label].error(
                 "the pods of a group are found by this label, and it is set already", "leave it out"
             )
-    return strings(place)
+    return labels(place, name.removesuffix("s"))
 
 
-def strings(place: Field) -> dict[str, str]:
-    """A mapping of text to text, as labels are."""
-    for name, value in place.mapping().items():
-        if not isinstance(value, str):
-            raise Field(f"{place.path}.{name}", value).error(f"{value!r} is no text", "quote it")
-    return dict(place.value)
+def labels(place: Field, what: str = "label") -> dict[str, str]:
+    """Labels or annotations, with names and values that the API server takes."""
+    found = place.strings()
+    for name, value in found.items():
+        known.label_name(Field(f"{place.path}.{name}", value), name, f"a {what}" if what == "label" else f"an {what}")
+        if what == "label":
+            known.label(Field(f"{place.path}.{name}", value), value)
+    return found
 
 
 def _arguments(service: Service, pods: list[Pod]) -> tuple[str, ...]:
@@ -181,7 +211,8 @@ def _environment(service: Service, pods: list[Pod]) -> list[dict[str, Any]]:
     """What both roles set alike under its own name, what one role sets under the launcher's name for that role."""
     from launcher.roles import LEADER, WORKER
 
-    if len(pods) == 1:
+    # A worker's template that has no env says nothing of it, as of image and args: it holds for both.
+    if len(pods) == 1 or "env" not in pods[1].container:
         return list(pods[0].env.values())
     leader, worker = pods[0].env, pods[1].env
     found = [entry for name, entry in leader.items() if worker.get(name) == entry]
@@ -207,10 +238,19 @@ def _ports(pods: list[Pod]) -> list[dict[str, Any]]:
         for entry in pod.container.get("ports", []).entries():
             entry.mapping(("containerPort", "name", "protocol"))
             number = entry["containerPort"].number(1)
+            if number > 65535:
+                raise entry["containerPort"].error(f"{number} is no port", "write 1 to 65535")
+            if "name" in entry:
+                known.port_name(entry["name"], entry["name"].text())
+            if entry.get("protocol", "TCP").value not in ("TCP", "UDP", "SCTP"):
+                raise entry["protocol"].error(f"{entry['protocol'].value} is no protocol", "write TCP, or leave it out")
             before = found.setdefault(number, {})
             if any(before.get(key, value) != value for key, value in entry.value.items()):
                 raise entry.error(f"port {number} is described differently elsewhere", "describe it alike")
             before.update(entry.value)
+    names = [p["name"] for p in found.values() if "name" in p]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise pods[0].container["ports"].error(f"two ports are named {twice.pop()}", "give each its own name")
     return list(found.values())
 
 
@@ -236,7 +276,25 @@ def _resources(service: Service, pods: list[Pod]) -> dict[str, Any]:
                     result[kind][name] = amount
                 note = f"resources.{kind}.{name}: the larger of leader's and worker's, for all pods"
                 service.notes.append(note)
+    _check_limits(result, f"{pods[0].container.path}.resources")
     return result
+
+
+def _check_limits(resources: Mapping[str, Any], path: str) -> None:
+    """As the API server does: no more is asked for than allowed, and of devices exactly that."""
+    limits = resources.get("limits", {})
+    for name, amount in resources.get("requests", {}).items():
+        place, most = Field(f"{path}.requests.{name}", amount), limits.get(name)
+        device = "/" in name or name.startswith("hugepages-")
+        if device and most is None:
+            raise place.error(f"{amount}, and no limit", f"write it under limits: {name} is not shared out by weight")
+        if most is None:
+            continue
+        asked, allowed = quantity(place), quantity(Field(f"{path}.limits.{name}", most))
+        if asked > allowed:
+            raise place.error(f"{amount} is more than the limit of {most}", "ask for the limit at most")
+        if device and asked != allowed:
+            raise place.error(f"{amount}, and a limit of {most}", "say the same: it can't be more or less later")
 
 
 _UNITS: dict[str, Decimal | int] = {
@@ -262,13 +320,15 @@ def quantity(place: Field) -> Decimal:
 def _warn_of_secrets(service: Service, pods: list[Pod]) -> None:
     for pod in pods:
         for name, entry in pod.env.items():
-            if arguments.is_secret(name) and entry.get("value"):
+            value = entry.get("value") or ""
+            if (arguments.is_secret(name) and value) or arguments.holds_password(value):
                 service.warnings.append(
                     f"{pod.container.path}.env: {name} is a secret in plain text, which all see who may read pods; "
                     "put it into a Secret and take it by valueFrom.secretKeyRef"
                 )
     for option in arguments.given(service.args):
-        if arguments.is_secret(option.name) and option.value and not option.value.startswith("$("):
+        plain = arguments.is_secret(option.name) and option.value and not option.value.startswith("$(")
+        if plain or any(map(arguments.holds_password, option.values)):
             service.warnings.append(
                 f"{service.path}.args: {option.name} is a secret in plain text, which all see who may read pods; put "
                 "it into a Secret, take that as a variable by valueFrom.secretKeyRef, and write $(VARIABLE) here"

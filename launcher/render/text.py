@@ -28,6 +28,8 @@ KEYS = {
     "imagePullSecrets": "name",
 }
 FIRST = ("apiVersion", "kind", "metadata", "spec", "name", "namespace")
+#: where a field stands among the sorted ones, if not at its own name: one comment is about both probes
+_SORTED_AS = {"startupProbe": "liveness"}
 
 # What no YAML parser takes for anything but this text.
 _PLAIN = re.compile(r"[A-Za-z_/.][\w./@%+-]*(?::[\w./@%+-]+)*")
@@ -126,7 +128,7 @@ def _said(comments: Comments, at: Path, indent: int) -> list[str]:
 
 
 def _sorted(data: Mapping[str, Any]) -> list[str]:
-    return sorted(data, key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key))
+    return sorted(data, key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), _SORTED_AS.get(key, key)))
 
 
 def _mapping(data: Mapping[str, Any], comments: Comments, at: Path, indent: int) -> list[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +24,11 @@ _numbers = itertools.count(1)
 
 @dataclass
 class Network:
-    """A podman network with DNS, its volumes and containers; a context manager."""
+    """A podman network with DNS, its folders and containers; a context manager."""
 
     name: str = field(default_factory=lambda: f"{MINE}-{next(_numbers)}")
     containers: list[str] = field(default_factory=list)
-    volumes: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Network:
         sweep()
@@ -35,16 +38,21 @@ class Network:
         return self
 
     def __exit__(self, *error: object) -> None:
-        remove({"container": self.containers, "volume": self.volumes})
+        remove({"container": self.containers})
         podman("network", "rm", "-f", self.name, check=False)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def volume(self) -> str:
-        """Like an emptyDir: anybody may write."""
-        name = f"{self.name}-v{next(_numbers)}"
-        podman("volume", "create", name)
-        self.volumes.append(name)
-        Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", name)).chmod(0o777)
-        return name
+    def empty_dir(self, group: int) -> str:
+        """As the kubelet makes an emptyDir: root's, of the pod's fsGroup; everybody may write, nobody else owns it.
+
+        A volume of podman's own would be given to the container's user, who may then do what no pod's user may.
+        """
+        folder = tempfile.mkdtemp(prefix=f"{MINE}-")
+        self.folders.append(folder)
+        os.chown(folder, 0, group)
+        Path(folder).chmod(0o2777)
+        return folder
 
 
 class Container:
@@ -56,7 +64,9 @@ class Container:
         self.network, self.pods, self.rank, self.image, self.more = network, pods, rank, image, more
         self.pod = f"{pods.name}-{rank}"
         self.name = f"{network.name}-{self.pod}"
-        self.volumes = {v["name"]: network.volume() for v in pods.spec["volumes"] if v["name"] in ("launcher", "state")}
+        self.group = pods.spec["securityContext"]["fsGroup"]
+        names = [v["name"] for v in pods.spec["volumes"] if v["name"] in ("launcher", "state")]
+        self.volumes = {name: network.empty_dir(self.group) for name in names}
         self.host = host
         for init in pods.spec.get("initContainers", []):
             mounts = [f"-v={self.volumes[m['name']]}:{m['mountPath']}" for m in init["volumeMounts"]]
@@ -77,6 +87,7 @@ class Container:
             # podman would add the user to /etc/passwd, which no kubelet does
             "--passwd=false",
             f"--user={pod['runAsUser']}:{pod['runAsGroup']}",
+            f"--group-add={pod['fsGroup']}",
         ]
 
     def start(self) -> None:
@@ -107,7 +118,7 @@ class Container:
         """The pod made anew: another address, an empty state folder."""
         podman("rm", "-f", "-t", "0", self.name)
         self.host = host
-        self.volumes["state"] = self.network.volume()
+        self.volumes["state"] = self.network.empty_dir(self.group)
         self.start()
 
     def probe(self, name: str) -> bool:

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -260,6 +261,10 @@ class Group:
         assert len(found) == 1, (found, self.words())
         return found[0]
 
+    def resident(self, rank: int) -> tuple[int, int]:
+        """Memory of a rank's guard and agent, KiB."""
+        return _resident(self.guard(rank)), _resident(self.agent(rank))
+
     def engine(self, rank: int) -> list[Proc]:
         """The engine's processes of a rank, the root first."""
         agent = self.agent(rank)
@@ -402,6 +407,12 @@ def _cmdline(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def _resident(pid: int) -> int:
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None, f"process {pid} is ending"
+    return int(found[1])
 
 
 @contextlib.contextmanager

@@ -204,13 +204,16 @@ def test_rendered_pod_is_played(image: str, network: Network) -> None:
     environ = {k: v for k, v in pods.environment(0).items() if k not in ("PATH", "POD_IP")}
     for container in [*spec["containers"], *spec["initContainers"]]:
         container["imagePullPolicy"] = "Never"
-    # podman knows neither the fields of the downward API nor a folder in memory
+    # podman does not know the fields of the downward API
     spec["containers"][0]["env"] = [{"name": k, "value": v} for k, v in environ.items()]
     # and it would publish every port on this machine, where somebody may have it
     del spec["containers"][0]["ports"]
+    # nor a folder in memory; and it would give an emptyDir to the container's user, which no kubelet does
     for volume in spec["volumes"]:
         if "emptyDir" in volume:
-            volume["emptyDir"] = {}
+            del volume["emptyDir"]
+            place = network.empty_dir(spec["securityContext"]["fsGroup"])
+            volume["hostPath"] = {"path": place, "type": "Directory"}
     name = f"{network.name}-played"
     # what holds for the pod, podman 4.3 takes for its init containers too: they would run again and again
     spec["restartPolicy"] = "Never"

@@ -15,9 +15,12 @@ import pytest
 
 from launcher.reference.tokens import expected_text
 from tests.e2e.group import Group, fetch, running
+from tests.lifetimes import Ends
 
 Print = pytest.CaptureFixture[str]
 DRAIN = ("--drain-settle", "0.5", "--grace", "20", "--restart-backoff", "0.3", "--lease", "3")
+#: An engine that cuts its requests the moment it gets TERM: nothing but the launcher's drain can keep them whole.
+BRUSQUE = ("--shutdown-timeout", "0")
 
 
 class Stream:
@@ -75,8 +78,8 @@ def test_one_pod_is_told_to_go(tmp_path: Path, rank: int) -> None:
 
 
 def test_all_pods_are_told_to_go_at_once(tmp_path: Path) -> None:
-    """Scale-down: streams finish, every pod exits with 0, workers only after the leader's engine."""
-    with running(tmp_path, 3, *DRAIN, "--", "--token-seconds", "0.1") as group:
+    """Scale-down: streams finish, and every pod exits with 0."""
+    with running(tmp_path, 3, *DRAIN, "--", "--token-seconds", "0.1", *BRUSQUE) as group:
         group.until_serving()
         streams = [Stream(group, f"request {n}", 20 + n) for n in range(5)]
         group.terminate()
@@ -87,6 +90,28 @@ def test_all_pods_are_told_to_go_at_once(tmp_path: Path) -> None:
         for rank in range(3):
             assert "ERROR" not in group.output(rank)
             assert group.termination(rank) == ""
+
+
+def test_workers_end_only_after_the_leaders_engine(tmp_path: Path) -> None:
+    """Rank 0's engine takes all its time to end; of the workers one would end at TERM, one takes no notice of it.
+
+    No engine here ends because another has, so every end is the launcher's doing. The second worker is
+    as SGLang's are.
+    """
+    own = ("--drain-settle", "0.2", "--grace", "8", "--stop-grace", "1")
+    engine = ("--ignore-term", "--fault-ranks", "0,2", "--on-peer-loss", "hang")
+    with running(tmp_path, 3, *own, "--", *engine) as group, Ends() as ends:
+        group.until_serving()
+        engines = [[proc.key for proc in group.engine(rank)] for rank in range(3)]
+        assert [len(engine) for engine in engines] == [2, 2, 2]
+        for key in (key for engine in engines for key in engine):
+            ends.watch(key)
+        group.terminate()
+        assert group.codes() == [0, 0, 0]
+        ends.last(30)
+        leader, *workers = [[ends.at[key] for key in engine] for engine in engines]
+        assert max(leader) <= min(min(worker) for worker in workers), (leader, workers, group.words())
+        assert all("ERROR" not in group.output(rank) for rank in range(3))
 
 
 def test_alone_with_a_request_in_flight(tmp_path: Path) -> None:
@@ -192,9 +217,12 @@ def test_a_failure_while_draining_ends_the_wait(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("total", [150, pytest.param(1000, marks=pytest.mark.chaos)])
 def test_a_drain_under_load_cuts_nothing(tmp_path: Path, capsys: Print, total: int) -> None:
-    """50 requests a second, a third of them streams; the last 50 come when SIGTERM was sent, as endpoints lag."""
-    settle = ("--drain-settle", "3", "--grace", "60")
-    with running(tmp_path, 2, *settle, "--", "--token-seconds", "0.02") as group:
+    """50 requests a second, a third of them streams; the last 50 come when SIGTERM was sent, as endpoints lag.
+
+    The settling time is shorter than what is in flight then: streams of 4 to 6 s hold the drain open.
+    """
+    settle = ("--drain-settle", "0.5", "--grace", "60")
+    with running(tmp_path, 2, *settle, "--", "--token-seconds", "0.02", *BRUSQUE) as group:
         group.until_serving()
         served, not_ready = [0], False
 
@@ -214,12 +242,15 @@ def test_a_drain_under_load_cuts_nothing(tmp_path: Path, capsys: Print, total: i
             for n in range(1, total + 1):
                 waiting.append(pool.submit(ask, n))
                 if n == total - 50:
+                    long = [Stream(group, f"long {tokens}", tokens) for tokens in (200, 250, 300)]
                     group.terminate()
                 time.sleep(max(0.0, began + n / 50 - time.monotonic()))
                 if n > total - 50 and n % 10 == 0 and not not_ready:
                     not_ready = group.ask(0, "/readyz").status == 503
             wrong = [e for e in (w.exception() for w in waiting) if e is not None]
         assert not wrong, wrong[:3]
+        for stream in long:
+            stream.check()
         assert served[0] == total and not_ready
         assert group.codes() == [0, 0]
         with capsys.disabled():

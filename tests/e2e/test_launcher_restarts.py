@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.group import Group, Witness, running, seconds
+from tests.e2e.group import Group, Witness, running, seconds, until
+from tests.lifetimes import began, now
 
 Print = pytest.CaptureFixture[str]
 QUICK = ("--restart-backoff", "0.3", "--max-restarts", "100", "--stop-grace", "1", "--lease", "3")
@@ -46,20 +47,62 @@ def test_the_group_serves_again_after_each_kill(tmp_path: Path, capsys: Print) -
         print("", *rows, sep="\n")
 
 
+def test_an_engine_that_takes_long_to_end_is_waited_for(tmp_path: Path) -> None:
+    """It takes no notice of TERM, and there is no back-off: the next epoch begins when it has been killed."""
+    grace = 2.0
+    slow = ("--restart-backoff", "0", "--max-restarts", "9", "--stop-grace", f"{grace:g}")
+    with (
+        running(tmp_path, 2, *slow, "--", "--ignore-term", "--on-peer-loss", "hang") as group,
+        Witness(group) as witness,
+    ):
+        epoch = group.until_serving()
+        killed_at = now()
+        hurt(group, "root", 1)
+        assert group.until_serving(after=epoch) == epoch + 1
+        new = [began(proc.key) for proc in group.engines()]
+        assert len(new) == 4
+        assert min(new) > killed_at + grace
+    witness.check()
+
+
 def test_the_first_failure_is_told_everywhere(tmp_path: Path) -> None:
     fault = ("--fault-ranks", "1", "--fault-epochs", "1", "--crash-after", "0.2", "--crash-code", "41")
-    with running(tmp_path, 2, *QUICK, "--", *fault) as group:
+    calm = ("--on-peer-loss", "ignore")  # else rank 0 ends a millisecond later: who was first is told by ages as long
+    with running(tmp_path, 2, *QUICK, "--", *fault, *calm) as group:
         group.until_serving(after=1)
         for rank in range(2):
             failure = group.status(rank)["first_failure"]
             assert failure["process"].startswith("reference")
-            assert failure["exit_code"] in (41, 1, None) and failure["rank"] in (0, 1)  # the neighbour may be first
+            assert (failure["rank"], failure["exit_code"]) == (1, 41), failure
             assert failure["tail"]
             assert "launcher: first failure: " in group.output(rank)
             assert group.status(rank)["restarts"] == 1
         (ended,) = group.status(0)["failures"]
         assert ended["epoch"] == 1
         assert ended["served_s"] is not None
+
+
+def test_a_cause_is_said_twice_on_each_pod_and_a_good_end_is_none(tmp_path: Path) -> None:
+    """Once as it happens, once as the block with the last lines; and going down as asked is no failure anywhere."""
+    with running(tmp_path, 3, *QUICK) as group:
+        epoch = group.until_serving()
+        for times in (1, 2):
+            hurt(group, "root", 1)
+            epoch = group.until_serving(after=epoch)
+            for rank in range(3):
+                said = group.output(rank)
+                assert said.count("WARNING stopping the engine") == times, said
+                cause = said.count("rank 1: reference was ended by SIGKILL" if rank != 1 else "ended by SIGKILL")
+                # the first one's block stays; rank 2 may have been stopped before anybody knew better
+                assert cause == 1 + times if rank != 2 else 1 <= cause <= 1 + times, said
+        assert all(group.output(0).count(words) == n for words, n in ((" waiting for ranks", 3), (" still ", 0)))
+        before = [len(group.output(rank)) for rank in range(3)]
+        group.terminate()
+        assert group.codes() == [0, 0, 0]
+        for rank in range(3):
+            said = group.output(rank)[before[rank] :]
+            assert "failure" not in said and "although" not in said and "ERROR" not in said, said
+        assert "request" in group.output(0)[before[0] :] and "again to stop now" in group.output(0)
 
 
 def test_the_budget_is_spent(tmp_path: Path) -> None:
@@ -193,15 +236,20 @@ def shm(group: Group) -> set[str]:
 def test_twenty_kills_leave_shared_memory_flat(tmp_path: Path, capsys: Print) -> None:
     with running(tmp_path, 2, *QUICK, "--", "--shm-bytes", "8000000") as group, Witness(group) as witness:
         epoch = group.until_serving()
-        used = [shm_used()]
+        used, memory = [shm_used()], []
         for turn in range(20):
             hurt(group, "root", turn % 2)
             epoch = group.until_serving(after=epoch)
             assert len(shm(group)) == 2
             used.append(shm_used())
+            memory.append([size for rank in range(2) for size in group.resident(rank)])
+        # Others make files there too, and remove them: what stays is ours.
+        until("/dev/shm is as it was", lambda: shm_used() <= max(used[:5]) + 8_000_000 // 1024, words=lambda: str(used))
     witness.check()
     with capsys.disabled():
         print(f"\n/dev/shm in KiB over 20 kills: {used}")
+        print(f"resident KiB of each guard and agent after the 5th, {memory[4]}, and the last, {memory[-1]}")
+    assert all(last < 1.1 * before for before, last in zip(memory[4], memory[-1], strict=True)), memory
 
 
 def shm_used() -> int:

@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 
+from launcher.group import messages as m
 from tests.e2e.group import Group, running
 
 UPGRADE = (
@@ -79,6 +80,27 @@ def test_strangers_on_the_group_port(tmp_path: Path) -> None:
         assert group.serves()
         assert group.epoch() == 1
         assert not any(word in said for word in ("Traceback", "a bug of the launcher"))
+
+
+def test_members_of_other_groups_that_stay_take_no_place(tmp_path: Path) -> None:
+    """As many as may connect say a hello that is refused, and keep their end of the connection open."""
+    with running(tmp_path, 2, start=False) as group:
+        group.start(0)
+        group.until_phase("gathering", 0)
+        hello = m.encode(m.Hello("somebody/else", 1, 2, "stranger", "10.9.9.9"))
+        crowd = []
+        for _ in range(4 * group.size + 64):
+            crowd.append(connect(group))
+            crowd[-1].sendall(UPGRADE + masked(hello.encode()))
+            crowd[-1].settimeout(30)
+            said = b""
+            while b"wrong_group" not in said and (data := crowd[-1].recv(65536)):
+                said += data
+            assert b"wrong_group" in said
+        group.start(1)
+        group.until_serving()
+        for stranger in crowd:
+            stranger.close()
 
 
 def test_many_connections_and_slow_ones(tmp_path: Path) -> None:

@@ -139,10 +139,12 @@ class LaunchedGroup:
 
     def engine_processes(self, rank: int) -> list[Any]:
         """All processes of a rank's pod but the launcher's own, and what it asks an interpreter in passing."""
+        return self.engine_processes_of(self.pods[rank])
+
+    def engine_processes_of(self, pod: Pod) -> list[Any]:
+        """The same of a pod that is no more in the group."""
         passing = (str(LAUNCHER), versions.PREFIX)
-        return [
-            p for p in self.pods[rank].processes() if p.state != "Z" and not any(own in p.command for own in passing)
-        ]
+        return [p for p in pod.processes() if p.state != "Z" and not any(own in p.command for own in passing)]
 
     # -------------------------------------------------------------------------------------------------- ending
 

@@ -1,8 +1,8 @@
 """Faults on real engines: vLLM over mp and over Ray, and SGLang, two pods each, one group for all faults of an engine.
 
 After each fault the old epoch was dead before the new one began, the group serves again by itself, knows why, and its
-completion is that of a single process. Three faults an engine run by default; all eighteen with -m "real and chaos"
-(half an hour for all engines on two idle cores).
+completion is that of a single process; what was measured stands in a table at the end of the session. Three faults an
+engine run by default; all of them with -m "real and chaos" (half an hour for all engines on two idle cores).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import Table
 from tests.faults import ON_TWO, survives
 from tests.pods import Cluster, why_not
 from tests.real import recipes
@@ -50,7 +51,7 @@ def group(request: pytest.FixtureRequest) -> Iterator[LaunchedGroup]:
 @pytest.mark.parametrize(
     "fault", [pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.chaos]) for name in ON_TWO]
 )
-def test_the_engine_survives(group: LaunchedGroup, fault: str) -> None:
-    line = survives(group, f"{group.name}: {fault}", ON_TWO[fault], SECONDS)
+def test_the_engine_survives(group: LaunchedGroup, fault: str, table: Table) -> None:
+    survived = survives(group, group.name, fault, ON_TWO[fault], SECONDS)
     assert group.complete() == recipes.expected_completion(group.name.partition("-")[0])
-    print("\n" + line)
+    table(*survived.row)

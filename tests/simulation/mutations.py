@@ -383,7 +383,7 @@ class FailureIgnored(c.Coordinator):
         """Do nothing."""
 
 
-@leader("who cannot prepare ends the attempt")
+@leader("who cannot prepare ends the attempt", "cannot_prepare")
 class UnableIgnored(c.Coordinator):
     def _unable(self, conn: int, message: m.Unable, now: float) -> None:
         """Do nothing."""
@@ -508,7 +508,7 @@ class GathersForEver(c.Coordinator):
         """Do nothing."""
 
 
-@member("a leader that never answers a hello is given up")
+@member("a leader that never answers a hello is given up", "hello_unanswered")
 class WaitsForAccepted(mb.Member):
     def _seek(self, tick: Any, now: float) -> None:
         """Do nothing."""
@@ -560,11 +560,11 @@ class ChargesDrains(c.Coordinator):
         self.budget.__class__ = _ChargesDrains
 
 
-@leader("what members remember is inherited once", "old_charges")
-class InheritsAgain(c.Coordinator):
+@leader("what members remember of charges is as old as it is", "old_charges")
+class InheritsAnew(c.Coordinator):
     def _take_in(self, hello: m.Hello, now: float) -> None:
         super()._take_in(hello, now)
-        self.budget.inherit(hello.charged, now)
+        self.budget.inherit([0.0 for _ in hello.charges], now)
 
 
 @member("only a pod that was told to go exits with 0")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.group.coordinator import Phase
+from launcher.group.member import State
 from launcher.words import CauseKind
 from tests.simulation.cluster import Cluster, Trouble
 from tests.simulation.network import EVERYBODY
@@ -104,6 +105,21 @@ def half_open(cluster: Cluster) -> None:
     agent.link.dark = agent.link.peer.dark = True
 
 
+def hello_unanswered(cluster: Cluster) -> None:
+    """A member's connection is reset; the next one swallows everything from the moment of its hello."""
+    _reset(cluster)
+    cluster.world.at(0.0, _swallow, cluster)
+
+
+def _swallow(cluster: Cluster) -> None:
+    agent = _pod(cluster, 1).agent
+    if agent is not None and agent.member.state is State.SEEKING and agent.link is not None:
+        cluster.truth.touch("connection dark", 1, lasts=1e9)
+        agent.link.dark = agent.link.peer.dark = True
+    elif cluster.calm_at is None:
+        cluster.world.at(0.0003, _swallow, cluster)
+
+
 def back_too_soon(cluster: Cluster) -> None:
     """A launcher is killed and is back while the others still stop."""
     guard = _pod(cluster, 1).guard
@@ -119,9 +135,9 @@ def _again(cluster: Cluster) -> None:
 
 
 def old_charges(cluster: Cluster) -> None:
-    """A restart is charged and forgotten; then a member comes back that remembers it, again and again."""
+    """A restart is charged; a member comes back that remembers it, and again when it is as good as forgotten."""
     cluster.world.at(0.0, _one_dies, cluster)
-    for after in (9.0, 18.0):
+    for after in (4.0, 7.5):
         cluster.world.at(after, _reset, cluster)
 
 
@@ -311,6 +327,12 @@ def budget_spent(cluster: Cluster) -> None:
         cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: budget_spent(cluster)))
 
 
+def cannot_prepare(cluster: Cluster) -> None:
+    """For some seconds one rank cannot prepare an epoch."""
+    cluster.unable[1], cluster.ever_unable = True, True
+    cluster.world.at(3.0, cluster.unable.clear)
+
+
 def never_ready(cluster: Cluster) -> None:
     """The engine of a rank fails before it is ready, always at the same point."""
     cluster.trouble[1] = Trouble(CauseKind.EXITED, 1, 1.0, 0.04)
@@ -381,6 +403,7 @@ PLOTS: dict[str, Plot] = {
     "leader_agent_killed": Plot(leader_agent_killed),
     "acks_held": Plot(acks_held),
     "half_open": Plot(half_open, Phase.PREPARING, {"prepare_time": (9.0, 10.0)}),
+    "hello_unanswered": Plot(hello_unanswered),
     "back_too_soon": Plot(back_too_soon, more={"term_time": (0.7, 0.9), "lease": 20.0}),
     "old_charges": Plot(old_charges, more={"restart_window": 5.0}),
     "cut_and_replaced": Plot(cut_and_replaced),
@@ -398,6 +421,7 @@ PLOTS: dict[str, Plot] = {
     "budget_spent": Plot(budget_spent, more={"max_restarts": 2}),
     "fails_and_fails": Plot(budget_spent, more={"restart_backoff": 2.0}),
     "never_ready": Plot(never_ready, Phase.PREPARING, after=0.0),
+    "cannot_prepare": Plot(cannot_prepare, Phase.PREPARING, after=0.0),
     "leader_replaced_and_one_away": Plot(leader_replaced_and_one_away, more={"join_timeout": 10.0}),
     "never_whole": Plot(never_whole, more={"join_timeout": 10.0}),
     "agents_killed_and_one_away": Plot(agents_killed_and_one_away, more={"join_timeout": 10.0}),

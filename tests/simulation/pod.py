@@ -613,18 +613,19 @@ class Agent:
 
     def _prepare(self, action: mb.DoPrepare) -> None:
         epoch = action.shared.epoch
-        self.guard.memory = Memory((epoch, tuple(person.incarnation for person in action.shared.members)))
+        self.guard.memory = Memory((epoch, self.member.epoch_members))
         answer: Any = mb.Able(epoch)
         unable = self.cluster.unable_of(self.pod)
         if unable is not None:
             cause = Cause(CauseKind.UNABLE, self.pod.rank, f"rank {self.pod.rank} cannot prepare")
-            self.truth.failed(epoch, self.pod.rank, CauseKind.UNABLE, self.pod)
             answer = mb.NotAble(epoch, cause, unable)
         self.world.at(self.cluster.prepare_time(), self.post, "work", self._looked, answer)
 
     def _looked(self, answer: mb.Able | mb.NotAble) -> None:
         """Whether this node can run the epoch is known; perhaps the epoch is long over."""
         self.able_for = answer.epoch
+        if isinstance(answer, mb.NotAble):
+            self.truth.failed(answer.epoch, self.pod.rank, CauseKind.UNABLE, self.pod)
         self.follow(answer)
 
     def _start_stage(self, action: mb.DoStage) -> None:

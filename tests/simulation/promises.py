@@ -361,8 +361,8 @@ class Truth:
     def _epoch_made(self, agent: Agent, leader: c.Coordinator, prepare: m.Prepare) -> None:
         if prepare.epoch in self.epochs:
             self.world.broken("one epoch", f"{prepare.epoch} was made twice")
-        if len(prepare.members) != self.cluster.plan.size:
-            self.world.broken("whole", f"{prepare.epoch} has {len(prepare.members)} members")
+        if len(prepare.incarnations) != self.cluster.plan.size:
+            self.world.broken("whole", f"{prepare.epoch} has {len(prepare.incarnations)} members")
         if any(seat.leaving is not None for seat in leader.seats.values()):
             self.world.broken("drain", f"{prepare.epoch} begins while a present member is leaving")
         told = [s.hello.first_failure for s in leader.seats.values() if s.hello.first_failure is not None]
@@ -370,14 +370,13 @@ class Truth:
             told = []  # it knows better than its members: what they saw may have been the end of a drain
         if told and leader.history.first is None:
             self.world.broken("explains", f"the first failure ({told[0]}) was forgotten")
-        knows = [a for a in self.cluster.agents() if a.knows_failure and a.member.incarnation in dict(prepare.members)]
+        knows = [a for a in self.cluster.agents() if a.knows_failure and a.member.incarnation in prepare.incarnations]
         if knows and leader.history.first is None and not leader.history.ended:
             self.world.broken("explains", f"{knows[0].pod.name} has seen an epoch fail; its leader shows no failure")
         known = [s.hello.last_epoch.n for s in leader.seats.values() if s.hello.last_epoch is not None]
         if prepare.epoch.n <= max(known, default=0):
             self.world.broken("one epoch", f"{prepare.epoch} is numbered no higher than an epoch that a member knows")
-        members = tuple(incarnation for incarnation, _ in prepare.members)
-        self.epochs[prepare.epoch] = truth = EpochTruth(prepare.epoch, agent, members, self.world.now)
+        self.epochs[prepare.epoch] = truth = EpochTruth(prepare.epoch, agent, prepare.incarnations, self.world.now)
         truth.calm = not any(t.until > self.world.now for t in self.touches)
         self.cluster.leader_n = max(self.cluster.leader_n, prepare.epoch.n)
 

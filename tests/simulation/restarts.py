@@ -7,7 +7,7 @@
     the end     a group that has given up is gone: every launcher exits, with the first failure and the code of the last
 
 These books are kept apart from the leader's: what it said to its members (`start`, `running`, `drain`) tells what each
-epoch came to. Only of charges that a leader inherits nothing is known here but how many there were in all.
+epoch came to.
 """
 
 from __future__ import annotations
@@ -127,13 +127,15 @@ class Restarts:
             self.world.broken(
                 "budget", f"{ended.epoch} ({ended.cause}) {'was charged' if charged else 'was not charged'}"
             )
-        window = self.cluster.plan.restart_window * 1.02 + 1  # (what is inherited begins its window anew)
-        known = sum(1 for at in self.charges if self._inherits() or self.world.now - at <= window) + due
+        known = self._lately + due
         if leader.budget.charged(now) > known:
             self.world.broken("budget", f"{leader.budget.charged(now)} restarts are charged; there were {known}")
 
-    def _inherits(self) -> bool:
-        return len({epoch.leader for epoch in self._attempts}) > 1
+    @property
+    def _lately(self) -> int:
+        """Charges that may still count, whoever made them: one that is inherited keeps its age."""
+        window = self.cluster.plan.restart_window * 1.02 + 1
+        return sum(1 for at in self.charges if self.world.now - at <= window)
 
     def _pause(self, books: Books, served: float | None) -> None:
         if served is not None and served >= STEADY:
@@ -177,8 +179,7 @@ class Restarts:
     def _may_give_up(self, abort: m.Abort, books: Books) -> bool:
         if abort.code == ExitCode.CONFIG and abort.cause.kind is CauseKind.UNABLE:
             return self.cluster.ever_unable
-        known = self.charges if self._inherits() else books.charges
-        return len(known) > self.cluster.plan.max_restarts or books.at_point >= SAME_POINT
+        return self._lately > self.cluster.plan.max_restarts or books.at_point >= SAME_POINT
 
     def _says_why(self, leader: c.Coordinator, abort: m.Abort) -> None:
         if not leader.history.ended or abort.cause.kind is CauseKind.JOIN:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.settings import Settings
-from launcher.words import Epoch, Identity, Member, NodeFacts, Plan, Process, Shared
+from launcher.words import Epoch, Identity, NodeFacts, Plan, Process, Shared
 
 TOKEN = "t" * 64
 
@@ -21,8 +21,7 @@ def identity(size: int, rank: int = 0) -> Identity:
 def context(
     settings: Settings, size: int, known: NodeFacts | None = None, epoch: int = 1, ip: str = "10.0.0.{}", **more: str
 ) -> PlanContext:
-    members = tuple(Member(n, f"i{n}", ip.format(n + 1)) for n in range(size))
-    shared = Shared(Epoch(epoch, "abcdef0123"), members, TOKEN)
+    shared = Shared(Epoch(epoch, "abcdef0123"), tuple(ip.format(n + 1) for n in range(size)), TOKEN)
     return PlanContext(settings, identity(size), known or NodeFacts(), shared, **more)
 
 

@@ -43,11 +43,17 @@ def pass_time(cluster: Cluster) -> None:
 
 def answer(cluster: Cluster, arguments: list[str]) -> str:
     verb, kind, *rest = arguments
+    failing = cluster.get("failing", {})
+    if failing.get(f"{verb} {kind}", 0) > 0:
+        failing[f"{verb} {kind}"] -= 1
+        raise PermissionError(f'Error from server (Forbidden): cannot {verb} resource "{kind}"')
     options = {rest[i]: rest[i + 1] for i in range(len(rest) - 1)}
     if (verb, kind) == ("delete", "pods"):
         one = cluster["sets"][options["-l"].removeprefix("inference-group=")]
         for pod in one["pods"].values():
             pod["leaving"], pod["ready"] = pod["leaving"] or 2, False
+        if one.get("falls_asleep"):
+            one["replicas"] = 0
         cluster["log"].append(f"delete {options['-l']}")
         return ""
     template = options["-o"].removeprefix("jsonpath=")
@@ -81,10 +87,14 @@ def main() -> None:
             at = arguments.index("-n")
             assert arguments[at + 1] == "inference"
             del arguments[at : at + 2]
-        sys.stdout.write(answer(cluster, arguments))
-        file.seek(0)
-        json.dump(cluster, file)
-        file.truncate()
+        try:
+            sys.stdout.write(answer(cluster, arguments))
+        except PermissionError as error:
+            sys.exit(str(error))
+        finally:
+            file.seek(0)
+            json.dump(cluster, file)
+            file.truncate()
 
 
 if __name__ == "__main__":

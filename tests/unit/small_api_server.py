@@ -1,7 +1,8 @@
-"""As much of the Kubernetes API as `kubectl get` and `kubectl delete` of pods and StatefulSets need, over HTTP.
+"""As much of the Kubernetes API as `kubectl get`, `delete` and `apply` of pods and StatefulSets need, over HTTP.
 
 For tests of what a script asks of the real kubectl. A deleted pod is there again at once, ready, of its set's newest
-revision.
+revision. Of an apply only `replicas` and the annotations are kept: `replicas` has an owner (whoever wrote it last), a
+server-side apply with another number than the owner's is a conflict, and one that is taken out becomes 1, the default.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+import yaml
 
 Object = dict[str, Any]
 NAMESPACE = "inference"
@@ -40,6 +43,8 @@ class SmallApiServer:
         self.sets = {s["metadata"]["name"]: s for s in sets}
         self.pods = {p["metadata"]["name"]: p for p in pods}
         self.deleted: list[str] = []
+        self.patches: list[Object] = []
+        self.owners: dict[str, str] = {}  #: set -> who wrote its `replicas`
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -69,6 +74,33 @@ class SmallApiServer:
                 return self._delete(name) if method == "DELETE" else objects[name]
         return None
 
+    def patch(self, path: str, query: dict[str, list[str]], body: str, content: str) -> Object:
+        """A patch of a StatefulSet, by strategic merge or server-side apply."""
+        change: Object = yaml.safe_load(body)
+        self.patches.append(change)
+        one = self.sets[path.rpartition("/")[2]]
+        name, spec = one["metadata"]["name"], change.get("spec", {})
+        manager = query.get("fieldManager", ["kubectl"])[0]
+        if content.startswith("application/apply-patch"):
+            owner = self.owners.get(name, manager)
+            asked = spec.get("replicas", one["spec"]["replicas"])
+            if asked != one["spec"]["replicas"] and owner != manager and query.get("force") != ["true"]:
+                message = f'Apply failed with 1 conflict: conflict with "{owner}": .spec.replicas'
+                cause = {
+                    "reason": "FieldManagerConflict",
+                    "message": f'conflict with "{owner}"',
+                    "field": ".spec.replicas",
+                }
+                return {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409,
+                        "message": message, "details": {"causes": [cause]}}  # fmt: skip
+            if "replicas" not in spec and owner == manager:
+                spec = {**spec, "replicas": None}
+        if "replicas" in spec:
+            one["spec"]["replicas"] = 1 if spec["replicas"] is None else spec["replicas"]
+            self.owners[name] = manager
+        one["metadata"].setdefault("annotations", {}).update(change.get("metadata", {}).get("annotations") or {})
+        return one
+
     def _delete(self, name: str) -> Object:
         old = self.pods[name]
         self.deleted.append(name)
@@ -83,7 +115,7 @@ def _resource(name: str, kind: str) -> Object:
         "singularName": kind.lower(),
         "namespaced": True,
         "kind": kind,
-        "verbs": ["get", "list", "delete"],
+        "verbs": ["get", "list", "delete", "patch"],
     }
 
 
@@ -103,9 +135,17 @@ def _handler(api: SmallApiServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             found = api.answer(self.command, parts.path, parse_qs(parts.query))
+            self._say(found)
+
+        def do_PATCH(self) -> None:
+            parts = urlsplit(self.path)
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            self._say(api.patch(parts.path, parse_qs(parts.query), body, self.headers["Content-Type"]))
+
+        def _say(self, found: Object | None) -> None:
             missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
             body = json.dumps(missing if found is None else found).encode()
-            self.send_response(404 if found is None else 200)
+            self.send_response(404 if found is None else found.get("code", 200))
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

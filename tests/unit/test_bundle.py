@@ -114,6 +114,15 @@ def test_entry_prefers_the_engines_python(entry: Path) -> None:
     assert start(entry, LAUNCHER_PYTHON=str(mine)).stdout.startswith("mine -I -S")
 
 
+@pytest.mark.parametrize("minor", [10, 11, 12, 13, 14])
+def test_entry_finds_a_python_that_has_no_other_name(entry: Path, minor: int) -> None:
+    """In an image whose `python3` is not there, or too old."""
+    folder = entry.parent.parent / "bin"
+    python(folder, f"python3.{minor}")
+    assert start(entry, "plan").stdout == f"fake -I -S {entry.parent}/run.py plan\n"
+    assert f'"python3.{minor}"' in (entry.parent / "run.py").read_text()
+
+
 def test_entry_without_python_says_what_to_do(entry: Path) -> None:
     done = start(entry)
     assert done.returncode == 78

@@ -14,7 +14,7 @@ from launcher.engines.declarative import DeclarativeEngine, load_engine_file
 from launcher.engines.registry import load
 from launcher.errors import ConfigError, UsageError
 from launcher.settings import Settings
-from launcher.words import Epoch, Gate, Identity, Member, NodeFacts, Plan, Port, Shared
+from launcher.words import Epoch, Gate, Identity, NodeFacts, Plan, Port, Shared
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -46,9 +46,9 @@ def plans(
     gpus: int | None = None,
     **said: Any,
 ) -> list[Plan]:
-    members = tuple(Member(n, f"i{n}", f"{ip}{n + 1}") for n in range(size))
+    shared = Shared(Epoch(epoch, "abcdef"), tuple(f"{ip}{n + 1}" for n in range(size)))
     settings = Settings().replace(**said)
-    context = PlanContext(settings, identity(size), NodeFacts(gpus=gpus), Shared(Epoch(epoch, "abcdef"), members), bind)
+    context = PlanContext(settings, identity(size), NodeFacts(gpus=gpus), shared, bind)
     return [engine.plan(context, rank) for rank in range(size)]
 
 

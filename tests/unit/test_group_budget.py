@@ -85,11 +85,22 @@ def test_another_point_between_breaks_the_row(cause: Cause, stage: str, served: 
     assert not b.judge(CRASH, "serve", None, True, 9.0).give_up
 
 
+def test_what_is_inherited_is_as_old_as_it_is() -> None:
+    """Members that remember the same charges, each as far as it has heard, and what was charged here."""
+    b = budget(10, window=100.0)
+    b.judge(LOST, "serve", 5.0, True, 1000.0)
+    b.inherit((20.0, 70.0, 99.0), 1010.0)
+    b.inherit((20.5, 101.0), 1010.0)
+    assert b.ages(1010.0) == (10.0, 70.0, 99.0), "the newest of each place; what is out of the window is not taken"
+    assert (b.charged(1012.0), b.charged(1041.0), b.charged(1101.0)) == (2, 1, 0)
+    assert b.total == 3
+
+
 def test_inheritance_fills_up_and_never_spends_the_last() -> None:
     b = budget(3)
-    b.inherit(2, 0.0)
-    b.inherit(1, 0.0)
+    b.inherit((0.0, 0.0), 0.0)
+    b.inherit((0.0,), 0.0)
     assert b.charged(0.0) == 2
-    b.inherit(1000, 0.0)
+    b.inherit((0.0,) * 1000, 0.0)
     assert b.charged(0.0) == 3, "a member that says a thousand is not believed beyond the limit"
     assert b.judge(LOST, "serve", 1.0, True, 1.0).give_up

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from itertools import product
 
 import pytest
 
+from launcher.data import replace
+from launcher.group import messages as m
 from launcher.group.budget import STEADY
-from launcher.group.history import History, explains_better
+from launcher.group.coordinator import Config, Coordinator, Phase, Stage
+from launcher.group.events import Closed, Say, SayAll, Tick
+from launcher.group.history import History, came_before, explains_better
+from launcher.group.member import Config as MemberConfig
+from launcher.group.member import Connected, Gone, Member
 from launcher.words import Cause, CauseKind, Epoch
 
 
@@ -31,6 +38,40 @@ def cause(kind: CauseKind, rank: int = 1, text: str = "x") -> Cause:
 )
 def test_which_explains_better(new: CauseKind, old: CauseKind, better: bool) -> None:
     assert explains_better(cause(new), cause(old)) is better
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "better"),
+    [
+        # a worker that somebody killed, against what its neighbours do about it
+        (Cause(CauseKind.SIGNALLED, 2, "worker", code=137), Cause(CauseKind.EXITED, 1, "root", code=1), True),
+        (Cause(CauseKind.SIGNALLED, 2, "worker", code=137), Cause(CauseKind.DIED, 1, "worker", code=1), True),
+        (Cause(CauseKind.SIGNALLED, 2, "worker", code=137), Cause(CauseKind.DIED, 1, "worker", code=0), True),
+        (Cause(CauseKind.SIGNALLED, 2, "worker", code=137), Cause(CauseKind.EXITED, 2, "its root", code=1), True),
+        # how it ended is not known, on an older kernel
+        (Cause(CauseKind.DIED, 2, "worker"), Cause(CauseKind.EXITED, 1, "root", code=1), True),
+        (Cause(CauseKind.DIED, 2, "worker"), Cause(CauseKind.DIED, 1, "worker", code=1), True),
+        (Cause(CauseKind.DIED, 2, "worker"), Cause(CauseKind.DIED, 1, "worker", code=0), True),
+        (Cause(CauseKind.DIED, 2, "worker"), Cause(CauseKind.EXITED, 2, "its root", code=1), False),
+        # a worker that its own root asked to end, or that ended for want of its neighbour, explains nobody's end
+        (Cause(CauseKind.DIED, 1, "worker", code=143), Cause(CauseKind.EXITED, 2, "root", code=41), False),
+        (Cause(CauseKind.DIED, 1, "worker", code=1), Cause(CauseKind.EXITED, 2, "root", code=41), False),
+        (Cause(CauseKind.DIED, 1, "worker", code=0), Cause(CauseKind.EXITED, 2, "root", code=41), False),
+        (Cause(CauseKind.EXITED, 2, "root", code=41), Cause(CauseKind.DIED, 1, "worker", code=0), True),
+    ],
+)
+def test_a_signal_explains_what_the_neighbours_do_about_it(new: Cause, old: Cause, better: bool) -> None:
+    assert explains_better(new, old) is better
+
+
+def test_of_two_ends_by_themselves_the_earlier_is_the_origin() -> None:
+    ended, neighbour = Cause(CauseKind.EXITED, 1, "a", code=41), Cause(CauseKind.EXITED, 0, "b", code=1)
+    assert came_before(ended, neighbour) and came_before(neighbour, ended)  # it is the time that tells
+    unknown = Cause(CauseKind.DIED, 1, "a worker, nobody knows how")
+    assert came_before(unknown, replace(unknown, rank=2)) and not came_before(unknown, neighbour)
+    assert not came_before(replace(ended, code=0), neighbour)
+    assert not came_before(replace(ended, rank=0), neighbour)
+    assert not came_before(replace(ended, kind=CauseKind.SIGNALLED), neighbour)
 
 
 def test_nothing_explains_what_explains_it() -> None:
@@ -132,3 +173,96 @@ class TestRefine:
         assert not history.refine(2, cause(CauseKind.AGENT, 2))
         assert history.first == cause(CauseKind.EXITED, 3)
         assert history.ended[-1].cause == cause(CauseKind.AGENT, 2)
+
+
+class TestTheLeaderTakes:
+    """What the coordinator makes of two words about one end, and of one."""
+
+    def setup_method(self) -> None:
+        self.actions: list[object] = []
+
+    def told(self, *words: tuple[int, Cause, float, float]) -> Cause:
+        """``words``: rank, cause, when the leader hears of it, and the age that comes with it."""
+        leader = Coordinator(Config("g", 3, "leader"), 0.0, random.Random(1))
+        leader.stages = (Stage("one"),)
+        for rank in range(3):
+            leader.handle(m.Hello("g", rank, 3, f"i{rank}", "10.0.0.1"), rank, 0.0)
+            leader.handle(m.Ping(1, leader.seats[rank].contact.mark(0.0)), rank, 0.0)
+        assert leader.epoch is not None
+        for rank in range(3):
+            leader.handle(m.Prepared(leader.epoch), rank, 0.1)
+        for rank, cause, at, age in sorted(words, key=lambda w: w[2]):
+            leader.handle(m.Failed(leader.epoch, cause, age), rank, at)
+        for rank in range(3):
+            self.actions += leader.handle(m.Stopped(leader.epoch), rank, 4.0)
+        assert leader.history.first is not None
+        self.leader = leader
+        return leader.history.first
+
+    def test_a_kill_that_is_told_late_but_came_in_time(self) -> None:
+        """A process that gives back a GPU's memory for 2 s before its end is seen."""
+        exited = Cause(CauseKind.EXITED, 0, "ended with 1", code=1)
+        killed = Cause(CauseKind.SIGNALLED, 2, "was killed", code=137)
+        assert self.told((0, exited, 1.0, 0.0), (2, killed, 3.0, 1.9)).rank == 2
+        assert self.told((0, exited, 1.0, 0.0), (2, killed, 3.0, 0.0)).rank == 0, "that came long after"
+
+    def test_of_two_codes_the_earlier_whoever_is_heard_first(self) -> None:
+        first = Cause(CauseKind.EXITED, 1, "ended with 41", "e", 41, ("its words",))
+        second = Cause(CauseKind.EXITED, 0, "ended with 1", "e", 1, ("lost the rank after",))
+        for words in ([(0, second, 1.0, 0.0), (1, first, 1.2, 0.25)], [(1, first, 1.0, 0.0), (0, second, 1.0, 0.0)]):
+            told = self.told(*words)
+            assert (told.rank, told.code) == (1, 41)
+            assert told.tail[0] == "its words" and "lost the rank after" in told.tail
+
+    def test_a_worker_of_which_nobody_knows_how_it_ended(self) -> None:
+        unknown = Cause(CauseKind.DIED, 2, "process 7 of the engine ended although nobody asked it to")
+        neighbour = Cause(CauseKind.DIED, 0, "process 9 of the engine ended although nobody asked it to")
+        assert self.told((0, neighbour, 1.0, 0.0), (2, unknown, 1.1, 0.15)).rank == 2
+        assert self.told((2, unknown, 1.0, 0.0), (0, neighbour, 1.1, 0.05)).rank == 2
+
+    def test_what_it_tells_has_a_time_and_a_next_step(self) -> None:
+        self.told((1, Cause(CauseKind.EXITED, 1, "ended with 1", code=1), 1.0, 0.0))
+        news = [a.message for a in self.actions if isinstance(a, SayAll) and isinstance(a.message, m.News)][-1]
+        assert (news.phase, news.first_epoch, news.first_age) == ("backoff", 1, 0.0)
+        assert news.text == "the engine is started again after a pause, 1 of 10 restarts used"
+        assert news.wait is not None and 0 < news.wait <= 0.5
+
+    def test_whose_lease_it_waits_out(self) -> None:
+        """Rank 2 is lost while its engine may run, and another pod has its rank."""
+        self.told((1, Cause(CauseKind.EXITED, 1, "ended with 1", code=1), 1.0, 0.0))
+        leader = self.leader
+        for rank in range(3):
+            leader.handle(m.Ping(2, leader.seats[rank].contact.mark(6.0)), rank, 6.0)
+        leader.handle(Tick(), 0, 6.1)
+        assert leader.phase is Phase.PREPARING and leader.epoch is not None
+        leader.handle(Closed("reset"), 2, 6.2)
+        for rank in range(2):
+            leader.handle(m.Stopped(leader.epoch), rank, 6.3)
+        leader.handle(m.Hello("g", 2, 3, "another", "10.0.0.9"), 7, 6.4)
+        out = []
+        for rank in range(3):
+            seat = leader.seats[rank]
+            out += leader.handle(m.Ping(3, seat.contact.mark(8.0)), seat.conn, 8.0)
+        news = [a.message for a in out if isinstance(a, SayAll) and isinstance(a.message, m.News)][-1]
+        assert leader.shown_phase == "fenced"
+        assert news.text == "waiting for the lease of rank 2 to run out: something may still run there"
+        assert news.wait is not None and 5 < news.wait < 10
+
+
+class TestAMemberTellsTheNextLeader:
+    def test_when_the_first_failure_was(self) -> None:
+        member = Member(MemberConfig("g", 1, 3, "pod-1", "i1"), 0.0)
+        member.handle(Gone(), 0.0)
+        member.handle(Connected(), 0.0)
+        member.handle(m.Accepted("leader", 1), 0.0)
+        failure = cause(CauseKind.OOM)
+        member.handle(m.News("running", first_failure=failure, first_epoch=4, first_age=100.0), 10.0)
+        assert member.first_at == -90.0
+        member.handle(m.News("draining", first_failure=failure, first_epoch=4, first_age=101.5), 11.0)
+        assert member.first_at == -90.0, "the same failure stays where it was"
+        member.handle(Closed("reset"), 20.0)
+        (said,) = [a.message for a in member.handle(Connected(), 30.0) if isinstance(a, Say)]
+        assert (said.first_failure, said.first_epoch, said.first_age) == (failure, 4, 120.0)
+        leader = Coordinator(Config("g", 3, "next"), 500.0, random.Random(1))
+        leader.handle(said, 1, 500.0)
+        assert (leader.history.first, leader.history.first_n, leader.history.first_at) == (failure, 4, 380.0)

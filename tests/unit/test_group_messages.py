@@ -28,7 +28,7 @@ cause = st.builds(
     code=st.none() | st.integers(0, 255),
     tail=st.lists(text, max_size=5).map(tuple),
 )
-pairs = st.lists(st.tuples(word, word), max_size=9).map(tuple)
+by_rank = st.lists(word.filter(bool), max_size=9).map(tuple)
 
 EACH: tuple[st.SearchStrategy[Any], ...] = (
     st.builds(
@@ -41,10 +41,10 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         name=word,
         fingerprint=st.dictionaries(word, text, max_size=9),
         last_epoch=st.none() | epoch,
-        last_members=st.lists(word, max_size=9).map(tuple),
+        last_members=by_rank,
         quiet=seconds,
         replaces=st.lists(word, max_size=9).map(tuple),
-        charged=st.integers(0, 10**6),
+        charges=st.lists(seconds, max_size=9).map(tuple),
         first_failure=st.none() | cause,
         died=st.none() | cause,
         attempt=st.integers(0, 2**53),
@@ -66,14 +66,15 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         activity=st.integers(0, 2**63),
         tail=st.lists(text, max_size=9).map(tuple),
     ),
-    st.builds(m.Accepted, leader=word),
+    st.builds(m.Accepted, leader=word, mark=st.integers(0, 2**53)),
     st.builds(m.Rejected, why=word, text=text, retry=seconds),
     st.builds(m.Ack, good=st.integers(0, 2**53), mark=st.integers(0, 2**53)),
     st.builds(m.Challenge, nonce=word, rival=text),
     st.builds(
         m.Prepare,
         epoch=epoch,
-        members=pairs,
+        incarnations=by_rank,
+        addresses=by_rank,
         token=word,
         values=st.dictionaries(word, st.none() | st.booleans() | st.integers() | text, max_size=9),
     ),
@@ -156,6 +157,12 @@ def _decoded_or_malformed(raw: str | bytes) -> None:
         '{"is": "leaving", "grace": NaN}',
         '{"is": "leaving", "grace": Infinity}',
         '{"is": "leaving", "grace": -1}',
+        '{"is": "prepare", "epoch": [1, "a"], "incarnations": ["a"], "addresses": "1"}',
+        '{"is": "prepare", "epoch": [1, "a"], "incarnations": "a  b", "addresses": "1"}',
+        '{"is": "prepare", "epoch": [1, "a"], "incarnations": "a b ", "addresses": "1"}',
+        '{"is": "prepare", "epoch": [1, "a"], "incarnations": "a\\nb", "addresses": "1"}',
+        '{"is": "prepare", "epoch": [1, "a"], "incarnations": "a", "addresses": "' + "x" * 65 + '"}',
+        '{"is": "prepare", "epoch": [1, "a"], "incarnations": "a' + " b" * m.MAX_RANKS + '", "addresses": "1"}',
         '{"is": "prepared", "epoch": [1]}',
         '{"is": "prepared", "epoch": [1, "with space"]}',
         '{"is": "failed", "epoch": [1, "a"], "cause": {"kind": "bored", "rank": 0, "text": ""}}',
@@ -166,6 +173,18 @@ def _decoded_or_malformed(raw: str | bytes) -> None:
 def test_what_is_no_message(raw: str) -> None:
     with pytest.raises(m.Malformed):
         m.decode(raw, WORDS)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30))
+def test_one_word_for_each_rank_and_nothing_that_spoils_a_log(raw: str) -> None:
+    fine = raw.isprintable() and (not raw or all(raw.split(" ")))
+    body = {"is": "prepare", "epoch": [1, "a"], "incarnations": raw, "addresses": ""}
+    try:
+        assert m.decode(json.dumps(body), WORDS).incarnations == tuple(raw.split())
+        assert fine
+    except m.Malformed:
+        assert not fine
 
 
 def test_a_side_hears_only_what_the_other_may_say() -> None:
@@ -189,8 +208,8 @@ def test_long_words_are_cut_where_they_are_ours_and_refused_where_they_are_not()
 
 def test_the_largest_messages_fit_the_link() -> None:
     """1,024 members on IPv6 addresses; the longest hello; failures with all their last lines."""
-    members = tuple(("0123456789abcdef", "fd00:1234:5678:9abc:def0:1234:5678:9abc") for _ in range(1024))
-    assert len(m.encode(m.Prepare(Epoch(2**53, "x" * 32), members))) < m.MAX_FROM_LEADER / 2
+    incarnations, addresses = ("0123456789abcdef",) * 1024, ("fd00:1234:5678:9abc:def0:1234:5678:9abc",) * 1024
+    assert len(m.encode(m.Prepare(Epoch(2**53, "x" * 32), incarnations, addresses))) < m.MAX_FROM_LEADER / 2
     failure = Cause(CauseKind.EXITED, 1023, "t" * 1000, "p" * 100, 255, tuple("l" * 500 for _ in range(40)))
     hello = m.Hello(
         "g" * 600,
@@ -214,4 +233,13 @@ def test_every_field_has_a_check() -> None:
         for f in fields(kind):
             assert callable(f.metadata["check"]), f"{kind.__name__}.{f.name}"
             if f.default is not MISSING:
-                assert f.metadata["check"](f.default) == f.default
+                write = f.metadata["write"] or (lambda value: value)
+                assert f.metadata["check"](write(f.default)) == f.default
+
+
+def test_bytes_that_are_no_utf_8_pass_both_ways() -> None:
+    """Lone surrogates, as Python has them of argv; next to a backslash and to what is UTF-8."""
+    said = m.Rejected("x", "\\\udcff \u00e9 \ud800 \\ud800")
+    text = m.encode(said)
+    text.encode()
+    assert m.decode(text, m.LEADER_SAYS) == said

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from launcher.engines.vllm_options import METRICS
 from launcher.health import Progress, in_flight, samples
 from launcher.words import Health
 
 VLLM = Health(
-    running=("vllm:num_requests_running",),
-    waiting=("vllm:num_requests_waiting",),
-    progress=("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
+    running=METRICS.running,
+    waiting=METRICS.waiting,
+    progress=METRICS.progress,
     sleeping=('vllm:engine_sleep_state{sleep_state="awake"}',),
 )
 
 
-def page(*engines: tuple[float, float, float], asleep: float = 0.0) -> dict[str, dict[str, float]]:
+def page(*engines: tuple[float, float, float], asleep: float = 0.0, cache: float = 0.1) -> dict[str, dict[str, float]]:
     """Samples of engines: (running, generated, prompt)."""
     text = "# HELP vllm:num_requests_running requests\n"
     for i, (running, generated, prompt) in enumerate(engines):
@@ -21,6 +22,7 @@ def page(*engines: tuple[float, float, float], asleep: float = 0.0) -> dict[str,
         text += f'vllm:num_requests_waiting{{engine="{i}",model_name="m"}} 0\n'
         text += f'vllm:generation_tokens_total{{engine="{i}",model_name="m"}} {generated}\n'
         text += f'vllm:prompt_tokens_total{{engine="{i}",model_name="m"}} {prompt}\n'
+        text += f'vllm:kv_cache_usage_perc{{engine="{i}",model_name="m"}} {cache}\n'
     text += f'vllm:engine_sleep_state{{sleep_state="awake"}} {asleep}\nunrelated 1\nbroken{{ x\n'
     return samples(text, (*VLLM.running, *VLLM.waiting, *VLLM.progress, *VLLM.sleeping))
 
@@ -38,6 +40,14 @@ def test_tokens_and_prefill_count_as_progress() -> None:
     assert progress.look(page((2, 101, 10)), 299) == ""
     assert progress.look(page((2, 101, 11)), 590) == ""
     assert progress.look(page((2, 101, 11)), 880) == ""
+
+
+def test_a_long_prefill_that_fills_the_cache_is_progress() -> None:
+    """vLLM counts a prompt's tokens when its prefill is done."""
+    progress = Progress(VLLM, 300)
+    for step in range(20):
+        assert progress.look(page((1, 100, 10), cache=step / 64), 100.0 * step) == ""
+    assert "1 requests run" in progress.look(page((1, 100, 10), cache=19 / 64), 2300)
 
 
 def test_an_idle_engine_does_not_hang() -> None:

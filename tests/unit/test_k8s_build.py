@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import textwrap
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from referencing import Registry, Resource
 
-from tests.manifests import K8S, SCHEMAS, Object, build, folders, groups, named, overlay, read
+from tests.manifests import K8S, SCHEMAS, Object, build, folders, groups, named, of_kind, overlay, read
 
 NEWEST = ".".join(kubernetes_validate.latest_version().split(".")[:2])
 OLDEST = "1.28"
@@ -113,8 +114,34 @@ def test_folders_that_the_readme_shows_are_valid(text: str, tmp_path: Path) -> N
         check(o, OLDEST)
         check(o, NEWEST)
     (pods,) = groups(objects)
+    for trigger in (t["metadata"] for s in of_kind(objects, "ScaledObject") for t in s["spec"]["triggers"]):
+        assert "gateway_requests_in_flight" not in trigger.get("query", ""), "nobody's gateway has it"
+    for route in of_kind(objects, "InterceptorRoute"):
+        assert route["spec"]["rules"][0]["hosts"] != ["engine.example.com"]
+    assert "containers/0" not in text, "an image is named under `images`"
     images = {c["name"]: c["image"] for c in [*pods.spec["containers"], *pods.spec.get("initContainers", [])]}
     assert images.get("launcher", images["engine"]) == "your-registry/launcher:1"
+
+
+def test_readme_shows_every_way_from_zero() -> None:
+    shown = "\n".join(folders_of_the_readme())
+    assert "components/keda\n" in shown
+    assert "components/keda-http\n" in shown
+
+
+def test_query_that_matches_nothing_is_an_error() -> None:
+    """Where no answer is no load, a mistaken query looks like a model that nobody asks for."""
+    for path in ("components/keda/scaledobject.yaml", "lws/keda/scaledobject.yaml"):
+        (scaled,) = read((K8S / path).read_text())
+        assert scaled["spec"]["triggers"][0]["metadata"]["ignoreNullValues"] == "false"
+
+
+def test_model_is_made_by_copying_a_folder(tmp_path: Path) -> None:
+    """As the README says: beside the others."""
+    shutil.copytree(K8S, tmp_path / "k8s")
+    mine = tmp_path / "k8s/models/mine"
+    shutil.copytree(K8S / "models/llama-3.1-405b", mine)
+    assert build(mine) == build(K8S / "models/llama-3.1-405b")
 
 
 def test_files_that_are_applied_by_themselves_are_valid() -> None:

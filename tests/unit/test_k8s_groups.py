@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,16 @@ from tests.manifests import K8S, Object, Pods, build, folders, groups, matches, 
 GROUPS = [f for f in folders("Kustomization") if f.name != "base"]
 
 
-@pytest.fixture(params=GROUPS, ids=named)
-def objects(request: pytest.FixtureRequest) -> list[Object]:
-    return build(request.param)
+#: other sizes of a group than the folders have
+SIZES = [1, 4]
+
+
+@pytest.fixture(params=[*GROUPS, *SIZES], ids=lambda p: named(p) if isinstance(p, Path) else f"size-{p}")
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> list[Object]:
+    if isinstance(request.param, Path):
+        return build(request.param)
+    sized = {"target": {"kind": "StatefulSet"}, "patch": size_patch(request.param)}
+    return overlay(["engines/reference"], ["components/launcher-copy"], tmp_path / "sized", patches=[sized])
 
 
 @pytest.fixture
@@ -95,12 +106,66 @@ def test_names_and_selectors_agree(objects: list[Object]) -> None:
 def test_external_ports_are_those_that_plan_calls_external(objects: list[Object], pods: Pods) -> None:
     (policy,) = of_kind(objects, "NetworkPolicy")
     admitted = {pods.port(p["port"]) for p in policy["spec"]["ingress"][1]["ports"]}
-    planned = {p["number"] for p in pods.plan(0)["ports"] if p["external"]}
-    assert admitted == planned
+    planned = [{p["number"] for p in pods.plan(rank)["ports"] if p["external"]} for rank in range(pods.size)]
+    assert admitted == planned[0], "the leader's"
+    assert all(ports <= admitted for ports in planned), "and every other rank's"
+    assert all(pods.port("agent") in ports for ports in planned)
     assert pods.port("agent") == AGENT_PORT
     assert pods.port("group") == GROUP_PORT
     services = [o for o in of_kind(objects, "Service") if o["spec"].get("clusterIP") != "None"]
     assert [pods.port(p["targetPort"]) for s in services for p in s["spec"]["ports"]] == [pods.port("api")]
+
+
+def selectors(o: Object) -> Iterator[dict[str, str]]:
+    """By what an object finds pods."""
+    spec = o.get("spec", {})
+    if o["kind"] == "Service":
+        yield spec["selector"]
+    elif o["kind"] in ("PodDisruptionBudget", "PodMonitor"):
+        yield spec["selector"]["matchLabels"]
+    elif o["kind"] == "NetworkPolicy":
+        yield spec["podSelector"]["matchLabels"]
+        yield from (f["podSelector"]["matchLabels"] for i in spec["ingress"] for f in i.get("from", []))
+    elif o["kind"] == "StatefulSet":
+        yield spec["selector"]["matchLabels"]
+
+
+def check_apart(one: list[Object], other: list[Object]) -> None:
+    """Nothing of one application finds a pod of the other's in the same namespace."""
+    strangers = [(p, p.pod_labels(rank)) for p in groups(other) for rank in range(p.size)]
+    for o in one:
+        for selector in selectors(o):
+            met = [f"{p.name}-{labels}" for p, labels in strangers if matches(selector, labels)]
+            assert not met, f"{o['kind']} {o['metadata']['name']} {selector} finds pods of another model: {met}"
+
+
+def test_models_of_one_namespace_keep_apart() -> None:
+    """Every folder beside every other, those straight from engines/ and lws/ too. Of one name they are one, applied."""
+    built = [build(f) for f in GROUPS]
+    names = [{p.name for p in groups(objects)} for objects in built]
+    pairs = [(a, b) for a in range(len(built)) for b in range(len(built)) if not names[a] & names[b]]
+    assert len(pairs) > len(built)
+    for a, b in pairs:
+        check_apart(built[a], built[b])
+
+
+def test_monitoring_scrapes_its_own_model_only(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one = overlay(["models/llama-3.2-1b"], ["components/monitoring"], tmp_path / "one")
+    other = overlay(["engines/reference"], ["components/monitoring"], tmp_path / "other")
+    check_apart(one, other)
+    check_apart(other, one)
+    for objects in (one, other):
+        (monitor,), (pods,) = of_kind(objects, "PodMonitor"), groups(objects)
+        assert [matches(s, pods.labels) for s in selectors(monitor)] == [True]
+    assert {o["metadata"]["name"] for o in of_kind(one, "PodMonitor")} == {"llama-1b-engine"}
+
+
+def test_labels_above_a_leader_worker_set_reach_its_pods(tmp_path: Path) -> None:
+    """As they reach a StatefulSet's: else the Service, which has them, finds nobody."""
+    labels = [{"includeSelectors": True, "pairs": {"app.kubernetes.io/instance": "mine"}}]
+    check_names(overlay(["lws/reference"], [], tmp_path, namePrefix="mine-", labels=labels))
 
 
 # ------------------------------------------------------------------------------------------------- the pod itself
@@ -128,7 +193,9 @@ def test_pod_is_fit_for_any_uid_and_a_read_only_root(pods: Pods) -> None:
         assert {m["name"] for m in c["volumeMounts"]} <= {v["name"] for v in spec["volumes"]}
     writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
     assert {"/tmp", "/dev/shm", pods.env["HOME"], pods.env["LAUNCHER_STATE_DIR"]} <= writable
-    places = [v for k, v in pods.env.items() if k.startswith("XDG") or k.endswith(("_DIR", "_HOME", "_PATH", "_BASE"))]
+    read = {"TIKTOKEN_ENCODINGS_BASE"}
+    written = {k: v for k, v in pods.env.items() if k not in read}
+    places = [v for k, v in written.items() if k.startswith("XDG") or k.endswith(("_DIR", "_HOME", "_PATH", "_BASE"))]
     assert len(places) >= 6
     assert all(any(p == w or p.startswith(f"{w}/") for w in writable) for p in places)
     (shm,) = [v for v in spec["volumes"] if v["name"] == "shm"]
@@ -168,13 +235,14 @@ def test_launcher_finds_every_rank_and_plans_it(pods: Pods) -> None:
         settings, environ, _ = pods.settings(rank)
         identity, _, warnings = planning.identity_of(settings, environ)
         assert (identity.rank, identity.size, warnings) == (rank, pods.size, ())
-        assert identity.source == ("lws" if pods.owner["kind"] == "LeaderWorkerSet" else "statefulset")
+        lws, alone = pods.owner["kind"] == "LeaderWorkerSet", pods.size == 1
+        assert identity.source == ("lws" if lws else "alone" if alone else "statefulset")
         leaders.add(identity.leader)
         page = pods.plan(rank)
         assert [r["rank"] for r in page["ranks"]] == list(range(pods.size))
         assert not [w for w in page["warnings"] if "stay idle" in w], "the GPUs of a pod are all used"
     assert len(leaders) == 1
-    if pods.owner["kind"] == "StatefulSet":
+    if pods.owner["kind"] == "StatefulSet" and pods.size > 1:
         assert leaders == {f"{pods.name}-0.{pods.env['LAUNCHER_SERVICE']}.{pods.namespace}.svc.cluster.local"}
 
 
@@ -234,9 +302,16 @@ spec:
 """
 
 
-@pytest.fixture
-def packed(tmp_path: Path) -> list[Object]:
-    return overlay(["models/llama-3.2-1b"], ["components/packed", "components/keda-packed"], tmp_path)
+#: groups that the formula of components/keda-packed gives at most
+MOST = 4
+
+
+@pytest.fixture(scope="module", params=[2, 3, 5])
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
+    folder = tmp_path_factory.mktemp("packed")
+    sized = {"target": {"kind": "StatefulSet"}, "patch": size_patch(request.param)}
+    overlay(["models/llama-3.2-1b"], [], folder / "model", patches=[sized])
+    return overlay(["model"], ["components/packed", "components/keda-packed"], folder)
 
 
 def test_packed_groups_scale_by_whole_groups(packed: list[Object]) -> None:
@@ -245,10 +320,13 @@ def test_packed_groups_scale_by_whole_groups(packed: list[Object]) -> None:
     (scaled,) = of_kind(packed, "ScaledObject")
     spec = scaled["spec"]
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    numbers = [spec["idleReplicaCount"], spec["minReplicaCount"], spec["maxReplicaCount"], spec["fallback"]["replicas"]]
+    numbers = [spec["idleReplicaCount"], spec["minReplicaCount"], spec["fallback"]["replicas"]]
     numbers += [p["value"] for way in behavior.values() for p in way["policies"]]
     assert [n % pods.size for n in numbers] == [0] * len(numbers)
     assert spec["minReplicaCount"] == pods.size
+    assert spec["maxReplicaCount"] >= MOST * pods.size, (
+        "the formula says how many, not a limit that cuts a group in two"
+    )
     assert pods.owner["spec"]["replicas"] == 0
     assert spec["advanced"]["scalingModifiers"]["metricType"] == "AverageValue"
 
@@ -262,30 +340,91 @@ def test_formula_gives_whole_groups_for_every_load(packed: list[Object]) -> None
     before = 0
     for load in range(1001):
         wanted = evaluate(modifiers["formula"], {trigger["name"]: load}) / int(modifiers["target"])
-        assert wanted == (max(1, math.ceil(load / 100)) * pods.size if load else 0)
+        assert wanted == (min(MOST, max(1, math.ceil(load / 100))) * pods.size if load else 0)
         assert wanted % pods.size == 0
         assert wanted >= before
         before = int(wanted)
     assert evaluate(modifiers["formula"], {trigger["name"]: 0.4}) == pods.size
 
 
+_WORDS = re.compile(r"\s*(\d+(?:\.\d+)?|[a-z]\w*|[-+*/(),?:<>])")
+
+
 def evaluate(formula: str, names: dict[str, float]) -> float:
-    """KEDA's expression language, as far as the formula goes: arithmetic, calls and one `a ? b : c`."""
-    condition, _, rest = formula.partition("?")
-    then, _, otherwise = rest.partition(":")
-    text = f"({then}) if ({condition}) else ({otherwise})"
-    assert re.fullmatch(r"[\w\s().,*/+<>=-]+", text)
-    return float(eval(text, {"__builtins__": {}, "max": max, "ceil": math.ceil}, names))
+    """KEDA's expression language, as far as the formula goes: calls, * and /, comparisons, one `a ? b : c`."""
+    words = _WORDS.findall(formula)
+    assert "".join(words) == formula.replace(" ", ""), formula
+
+    def take(expected: str | None = None) -> str:
+        word = str(words.pop(0))
+        assert expected in (None, word), (expected, word)
+        return word
+
+    def value() -> float:
+        word = take()
+        if word[0].isdigit():
+            return float(word)
+        if word == "(":
+            inner = choice()
+            take(")")
+            return inner
+        if words[:1] != ["("]:
+            return names[word]
+        take("(")
+        given = [choice()]
+        while words[0] == ",":
+            take(",")
+            given.append(choice())
+        take(")")
+        return float({"min": min, "max": max, "ceil": math.ceil}[word](*given))  # type: ignore[operator]
+
+    def product() -> float:
+        result = value()
+        while words[:1] in (["*"], ["/"]):
+            result = result * value() if take() == "*" else result / value()
+        return result
+
+    def choice() -> float:
+        left = product()
+        if words[:1] in (["<"], [">"]):
+            left = float(left > product()) if take() == ">" else float(left < product())
+        if words[:1] != ["?"]:
+            return left
+        take("?")
+        then = choice()
+        take(":")
+        otherwise = choice()
+        return then if left else otherwise
+
+    result = choice()
+    assert not words, words
+    return result
+
+
+def test_packed_set_without_keda_is_one_whole_group(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    sized = {"target": {"kind": "StatefulSet"}, "patch": size_patch(3)}
+    overlay(["models/llama-3.2-1b"], [], tmp_path / "model", patches=[sized])
+    (pods,) = groups(overlay(["model"], ["components/packed"], tmp_path))
+    assert pods.owner["spec"]["replicas"] == pods.size
+
+
+def test_packed_under_any_prefix(tmp_path: Path) -> None:
+    """What is called -api is not all of the API's."""
+    (tmp_path / "model").mkdir()
+    overlay(["engines/reference"], [], tmp_path / "model", namePrefix="my-api-")
+    check_names(overlay(["model"], ["components/packed"], tmp_path))
 
 
 def test_packed_pods_know_their_group(packed: list[Object]) -> None:
     (pods,) = groups(packed)
-    for ordinal in range(6):
+    size = pods.size
+    for ordinal in range(3 * size):
         environ = pods.environment(ordinal)
         settings, environ, _ = pods.settings(ordinal)
         identity, _, _ = planning.identity_of(settings, environ)
-        first = ordinal - ordinal % 2
-        assert (identity.rank, identity.size) == (ordinal % 2, 2)
+        first = ordinal - ordinal % size
+        assert (identity.rank, identity.size) == (ordinal % size, size)
         assert identity.leader.startswith(f"{pods.name}-{first}.")
         assert settings.worker_ready == "never"
 
@@ -334,6 +473,37 @@ def check_rack(pods: Pods) -> None:
 LLAMA = str(K8S / "models/llama-3.1-405b")
 
 
+def grouped(model: Path, out: Path, *more: str) -> list[Object]:
+    subprocess.run([str(K8S / "groups.sh"), str(model), "3", str(out), *more], check=True, capture_output=True)
+    return build(out)
+
+
+def test_groups_are_monitored_once(tmp_path: Path) -> None:
+    """Whether groups.sh or the model brings monitoring: one PodMonitor over all groups, one set of rules."""
+    overlay(["models/llama-3.1-405b"], ["components/monitoring"], model := tmp_path / "model")
+    for objects in (grouped(Path(LLAMA), tmp_path / "a", "0", "monitoring"), grouped(model, tmp_path / "b")):
+        (monitor,) = of_kind(objects, "PodMonitor")
+        assert len(of_kind(objects, "PrometheusRule")) == len(of_kind(objects, "ConfigMap")) == 1
+        assert [matches(s, p.labels) for p in groups(objects) for s in selectors(monitor)] == [True] * 3
+
+
+def test_groups_of_a_model_with_keda_inside_wake_one_after_another(tmp_path: Path) -> None:
+    overlay(["models/llama-3.1-405b"], ["components/keda"], tmp_path / "model")
+    scaled = of_kind(grouped(tmp_path / "model", tmp_path / "out", "100"), "ScaledObject")
+    assert [s["spec"]["triggers"][0]["metadata"]["activationThreshold"] for s in scaled] == ["0", "100", "200"]
+
+
+@pytest.mark.parametrize("mine", ["group-photos/a.jpeg", "shared/notes", "kustomization.yaml"])
+def test_groups_script_takes_nothing_that_it_did_not_write(mine: str, tmp_path: Path) -> None:
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    command = [str(K8S / "groups.sh"), LLAMA, "2", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 73, done.stderr
+    assert (tmp_path / mine).read_text() == "mine"
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / mine]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -342,6 +512,8 @@ LLAMA = str(K8S / "models/llama-3.1-405b")
         [LLAMA, "0", "out"],
         [LLAMA, "2", "out", "many"],
         [LLAMA, "2", "out", "0", "keda-http"],
+        [LLAMA, "2", "out", "0", "packed"],
+        [LLAMA, "2", "out", "0", "nonsense"],
     ],
 )
 def test_groups_script_says_what_is_wrong(arguments: list[str], tmp_path: Path) -> None:
@@ -375,6 +547,37 @@ def test_roce_adds_the_card_and_leaves_the_rest(tmp_path: Path) -> None:
     assert pods.engine["resources"]["limits"]["nvidia.com/gpu"] == "8"
 
 
+def test_cluster_may_choose_the_user(tmp_path: Path) -> None:
+    """No number is asked for, of the containers either; root stays refused."""
+    (pods,) = groups(overlay(["engines/vllm-mp"], ["components/any-uid"], tmp_path))
+    contexts = [pods.spec["securityContext"], *(c["securityContext"] for c in pods.spec["containers"])]
+    contexts += [c["securityContext"] for c in pods.spec["initContainers"]]
+    assert not [key for c in contexts for key in c if key in ("runAsUser", "runAsGroup", "fsGroup")]
+    assert pods.spec["securityContext"]["runAsNonRoot"] is True
+
+
+MODELS = [f for f in GROUPS if f.parent.name == "models"]
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=named)
+def test_model_says_what_must_be_in_the_claim(folder: Path) -> None:
+    (pods,) = groups(build(folder))
+    model = pods.settings(0)[0].model
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in pods.spec["volumes"] if "persistentVolumeClaim" in v]
+    said = (folder / "kustomization.yaml").read_text()
+    assert bool(claims) == str(model).startswith("/models/")
+    for claim in claims:
+        assert f"Needs the claim `{claim}` (components/model-cache/pvc/claim.yaml)" in said
+        assert re.search(rf"weights in it: {model}$", said, re.M)
+
+
+def test_gpt_oss_finds_its_encodings_offline() -> None:
+    """Its parser would download them, whatever HF_HUB_OFFLINE says (vLLM's issue 22525)."""
+    (pods,) = groups(build(K8S / "models/gpt-oss-120b"))
+    assert pods.env["TIKTOKEN_ENCODINGS_BASE"].startswith("/models/")
+    assert pods.env["TIKTOKEN_ENCODINGS_BASE"] in (K8S / "models/gpt-oss-120b/kustomization.yaml").read_text()
+
+
 def test_token_is_where_the_launcher_looks(tmp_path: Path) -> None:
     (pods,) = groups(overlay(["engines/vllm-mp"], ["components/token"], tmp_path))
     mount = next(m for m in pods.engine["volumeMounts"] if m["name"] == "token")
@@ -390,6 +593,57 @@ def test_launcher_in_the_image_needs_no_copy(tmp_path: Path) -> None:
     mount = next(m for m in copied.engine["volumeMounts"] if m["name"] == "launcher")
     assert copied.engine["command"] == [f"{mount['mountPath']}/launcher"] == pods.engine["command"]
     assert init["command"][-1].rstrip("/") == init["volumeMounts"][0]["mountPath"]
+
+
+def copy_command() -> list[str]:
+    (pods,) = groups(build(K8S / "engines/vllm-mp"))
+    command: list[str] = pods.spec["initContainers"][0]["command"]
+    return command
+
+
+def test_launcher_is_copied_without_times_and_owners() -> None:
+    """Both are refused to a user who does not own the folder, and the kubelet makes an emptyDir root's."""
+    program, options, *_ = copy_command()
+    assert program == "cp"
+    assert not set(options) & set("pa"), "the init container would crash"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+def test_launcher_is_copied_into_a_folder_as_the_kubelet_makes_it(tmp_path: Path) -> None:
+    """Of root and the pod's fsGroup, mode 2777; by the pod's user, who has no capability. Modes and links stay."""
+    source, copy = tmp_path / "opt", tmp_path / "copy"
+    for folder in (source / "bin", copy):
+        folder.mkdir(parents=True)
+    (source / "launcher").write_text("#!/bin/sh\necho it runs\n")
+    (source / "launcher").chmod(0o755)
+    (source / "bin/launcher").symlink_to("../launcher")
+    (pods,) = groups(build(K8S / "engines/vllm-mp"))
+    security = pods.spec["securityContext"]
+    os.chown(copy, 0, security["fsGroup"])
+    copy.chmod(0o2777)
+    user = [f"--reuid={security['runAsUser']}", f"--regid={security['runAsGroup']}", f"--groups={security['fsGroup']}"]
+    with opened(tmp_path):
+        command = [w.replace("/opt/launcher", str(source)).replace("/copy", str(copy)) for w in copy_command()]
+        limits = ["setpriv", *user, "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+        done = subprocess.run([*limits, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (copy / "bin/launcher").is_symlink()
+        ran = subprocess.run([*limits, str(copy / "bin/launcher")], capture_output=True, text=True, check=False)
+    assert ran.stdout == "it runs\n", ran.stderr
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[None]:
+    """Other users may pass through the folders above, which pytest makes its user's own."""
+    above = [p for p in path.parents if p.stat().st_uid == os.geteuid() and not p.stat().st_mode & 0o001]
+    modes = {p: p.stat().st_mode for p in [path, *above]}
+    try:
+        for p, mode in modes.items():
+            p.chmod(mode | 0o011)
+        yield
+    finally:
+        for p, mode in modes.items():
+            p.chmod(mode)
 
 
 def test_metrics_that_are_watched_exist(tmp_path: Path) -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import launcher
 from launcher.errors import UnavailableError
-from launcher.log import Log
+from launcher.log import OWN, Log
 from launcher.show_status import LARGEST, run, table
-from launcher.status import TERMINATION_BYTES, failure_block, termination_message
+from launcher.status import TERMINATION_BYTES, failure_block, termination_message, waiting_for
 from launcher.words import Cause, CauseKind
 
 CAUSE = Cause(CauseKind.SIGNALLED, 3, "vllm was ended by SIGKILL", "vllm", 137, tuple(f"line {i}" for i in range(20)))
@@ -59,6 +66,33 @@ def test_what_is_missing_is_said_when_it_changes() -> None:
     ]
 
 
+def test_the_next_wait_is_a_new_one() -> None:
+    """An agent that goes on says that the wait is over, so the same words later are no reminder."""
+    lines: list[str] = []
+    log = Log(lines.append, 0)
+    for text in ("waiting for rank 1 to stop", "", "", "waiting for rank 1 to stop"):
+        log.waiting(text, {"at_most_s": 3.0} if text else None)
+    assert len(lines) == 2 and all(line.endswith("waiting for rank 1 to stop at_most_s=3\n") for line in lines)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_no_field_of_an_event_takes_the_place_of_a_lines_own(name: str) -> None:
+    lines: list[str] = []
+    log = Log(lines.append, 1, "json")
+    log.epoch = "7"
+    log("member joined", {name: "other"})
+    line = json.loads(lines[0])
+    assert (line["rank"], line["epoch"], line["event"], line["level"]) == (1, "7", "member joined", "info")
+    assert line[f"of_{name}"] == "other"
+
+
+def test_events_name_their_fields_apart_from_a_lines_own() -> None:
+    """What the machines note and the agent logs: the rank of a member is `member`, another epoch is `of_epoch`."""
+    noted = re.compile(r"_note\([^)]*?\b(?:rank|epoch|time|event)=|\blog\([^)]*?\"(?:rank|epoch|time|event)\":", re.S)
+    for path in sorted(Path(launcher.__file__).parent.rglob("*.py")):
+        assert not noted.search(path.read_text()), path
+
+
 def test_levels_below_the_chosen_one_are_left_out() -> None:
     lines: list[str] = []
     log = Log(lines.append, 0, "text", "warning")
@@ -80,7 +114,57 @@ def test_the_termination_message_fits_and_keeps_the_newest_lines() -> None:
     assert text.startswith("exit code 1: no restart is allowed\nfirst failure: rank 0: it ended\n")
     assert "19 é" in text and "\n  | 0 é" not in text
     assert termination_message(None, 0, "") == ""
-    assert termination_message(None, 78, "bad model") == "exit code 78: bad model\n"
+    assert termination_message(None, 78, "bad model\ngive another") == "exit code 78: bad model\ngive another\n"
+
+
+def test_the_termination_message_is_bounded_in_bytes_and_moves_no_cursor() -> None:
+    """What it says may come from a peer or an engine."""
+    assert len(termination_message(None, 69, "\u52a0" * 5000).encode()) <= TERMINATION_BYTES
+    strange = Cause(CauseKind.EXITED, 0, "it\x1b[2J ended \udcff", "vllm", 1, ("\x1b[1A\x1b[2Ka tail \ud800",))
+    text = termination_message(strange, 1, "told\x07")
+    assert text.isascii() and all(line.isprintable() for line in text.splitlines())
+    assert "\\x1b[2J ended" in text and "a tail" in text
+
+
+def test_the_first_failure_has_an_age() -> None:
+    failure = {"rank": 1, "text": "x", "epoch": 3, "age_s": 250.0}
+    assert "first failure (epoch 3, 4 min ago): rank 1: x" in table({"first_failure": failure})
+    for age, words in ((3.2, "3 s ago"), (7200, "2 h ago"), (9e5, "10 d ago"), (None, "(epoch 3)"), ("x", "(epoch 3)")):
+        assert words in table({"first_failure": {**failure, "age_s": age}})
+    assert "first failure: rank 1: x" in table({"first_failure": {"rank": 1, "text": "x"}})
+
+
+def test_one_restart_is_one() -> None:
+    assert "epoch 2, 1 restart  (asked" in table({"epoch": 2, "restarts": 1})
+    assert "epoch 2, 0 restarts  (asked" in table({"epoch": 2, "restarts": 0})
+
+
+def test_a_worker_says_who_knows_the_others() -> None:
+    members = [{"rank": 0, "address": "10.0.0.1"}, {"rank": 2, "address": "10.0.0.3"}]
+    hint = "only rank 0 knows the others: launcher status --url http://10.0.0.1:9471"
+    assert hint in table({"rank": 2, "size": 3, "members": members})
+    assert "only rank 0" not in table({"rank": 1, "size": 2, "members": members})
+    assert "only rank 0" not in table({"rank": 0, "size": 3, "members": members})
+    assert "only rank 0" not in table({"rank": 2, "size": 3, "members": [{"state": "unknown"}, members[1]]})
+
+
+def test_a_wait_is_counted_down() -> None:
+    now = time.monotonic()
+    assert waiting_for("a pause", 41.0, now) == "a pause; 41 s left"
+    assert waiting_for("a pause", 41.0, now - 100) == "a pause; 0 s left"
+    assert waiting_for("rank 1", None, now) == "rank 1"
+    assert waiting_for("", 3.0, now) == ""
+
+
+def test_watch_says_what_is_wrong_as_it_is_and_goes_on() -> None:
+    command = [str(Path(sys.executable).with_name("launcher")), "status", "--watch", "--url", "http://127.0.0.1:1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None and watching.stderr is not None
+        lines = [watching.stdout.readline() for _ in range(2)]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 0
+        assert lines == ["nobody answers: http://127.0.0.1:1/status: no connection\n"] * 2
+        assert watching.stderr.read() == ""
 
 
 def test_the_table_says_the_verdict_first_and_survives_strange_answers() -> None:

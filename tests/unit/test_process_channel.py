@@ -30,6 +30,7 @@ MESSAGES: list[c.Order | c.Report] = [
     c.NotStarted("a", 2, "exec of x: No such file or directory"),
     c.Output("a", 1, "\x00\ufffd é\n"),
     c.Exited("a", None, 9, "tail"),
+    c.Exited("a", None, 9, "tail", True),
     c.Stopped("1", False, ((4, 5, "python", "D"),), 1.5),
     c.LeaseExpired(True, 0.1),
     c.SignalReceived(15),

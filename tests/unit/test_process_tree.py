@@ -106,3 +106,30 @@ def test_a_group_that_holds_a_stranger_is_not_killed_as_a_whole() -> None:
         both.kill()
         both.wait()
         both.stdout.close()
+
+
+CHASE_BESIDE_THREADS = """
+import os, threading
+from launcher.process import tree
+over = threading.Event()
+for _ in range(200):
+    threading.Thread(target=over.wait, daemon=True).start()
+    tree.chase(lambda p: p.pid != os.getpid() and p.ppid == os.getppid())
+print("alive")
+"""
+
+
+def test_the_chase_spares_who_starts_a_thread() -> None:
+    """A thread's number is given out like a pid; a signal to it is one to its whole process."""
+    done = subprocess.run([sys.executable, "-c", CHASE_BESIDE_THREADS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done
+
+
+def test_what_has_ended_is_remembered_while_its_session_lives(tmp_path: Path) -> None:
+    """After that its pid may be given to a stranger."""
+    add(tmp_path, 40, 1)
+    leader, alone, missed, again = (10, 100), (20, 100), (40, 100), (50, 100)
+    living = [Proc(11, 1, 10, 10, 101, "S", "child of 10"), Proc(50, 1, 50, 50, 999, "S", "another 50")]
+    kept = tree.still_ours([leader, alone, missed], living[:1], str(tmp_path))
+    assert set(kept) == {leader, missed, (11, 101)}
+    assert again not in tree.still_ours([], living, str(tmp_path))

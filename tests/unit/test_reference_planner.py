@@ -11,7 +11,7 @@ from launcher.engines.reference import PROGRAM, ReferenceEngine
 from launcher.errors import UsageError
 from launcher.reference.options import HELP, OWNED, parse
 from launcher.settings import Settings
-from launcher.words import Epoch, Gate, Health, Identity, Member, NodeFacts, Plan, Shared
+from launcher.words import Epoch, Gate, Health, Identity, NodeFacts, Plan, Shared
 
 ENGINE = ReferenceEngine()
 
@@ -22,8 +22,7 @@ def identity(size: int) -> Identity:
 
 def plan(rank: int, size: int = 2, epoch: int = 1, bind: str = "0.0.0.0", ip: str = "10.0.0.", **said: object) -> Plan:
     settings = Settings(engine="reference").replace(**said)
-    members = tuple(Member(n, f"i{n}", f"{ip}{n + 1}") for n in range(size))
-    shared = Shared(Epoch(epoch, "abcdef0123"), members)
+    shared = Shared(Epoch(epoch, "abcdef0123"), tuple(f"{ip}{n + 1}" for n in range(size)))
     return ENGINE.plan(PlanContext(settings, identity(size), NodeFacts(), shared, bind), rank)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import yaml
 from click.testing import CliRunner, Result
 
 from launcher import cli
-from launcher.errors import ConfigError, LauncherError
-from launcher.render import command, layers, objects, service, text
+from launcher.errors import ConfigError, LauncherError, UsageError
+from launcher.render import command, known, layers, objects, service, text
 from launcher.render.objects import GROUP, Options
 from tests.manifests import K8S, Object, build, groups, of_kind, read
-from tests.unit.test_k8s_build import NEWEST, OLDEST, check
+from tests.unit.test_k8s_build import NEWEST, OLDEST, check, contents
 from tests.unit.test_k8s_groups import check_names
 
 SAMPLE = """
@@ -58,6 +59,10 @@ spec:
       replicas: 1
       template: {}
 """
+
+
+#: what a cluster's user gives
+GIVEN = Options(launcher_image="registry/launcher:1", query="sum(mine)")
 
 
 @pytest.fixture
@@ -197,7 +202,8 @@ def test_output_is_stable_and_commented(sample: Any) -> None:
     for said in (
         "# All at once: a leader that waits",
         "# The same command in every pod",
-        "# From here on it is KEDA's",
+        "# Created as 0, KEDA's from then on",
+        "# --- from the InferenceService",
     ):
         assert said in together
 
@@ -208,6 +214,36 @@ def test_groups_wake_one_after_another(sample: Any) -> None:
     triggers = [s["spec"]["triggers"][0]["metadata"] for s in of_kind(rendered(sample, options), "ScaledObject")]
     assert [t["activationThreshold"] for t in triggers] == ["0", "64", "128"]
     assert {(t["serverAddress"], t["query"]) for t in triggers} == {("http://prometheus:9090", "sum(mine)")}
+
+
+def test_number_is_left_to_keda_from_the_second_time_on(sample: Any) -> None:
+    first, later = (rendered(sample, replace(GIVEN, replicas=r)) for r in ("zero", "keep"))
+    assert [s["spec"].pop("replicas") for s in of_kind(first, "StatefulSet")] == [0, 0]
+    assert first == later
+    with pytest.raises(UsageError, match="--replicas keep with --no-keda"):
+        rendered(sample, Options(keda=False, replicas="keep"))
+
+
+def test_what_a_cluster_must_have_of_its_own_is_warned_of(sample: Any) -> None:
+    def warnings(options: Options) -> list[str]:
+        (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+        objects.render(one, options)
+        return [w.split()[0] for w in one.warnings]
+
+    assert warnings(Options()) == ["--query", "--launcher-image"]
+    assert warnings(GIVEN) == []
+    assert warnings(Options(keda=False, launcher_image=None)) == []
+
+
+def test_comments_stand_over_what_they_are_about(sample: Any) -> None:
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    (pods,) = [d for d in objects.render(one, GIVEN)["group-0.yaml"] if d.data["kind"] == "StatefulSet"]
+    lines = [line.strip() for line in text.write(pods).splitlines()]
+    assert lines[lines.index("# --- from the InferenceService") + 1] == "- name: NCCL_IB_GID_INDEX"
+    probes = [line for line in lines if line in ("startupProbe:", "livenessProbe:", "readinessProbe:")]
+    assert probes == ["startupProbe:", "livenessProbe:", "readinessProbe:"]
+    above = lines.index("startupProbe:") - 2
+    assert lines[above].startswith("# This and the liveness probe ask only")
 
 
 def test_without_keda_the_groups_just_run(sample: Any) -> None:
@@ -242,6 +278,15 @@ def test_variables_of_one_role_are_kept_for_it(sample: Any) -> None:
     }
     _, _, warnings = pods.settings(1)
     assert not warnings
+
+
+def test_worker_without_variables_has_the_leaders(sample: Any) -> None:
+    """As it has the leader's image and args where it says nothing of them."""
+    container(sample)["env"].append({"name": "LAUNCHER_HANG_TIMEOUT", "value": "900"})
+    (alone, _) = groups(rendered(sample))
+    del split(sample)["env"]
+    (both, _) = groups(rendered(sample))
+    assert both.template == alone.template
 
 
 def test_resources_fit_both(sample: Any) -> None:
@@ -282,9 +327,9 @@ def change(place: str, value: Any) -> Callable[[Any], None]:
     """Sets a field of the sample by its path; DELETE takes it out."""
 
     def apply(resource: Any) -> None:
-        *way, last = place.split("/")
+        *way, last = (int(part) if part.isdigit() else part for part in place.split("/"))
         for part in way:
-            resource = resource[int(part) if part.isdigit() else part]
+            resource = resource[part]
         if value is DELETE:
             del resource[last]
         else:
@@ -320,7 +365,7 @@ WRONG: list[tuple[Callable[[Any], None], str]] = [
     (change(f"{LEADER}/comand", []), f"{AT}.comand: there is no such field"),
     (change(f"{LEADER}/image", DELETE), f"{AT}.image: is missing"),
     (change(f"{LEADER}/command", ["/bin/sh", "-c", "vllm serve"]), f"{AT}.command: /bin/sh -c vllm serve takes the"),
-    (change(f"{LEADER}/env/0/value", 5), f"{AT}.env[0].value: 5 is no text"),
+    (change(f"{LEADER}/env/0/value", 5), f"{AT}.env[0].value: is a number, not text"),
     (change(f"{LEADER}/env/1/name", "NCCL_IB_TC"), f"{AT}.env[2]: NCCL_IB_TC is set twice"),
     (change(f"{LEADER}/args", [*BASE_ARGS[:-2], "--pp", "3"]), f"{AT}.args: --tp 8 x --pp 3 = 24 ranks over 2 pods"),
     (change(f"{LEADER}/args", [*BASE_ARGS[:-2], "--pp", "1"]), ""),
@@ -334,6 +379,65 @@ WRONG: list[tuple[Callable[[Any], None], str]] = [
     (change(f"{LEADER}/args", [*BASE_ARGS, "--", "--nnodes", "2"]), f"{AT}.args: '-- --nnodes 2': the number of nodes"),
     (change(f"{LEADER}/args", ["--engine", "vllm", "--tp", "16"]), f"{AT}.args: --model is not given"),
     (change(f"{LEADER}/args", "--engine vllm"), f"{AT}.args: '--engine vllm' is no list"),
+    (change("metadata/name", "405b"), "is.yaml.metadata.name: 405b cannot name"),
+    (change("metadata/namespace", "Bad_NS"), "is.yaml.metadata.namespace: 'Bad_NS' is no namespace"),
+    (change("metadata/labels", {"a b": "x"}), "is.yaml.metadata.labels.a b: 'a b' is no name of a label"),
+    (change("metadata/labels", {"a": "x y"}), "is.yaml.metadata.labels.a: 'x y' is no label"),
+    (
+        change(f"{POD}/metadata/annotations", {"a b": "x"}),
+        "metadata.annotations.a b: 'a b' is no name of an annotation",
+    ),
+    (change("spec/scheduler/queue", "Team A!"), "is.yaml.spec.scheduler.queue: 'Team A!' is no queue's name"),
+    (change(f"{LEADER}/env/0/name", "A B"), f"{AT}.env[0].name: 'A B' is no variable's name"),
+    (change(f"{LEADER}/env/0/valueFrom", {"fieldRef": {}}), f"{AT}.env[0]: NCCL_IB_GID_INDEX has both value and"),
+    (change(f"{LEADER}/env/0", {"name": "A", "valueFrom": {}}), f"{AT}.env[0].valueFrom: has no source"),
+    (
+        change(f"{LEADER}/env/0", {"name": "A", "valueFrom": {"secret": {}}}),
+        f"{AT}.env[0].valueFrom.secret: there is no",
+    ),
+    (change(f"{LEADER}/env/0", {"name": "POD_NAME", "value": "x"}), f"{AT}.env[0]: POD_NAME is how each pod knows"),
+    (
+        change(f"{LEADER}/env/0", {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}),
+        "POD_IP",
+    ),
+    (change(f"{LEADER}/ports/0/protocol", "UDP"), f"{AT}.ports: 8080 is the API's port, and UDP is not HTTP's"),
+    (change(f"{LEADER}/ports/0/name", "a-name-of-sixteen"), f"{AT}.ports[0].name: 'a-name-of-sixteen' is no port's"),
+    (change(f"{LEADER}/ports/0/containerPort", "8080"), f"{AT}.ports[0].containerPort: '8080' is no whole number"),
+    (change(f"{LEADER}/ports/0/containerPort", 80800), f"{AT}.ports[0].containerPort: 80800 is no port"),
+    (change(f"{LEADER}/securityContext", {"runAsUsr": 1}), f"{AT}.securityContext.runAsUsr: there is no such field"),
+    (change(f"{LEADER}/securityContext", {"runAsUser": 0}), f"{AT}.securityContext: runAsUser: 0 is root"),
+    (change(f"{POD}/spec/securityContext", {"runAsUser": 0}), f"{AT}.securityContext: runAsUser: 0 is root"),
+    (change(f"{LEADER}/securityContext", {"privileged": True}), f"{AT}.securityContext: privileged: true and allow"),
+    (change(f"{LEADER}/securityContext", {"capabilities": {"add": ["SYS_ADMIN"]}}), "CAP_SYS_ADMIN and allowPrivilege"),
+    (change(f"{LEADER}/securityContext", {"privileged": "yes"}), "privileged: 'yes' is neither true nor false"),
+    (change(f"{POD}/spec/tolerations", [{"kee": "x"}]), "spec.tolerations[0].kee: there is no such field"),
+    (change(f"{POD}/spec/nodeSelector", "gpu"), "spec.nodeSelector: 'gpu' is no mapping"),
+    (change(f"{POD}/spec/affinity", {"nodeAfinity": {}}), "spec.affinity.nodeAfinity: there is no such field"),
+    (change(f"{POD}/spec/volumes", [{"name": "a"}]), "spec.volumes[0]: has no source"),
+    (change(f"{POD}/spec/volumes", [{"name": "a", "emptyDirr": {}}]), "spec.volumes[0].emptyDirr: there is no such"),
+    (change(f"{POD}/spec/volumes", [{"name": "a", "hostPath": {"pth": "/"}}]), "volumes[0].hostPath.pth: there is no"),
+    (
+        change(f"{POD}/spec/volumes", [{"name": "a", "emptyDir": {}, "hostPath": {"path": "/"}}]),
+        "spec.volumes[0]: has 2 sources (emptyDir, hostPath)",
+    ),
+    (change(f"{POD}/spec/volumes", [{"name": "launcher", "emptyDir": {}}]), "launcher is the launcher's own volume"),
+    (change(f"{LEADER}/volumeMounts", [{"name": "tmp", "mountPath": "/opt/launcher/x"}]), "would hide the launcher"),
+    (
+        change(f"{LEADER}/resources", {"requests": {"nvidia.com/gpu": 4}, "limits": {"nvidia.com/gpu": 8}}),
+        f"{AT}.resources.requests.nvidia.com/gpu: 4, and a limit of 8",
+    ),
+    (
+        change(f"{LEADER}/resources", {"requests": {"nvidia.com/gpu": 8}}),
+        f"{AT}.resources.requests.nvidia.com/gpu: 8, and no limit",
+    ),
+    (
+        change(f"{LEADER}/resources/requests/memory", "200Gi"),
+        f"{AT}.resources.requests.memory: 200Gi is more than the limit of 128Gi",
+    ),
+    (
+        change(f"{LEADER}/args", [*BASE_ARGS, "--gpus-per-pod", "4"]),
+        f"{AT}.args: --gpus-per-pod 4 contradicts the 8 GPUs in resources.limits",
+    ),
     (change(f"{LEADER}/resources/limits", {"memory": "lots"}), ""),
     (change(f"{LEADER}/resources/limits/memory", "128 GB"), "128 GB"),
     (change(f"{LEADER}/ports", [{"containerPort": 9471}, {"containerPort": 80, "name": "http"}]), "9471"),
@@ -372,6 +476,52 @@ def test_fewer_ranks_than_gpus_is_a_warning(sample: Any) -> None:
     assert any("stay idle" in w for w in one.warnings)
 
 
+def test_quoted_number_is_to_lose_its_quotes(sample: Any) -> None:
+    container(sample)["ports"][0]["containerPort"] = "8080"
+    with pytest.raises(ConfigError) as raised:
+        rendered(sample)
+    assert raised.value.fix == "leave the quotes out"
+
+
+def test_what_every_pod_has_anyway_may_be_said(sample: Any) -> None:
+    """Many templates set POD_IP as the launcher's own does."""
+    container(sample)["env"].append({"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+    assert next(iter(groups(rendered(sample)))).environment(1)["POD_IP"] == "10.0.0.2"
+
+
+def test_annotations_of_the_resource_are_said_to_stay_behind(sample: Any) -> None:
+    sample["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}"}
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    assert not one.notes
+    sample["metadata"]["annotations"]["team"] = "a"
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    assert any("metadata.annotations are not carried over" in note for note in one.notes)
+
+
+def test_what_is_known_is_what_kubernetes_knows() -> None:
+    """The tables of known fields against the newest schema: no name in them that the API server does not have."""
+    definitions = contents(f"kubernetes-json-schema/v{NEWEST}.0-local-strict/_definitions.json", NEWEST)["$defs"]
+
+    def schema(node: Any) -> Any:
+        return definitions[node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+
+    def compare(shape: Any, node: Any, path: str) -> None:
+        node = schema(node)
+        if isinstance(shape, list):
+            compare(shape[0], node["items"], f"{path}[]")
+        elif isinstance(shape, dict):
+            for name, inner in shape.items():
+                assert name in node["properties"], f"{path}.{name}"
+                compare(inner, node["properties"][name], f"{path}.{name}")
+        else:
+            kinds = {"number": "integer", "flag": "boolean", "text": "string", "texts": "array", "labels": "object"}
+            types = node.get("type", [])
+            assert shape == "any" or kinds[shape] in types or types == [], f"{path}: {shape}, and {types}"
+
+    compare(dict(known.POD), definitions["io.k8s.api.core.v1.PodSpec"], "pod")
+    compare(dict(known.CONTAINER), definitions["io.k8s.api.core.v1.Container"], "container")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -397,17 +547,51 @@ def test_secret_in_plain_text_is_warned_of_and_not_shown(sample: Any) -> None:
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}},
     ]
     (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
-    objects.render(one, Options())
+    objects.render(one, GIVEN)
     (warning,) = one.warnings
     assert "REGISTRY_PASSWORD" in warning
     assert "hunter2" not in warning
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "warned"),
+    [
+        *((name, "hunter2", True) for name in ("REGISTRY_AUTH", "REGISTRY_PASS", "PGPASSWORD", "GITHUB_PAT")),
+        ("DOCKERCONFIGJSON", "hunter2", True),
+        ("HTTPS_PROXY", "http://me:hunter2@proxy:3128", True),
+        ("HTTPS_PROXY", "http://me:$(PROXY_SECRET)@proxy:3128", False),
+        ("HTTPS_PROXY", "http://proxy:3128", False),
+        ("RAY_AUTH_MODE", "token", False),
+        ("PASSES", "2", False),
+        ("NCCL_TOPO_PATH", "/x", False),
+    ],
+)
+def test_every_kind_of_secret_is_warned_of(sample: Any, name: str, value: str, warned: bool) -> None:
+    container(sample)["env"].append({"name": name, "value": value})
+    (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
+    objects.render(one, GIVEN)
+    assert [name in w for w in one.warnings] == [True] * warned
+    assert "hunter2" not in str(one.warnings)
+
+
+@pytest.mark.parametrize("place", ["env", "args"])
+def test_number_that_may_be_a_secret_is_not_shown(sample: Any, place: str) -> None:
+    if place == "env":
+        container(sample)["env"].append({"name": "REGISTRY_PASSWORD", "value": 12345678})
+    else:
+        container(sample)["args"] += ["--api-key", 12345678]
+    with pytest.raises(ConfigError) as raised:
+        rendered(sample)
+    assert "is a number, not text" in raised.value.message
+    assert "12345678" not in str(raised.value)
+    assert raised.value.fix == "quote it"
 
 
 @pytest.mark.parametrize(("given", "warned"), [(["--api-key", "hunter2"], 1), (["--api-key=$(KEY)"], 0)])
 def test_secret_among_the_arguments_is_warned_of(sample: Any, given: list[str], warned: int) -> None:
     container(sample)["args"] += given
     (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
-    objects.render(one, Options())
+    objects.render(one, GIVEN)
     assert len(one.warnings) == warned
     assert all("--api-key" in w and "hunter2" not in w for w in one.warnings)
 
@@ -421,7 +605,7 @@ def test_volumes_of_the_resource_take_the_place_of_ours(sample: Any) -> None:
     ]
     container(sample)["volumeMounts"] = [{"name": "dshm", "mountPath": "/dev/shm"}]
     (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
-    documents = objects.render(one, Options())["group-0.yaml"]
+    documents = objects.render(one, GIVEN)["group-0.yaml"]
     (pods,) = groups([d.data for d in documents])
     (mount,) = [m for m in pods.engine["volumeMounts"] if m["mountPath"] == "/dev/shm"]
     (home,) = [v for v in pods.spec["volumes"] if v["name"] == "home"]
@@ -451,7 +635,8 @@ def test_key_that_stands_twice_is_refused() -> None:
 
 def test_the_example_is_rendered_without_a_warning() -> None:
     (one,) = service.read((K8S / "examples/inferenceservice.yaml").read_text(), "inferenceservice.yaml")
-    found = [d.data for documents in objects.render(one, Options(gang="volcano")).values() for d in documents]
+    files = objects.render(one, replace(GIVEN, gang="volcano"))
+    found = [d.data for documents in files.values() for d in documents]
     assert not one.warnings
     check_names(found)
     for o in found:
@@ -492,6 +677,19 @@ def test_command_writes_nothing_where_something_is_wrong(tmp_path: Path) -> None
     assert isinstance(result.exception, ConfigError)
     assert "document 2" in result.exception.message
     assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_is_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    result = run("-f", "-", "-o", str(tmp_path / "out"))
+    assert isinstance(result.exception, UsageError)
+    assert f"-o {tmp_path}/out cannot be written" in result.exception.message
+
+
+def test_mistake_on_the_command_line_points_to_this_commands_help() -> None:
+    result = run("-f", "-", "--replica", "keep")
+    assert isinstance(result.exception, UsageError)
+    assert "launcher render --help" in result.exception.fix
 
 
 def test_command_without_pyyaml_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -560,7 +758,7 @@ def test_base_is_read_as_kustomize_reads_it() -> None:
 def test_page_says_where_it_comes_from(tmp_path: Path) -> None:
     path = tmp_path / "is.yaml"
     path.write_text(SAMPLE)
-    printed, warnings = command.run(str(path), None, Options())
+    printed, warnings = command.run(str(path), None, GIVEN)
     assert printed.startswith(command.HEAD)
     assert "--tp 8 x --pp 2 = 16 ranks over 2 pods" in printed
     assert not warnings

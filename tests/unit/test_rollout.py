@@ -113,6 +113,35 @@ def test_gives_up_on_a_group_that_never_serves(cluster: Cluster) -> None:
     assert revisions(cluster)["b"] == {"r1"}
 
 
+@pytest.mark.parametrize("call", ["get pods", "get statefulset", "delete pods"])
+def test_says_that_kubectl_fails_rather_than_that_all_is_new(cluster: Cluster, call: str) -> None:
+    cluster.write(a=one("a"), b=one("b"))
+    cluster.path.write_text(json.dumps({**cluster.read(), "failing": {call: 10**6}}))
+    done = cluster.rollout()
+    assert done.returncode == 69
+    assert "is new" not in done.stdout
+    assert f"stopped: kubectl {call} failed" in done.stderr
+    assert "Forbidden" in done.stderr
+    assert revisions(cluster) == {"a": {"r1"}, "b": {"r1"}}
+
+
+def test_answer_that_fails_once_is_asked_for_again(cluster: Cluster) -> None:
+    cluster.write(a=one("a"), b=one("b"))
+    cluster.path.write_text(json.dumps({**cluster.read(), "failing": {"get pods": 2, "delete pods": 1}}))
+    done = cluster.rollout()
+    assert done.returncode == 0, done.stderr
+    assert revisions(cluster) == {"a": {"r2"}, "b": {"r2"}}
+
+
+def test_group_that_falls_asleep_in_its_turn_is_done(cluster: Cluster) -> None:
+    """KEDA may take a group to 0 while its pods are replaced: nobody waits for it."""
+    cluster.write(a=one("a", falls_asleep=True), b=one("b"))
+    done = cluster.rollout()
+    assert done.returncode == 0, done.stderr
+    assert "a: put to sleep meanwhile" in done.stdout
+    assert revisions(cluster) == {"a": set(), "b": {"r2"}}
+
+
 def test_dry_run_touches_nothing(cluster: Cluster) -> None:
     cluster.write(a=one("a"), b=one("b"))
     done = cluster.rollout(DRY_RUN="1")

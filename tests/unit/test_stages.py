@@ -1,0 +1,41 @@
+"""What a rank's stages make of the guard's reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from launcher.process import channel as guard
+from launcher.stages import StageRunner, how_it_ended
+from launcher.words import CauseKind, Epoch, Gate, Plan, Process, Stage
+
+
+@pytest.mark.parametrize(
+    ("code", "oom", "words"), [(1, True, "out of memory"), (1, False, ""), (0, True, ""), (0, False, "")]
+)
+def test_a_root_that_ends_because_a_worker_was_killed_for_memory(code: int, oom: bool, words: str) -> None:
+    cause = how_it_ended(2, "vllm", guard.Exited("x", code, None, ""), (), lambda: oom)
+    assert (cause.kind, cause.code) == (CauseKind.EXITED, code)
+    assert ("out of memory" in cause.text) is bool(words)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "opens"),
+    [
+        (((1, "REA"), (2, "a warning\n"), (1, "DY\n")), True),
+        (((2, "REA"), (1, "DY\n")), False),
+        (((2, "READY\n"),), True),  # many servers log there
+        (((1, "not READY\n"),), False),
+    ],
+)
+def test_a_line_that_opens_a_gate_is_one_of_one_stream(pieces: tuple[tuple[int, str], ...], opens: bool) -> None:
+    done: list[Any] = []
+    stages = StageRunner(0, done.append, lambda *stage: done.append(stage), lambda *_: None, lambda: False)
+    plan = Plan(0, (Stage("serve", (Process("engine", ("x",), gate=Gate("line", "READY")),)),))
+    stages.begin(Epoch(1, "a"), plan, {})
+    stages.start(0)
+    name = done.pop().id
+    for stream, data in pieces:
+        stages.hear(guard.Output(name, stream, data))
+    assert done == ([(Epoch(1, "a"), 0)] if opens else [])
