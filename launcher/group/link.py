@@ -1,4 +1,4 @@
-"""The group's network: the only file of this room that opens a socket.
+"""The group's network: who connects to whom, and who is let in. The only file of this room that opens a socket.
 
 One WebSocket connection from each member to the leader, kept for life, without compression and without the library's
 own pings (the protocol's pings carry the lease). What arrives is decoded and checked (`messages.py`) before anybody
@@ -6,12 +6,7 @@ sees it; with a secret, nothing is decoded before the peer has proven that it kn
 
 Strangers are to be expected on an open port. Whoever says no valid hello within a few seconds, sends too much, too fast
 or something unreadable, is closed and, once a minute, named in the log. A reader that is too slow is closed too: the
-leader never waits for a member's socket.
-
-A leader may have a thousand members, who come in the same second and ping twice in each. So a connection is no task
-with queues, as the library's own for asyncio is, but the library's protocol without I/O between asyncio's transport
-and ours: what arrives is answered before anything else is read. Everybody who is there gets his turn in each round of
-the event loop, so that newcomers do not keep the pings of members waiting.
+leader never waits for a member's socket. What one connection is, is in `wire.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import secrets
 import socket
 import time
@@ -32,30 +26,17 @@ from websockets.client import ClientProtocol
 from websockets.exceptions import WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import SEND_EOF, State
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from launcher.group import messages as m
 from launcher.group import proof
+from launcher.group.wire import CLOSE_SECONDS, SILENT, Allowance, LinkError, Wire
 
 HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
 OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much
 SHAKE_SECONDS = 10.0  #: for the handshake of one that answers: a leader to whom a thousand come at once is busy
-CLOSE_SECONDS = 0.5  #: for the other side's goodbye, then the connection is cut
-UNREAD_BYTES = 4 << 20  #: a peer that leaves more than this unread is closed
-BURST, PER_SECOND = 500, 100.0  #: frames that one member may send at once, and per second in the long run
-
-# The library's own log would tell of every stranger; what matters of it is said by us.
-_SILENT = logging.getLogger("launcher.link")
-_SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False
-_SILENT.setLevel(logging.CRITICAL + 1)
-
-
-class LinkError(Exception):
-    """A connection could not be made or was refused before hello; the text is for people."""
-
 
 # ---------------------------------------------------------------------------------------------------- the leader
 
@@ -85,13 +66,13 @@ class LeaderLink:
         self._closed = closed
         self._stranger = stranger
         self._hello_seconds = hello_seconds
-        self._guests: dict[_Wire, asyncio.TimerHandle] = {}  # who has not said hello, and until when he may
-        self._members: dict[int, _Wire] = {}
-        self._numbers: dict[_Wire, int] = {}
-        self._unsent: dict[_Wire, list[bytes]] = {}
+        self._guests: dict[Wire, asyncio.TimerHandle] = {}  # who has not said hello, and until when he may
+        self._members: dict[int, Wire] = {}
+        self._numbers: dict[Wire, int] = {}
+        self._unsent: dict[Wire, list[bytes]] = {}
         self._next = 0
         self._server: asyncio.Server | None = None
-        self._open: set[_Wire] = set()
+        self._open: set[Wire] = set()
         self._emptied = asyncio.Event()
         self._named: dict[str, float] = {}
 
@@ -136,17 +117,17 @@ class LeaderLink:
 
     # ------------------------------------------------------------------------------------------- one of its wires
 
-    def _wire(self) -> _Wire:
-        return _Wire(
-            ServerProtocol(max_size=m.MAX_FROM_MEMBER, logger=_SILENT),
+    def _wire(self) -> Wire:
+        return Wire(
+            ServerProtocol(max_size=m.MAX_FROM_MEMBER, logger=SILENT),
             made=self._arrived,
             shaken=self._shaken,
             ended=self._ended,
             lost=self._lost,
-            allowance=_Allowance(),
+            allowance=Allowance(),
         )
 
-    def _arrived(self, wire: _Wire) -> None:
+    def _arrived(self, wire: Wire) -> None:
         self._open.add(wire)
         self._emptied.clear()
         if len(self._open) > self._most:
@@ -157,7 +138,7 @@ class LeaderLink:
             self._hello_seconds, wire.refuse, LinkError("said no hello in time")
         )
 
-    def _shaken(self, wire: _Wire, request: Any) -> None:
+    def _shaken(self, wire: Wire, request: Any) -> None:
         """A request has come: an upgrade is accepted, everything else answered in words."""
         ws = cast(ServerProtocol, wire.ws)
         if ws.close_expected():
@@ -178,7 +159,7 @@ class LeaderLink:
         wire.hear = self._greeted if self._secret is None else partial(self._proven, nonce, self._secret)
         wire.say({"is": "open", "protocol": m.PROTOCOL, "prove": self._secret is not None, "nonce": nonce})
 
-    def _proven(self, nonce: str, secret: bytes, wire: _Wire, text: str) -> None:
+    def _proven(self, nonce: str, secret: bytes, wire: Wire, text: str) -> None:
         answer = _object(text, "prove")
         theirs, mac = str(answer.get("nonce", ""))[:64], str(answer.get("mac", ""))[:128]
         if not proof.same(mac, proof.member_mac(secret, self._group, nonce, theirs)):
@@ -186,7 +167,7 @@ class LeaderLink:
         wire.hear = self._greeted
         wire.say({"is": "proven", "mac": proof.leader_mac(secret, self._group, nonce, theirs)})
 
-    def _greeted(self, wire: _Wire, text: str) -> None:
+    def _greeted(self, wire: Wire, text: str) -> None:
         hello = m.decode(text, m.MEMBER_SAYS)
         if not isinstance(hello, m.Hello):
             raise m.Malformed("the first word was not hello")
@@ -196,11 +177,11 @@ class LeaderLink:
         wire.hear = partial(self._listened, self._next)
         self._heard(self._next, hello)
 
-    def _listened(self, number: int, wire: _Wire, text: str) -> None:
+    def _listened(self, number: int, wire: Wire, text: str) -> None:
         if number in self._members:  # else given up: what it still says is nobody's
             self._heard(number, m.decode(text, m.MEMBER_SAYS))
 
-    def _ended(self, wire: _Wire, error: Exception | None) -> None:
+    def _ended(self, wire: Wire, error: Exception | None) -> None:
         """It has closed, or said (``error``) what it may not say."""
         guest = self._guests.pop(wire, None)
         if guest is not None:
@@ -215,14 +196,14 @@ class LeaderLink:
             self._name(wire, str(error))
         self._closed(number, wire.why if error is None else f"it sent what is not the protocol: {error}")
 
-    def _lost(self, wire: _Wire) -> None:
+    def _lost(self, wire: Wire) -> None:
         self._open.discard(wire)
         self._numbers.pop(wire, None)
         self._unsent.pop(wire, None)
         if not self._open:
             self._emptied.set()
 
-    def _name(self, wire: _Wire, what: str) -> None:
+    def _name(self, wire: Wire, what: str) -> None:
         host, now = wire.peer[0], time.monotonic()
         if now - self._named.get(host, -1e9) < 60:
             return
@@ -230,20 +211,6 @@ class LeaderLink:
             self._named.clear()
         self._named[host] = now
         self._stranger(":".join(map(str, wire.peer)), what)
-
-
-class _Allowance:
-    """How much one peer may send: a burst, and a number of frames per second."""
-
-    def __init__(self) -> None:
-        self._left, self._since = float(BURST), time.monotonic()
-
-    def spend(self) -> None:
-        """Raises Malformed: it is too much."""
-        now = time.monotonic()
-        self._left, self._since = min(BURST, self._left + (now - self._since) * PER_SECOND) - 1, now
-        if self._left < 0:
-            raise m.Malformed(f"more than {PER_SECOND:g} messages a second")
 
 
 # ---------------------------------------------------------------------------------------------------- a member
@@ -276,8 +243,8 @@ class MemberLink:
         self._closed = closed
         self._failed = failed
         self._run = task
-        self._wire: _Wire | None = None
-        self._proving: _Wire | None = None  # the latest to which we have said our proof
+        self._wire: Wire | None = None
+        self._proving: Wire | None = None  # the latest to which we have said our proof
         self._task: asyncio.Task[None] | None = None
 
     def dial(self, delay: float) -> None:
@@ -315,7 +282,7 @@ class MemberLink:
         wire.hear = self._listened
         self._connected(wire.own)
 
-    async def _try_all(self) -> _Wire | None:
+    async def _try_all(self) -> Wire | None:
         try:
             addresses = await self._resolve()
         except OSError as error:
@@ -330,13 +297,13 @@ class MemberLink:
                 self._failed(f"{address} port {self._port} is not a leader that we can join: {error}")
         return None
 
-    async def _open(self, address: str) -> _Wire:
+    async def _open(self, address: str) -> Wire:
         host = f"[{address}]" if ":" in address else address
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
         ready.add_done_callback(lambda it: it.cancelled() or it.exception())  # it may fail when nobody waits any more
-        wire = _Wire(
-            ClientProtocol(parse_uri(f"ws://{host}:{self._port}/group"), max_size=m.MAX_FROM_LEADER, logger=_SILENT),
+        wire = Wire(
+            ClientProtocol(parse_uri(f"ws://{host}:{self._port}/group"), max_size=m.MAX_FROM_LEADER, logger=SILENT),
             made=_ask,
             shaken=partial(self._shaken, ready),
             ended=partial(self._ended, ready),
@@ -352,11 +319,11 @@ class MemberLink:
             raise ConnectionError(wire.why or "it left")
         return wire
 
-    def _shaken(self, ready: asyncio.Future[None], wire: _Wire, response: Any) -> None:
+    def _shaken(self, ready: asyncio.Future[None], wire: Wire, response: Any) -> None:
         if wire.ws.handshake_exc is None:
             wire.hear = partial(self._opened, ready)
 
-    def _opened(self, ready: asyncio.Future[None], wire: _Wire, text: str) -> None:
+    def _opened(self, ready: asyncio.Future[None], wire: Wire, text: str) -> None:
         opening = _object(text, "open")
         if bool(opening.get("prove")) is not (self._secret is not None):
             raise LinkError(
@@ -373,16 +340,16 @@ class MemberLink:
         wire.hear = partial(self._proven, ready, expected)
         wire.say({"is": "prove", "nonce": nonce, "mac": proof.member_mac(self._secret, self._group, theirs, nonce)})
 
-    def _proven(self, ready: asyncio.Future[None], expected: str, wire: _Wire, text: str) -> None:
+    def _proven(self, ready: asyncio.Future[None], expected: str, wire: Wire, text: str) -> None:
         answer = _object(text, "proven")
         if not proof.same(str(answer.get("mac", ""))[:128], expected):
             raise LinkError("it does not know the group's secret (--token-file)")
         _done(ready)
 
-    def _listened(self, wire: _Wire, text: str) -> None:
+    def _listened(self, wire: Wire, text: str) -> None:
         self._heard(m.decode(text, m.LEADER_SAYS))
 
-    def _ended(self, ready: asyncio.Future[None], wire: _Wire, error: Exception | None) -> None:
+    def _ended(self, ready: asyncio.Future[None], wire: Wire, error: Exception | None) -> None:
         if not ready.done():
             if error is None and self._proving is wire:
                 error = LinkError("it did not take our proof: another secret (--token-file) or another group")
@@ -392,7 +359,7 @@ class MemberLink:
             self._closed(wire.why if error is None else f"the leader sent what is not the protocol: {error}")
 
 
-def _ask(wire: _Wire) -> None:
+def _ask(wire: Wire) -> None:
     ws = cast(ClientProtocol, wire.ws)
     ws.send_request(ws.connect())
     wire.flush()
@@ -401,177 +368,6 @@ def _ask(wire: _Wire) -> None:
 def _done(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
-
-
-# ------------------------------------------------------------------------------------------------ a connection
-
-#: What a read may bring; asyncio's own 256 KiB for each are mapped and unmapped by glibc at every message.
-_BUFFER = memoryview(bytearray(64 * 1024))
-
-
-class _Wire(asyncio.BufferedProtocol):
-    """One connection. Each text that arrives is given to ``hear``; that it is over is told once, at once.
-
-    ``made``: TCP is there. ``shaken``: the handshake's request or response has come. ``ended(error)``: nothing more
-    will be heard, because the other side has left (None) or because of what it said. ``lost``: TCP is gone.
-    LinkError, Malformed and OSError, raised by ``shaken`` or ``hear``, end the connection.
-    """
-
-    def __init__(
-        self,
-        ws: ServerProtocol | ClientProtocol,
-        *,
-        made: Callable[[_Wire], None],
-        shaken: Callable[[_Wire, Any], None],
-        ended: Callable[[_Wire, Exception | None], None],
-        lost: Callable[[_Wire], None] = lambda wire: None,
-        allowance: _Allowance | None = None,
-    ) -> None:
-        self.ws = ws
-        self.hear: Callable[[_Wire, str], None] = _too_soon
-        self.spoke = False  #: something has arrived
-        self._made = made
-        self._shaken = shaken
-        self._ended = ended
-        self._lost = lost
-        self._allowance = allowance
-        self.over = False  #: nothing more will be heard
-        self._finished = False  # our half is closed
-        self._transport: asyncio.Transport | None = None
-        self._closing: asyncio.TimerHandle | None = None
-
-    @property
-    def peer(self) -> tuple[Any, ...]:
-        """Address and port of the other side."""
-        found = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return tuple(found[:2]) if isinstance(found, tuple) else ("an unknown address",)
-
-    @property
-    def own(self) -> str:
-        """Our own address on this connection."""
-        found = self._transport.get_extra_info("sockname") if self._transport is not None else None
-        return str(found[0]) if isinstance(found, tuple) else ""
-
-    @property
-    def why(self) -> str:
-        """How it was closed, for people; empty: in good order."""
-        close = self.ws.close_rcvd or self.ws.close_sent
-        if close is None:
-            return "without a goodbye"
-        return "" if close.code in (1000, 1001) else f"code {close.code} {close.reason}".strip()
-
-    def say(self, body: dict[str, Any]) -> None:
-        self.say_text(json.dumps(body))
-
-    def say_text(self, text: str) -> None:
-        if self.ws.state is State.OPEN:
-            self.ws.send_text(text.encode())
-            self.flush()
-
-    def write(self, frames: list[bytes]) -> None:
-        """Frames that are ready to be sent. One that reads too slowly is cut off."""
-        transport = self._transport
-        if transport is None or self._finished or not frames or self.ws.state is not State.OPEN:
-            return
-        transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
-        if transport.get_write_buffer_size() > UNREAD_BYTES:
-            transport.abort()
-
-    def flush(self) -> None:
-        """What the library wants to be sent."""
-        transport = self._transport
-        for data in self.ws.data_to_send():
-            if transport is None or self._finished:
-                continue
-            if data == SEND_EOF:
-                self._finished = True
-                transport.write_eof()
-            else:
-                transport.write(data)
-        if transport is not None and transport.get_write_buffer_size() > UNREAD_BYTES:
-            transport.abort()
-        if self.ws.close_expected() and self._closing is None:
-            self._closing = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.cut)
-
-    def refuse(self, error: Exception) -> None:
-        """Nothing more is heard of it."""
-        self._end(error)
-        self.hang()
-
-    def hang(self, code: int = 1000) -> None:
-        """Say goodbye, and be gone soon; ``ended`` will not be called."""
-        self.over = True
-        if self.ws.state is State.OPEN:
-            self.ws.send_close(code)
-            self.flush()
-        elif self.ws.state is State.CONNECTING:
-            self.cut()
-
-    def cut(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _end(self, error: Exception | None) -> None:
-        if not self.over:
-            self.over = True
-            self._ended(self, error)
-
-    # ------------------------------------------------------------------------------------------- called by asyncio
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._made(self)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _BUFFER
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.spoke = True
-        self.ws.receive_data(bytes(_BUFFER[:nbytes]))
-        self._proceed()
-
-    def eof_received(self) -> None:
-        self.ws.receive_eof()
-        self._proceed()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.ws.receive_eof()
-        self._finished = True
-        self._end(None)
-        self._lost(self)
-        if self._closing is not None:
-            self._closing.cancel()
-
-    def _proceed(self) -> None:
-        """Hand over what has arrived."""
-        try:
-            for event in self.ws.events_received():
-                if self.over:
-                    break
-                self._take(event)
-        except (LinkError, m.Malformed, OSError) as error:
-            self.refuse(error)
-        self.flush()
-        if self.ws.state in (State.CLOSING, State.CLOSED) or self.ws.close_expected():
-            self._end(None)
-
-    def _take(self, event: Any) -> None:
-        if self._allowance is not None:
-            self._allowance.spend()
-        if not isinstance(event, Frame):
-            self._shaken(self, event)
-        elif event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            if event.opcode is not Opcode.TEXT or not event.fin:
-                raise m.Malformed("not a text in one piece")
-            try:
-                text = str(event.data, "utf-8")
-            except UnicodeDecodeError:
-                raise m.Malformed("not UTF-8") from None
-            self.hear(self, text)
-
-
-def _too_soon(wire: _Wire, text: str) -> None:
-    raise m.Malformed("it spoke too soon")
 
 
 # ------------------------------------------------------------------------------------------------------- helpers

@@ -21,7 +21,8 @@ from websockets.exceptions import ConnectionClosed
 
 from launcher.group import messages as m
 from launcher.group import proof
-from launcher.group.link import BURST, LeaderLink, MemberLink
+from launcher.group.link import LeaderLink, MemberLink
+from launcher.group.wire import BURST
 from tests.unit.test_group_messages import MESSAGES
 
 HOST, GROUP, SECRET = "127.0.0.1", "default/engine-0", b"0123456789abcdef"

@@ -1,0 +1,219 @@
+"""One connection of the group: the WebSocket library's protocol without I/O, between asyncio's transport and `link.py`.
+
+A leader may have a thousand members, who come in the same second and ping twice in each. So a connection is no task
+with queues, as the library's own for asyncio is: what arrives is answered before anything else is read. Everybody who
+is there gets his turn in each round of the event loop, so that newcomers do not keep the pings of members waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import SEND_EOF, State
+from websockets.server import ServerProtocol
+
+from launcher.group import messages as m
+
+CLOSE_SECONDS = 0.5  #: for the other side's goodbye, then the connection is cut
+UNREAD_BYTES = 4 << 20  #: a peer that leaves more than this unread is closed
+BURST, PER_SECOND = 500, 100.0  #: frames that one member may send at once, and per second in the long run
+
+# The library's own log would tell of every stranger; what matters of it is said by us.
+SILENT = logging.getLogger("launcher.link")
+SILENT.addHandler(logging.NullHandler())
+SILENT.propagate = False
+SILENT.setLevel(logging.CRITICAL + 1)
+
+
+class LinkError(Exception):
+    """A connection could not be made or was refused before hello; the text is for people."""
+
+
+class Allowance:
+    """How much one peer may send: a burst, and a number of frames per second."""
+
+    def __init__(self) -> None:
+        self._left, self._since = float(BURST), time.monotonic()
+
+    def spend(self) -> None:
+        """Raises Malformed: it is too much."""
+        now = time.monotonic()
+        self._left, self._since = min(BURST, self._left + (now - self._since) * PER_SECOND) - 1, now
+        if self._left < 0:
+            raise m.Malformed(f"more than {PER_SECOND:g} messages a second")
+
+
+#: What a read may bring; asyncio's own 256 KiB for each are mapped and unmapped by glibc at every message.
+_BUFFER = memoryview(bytearray(64 * 1024))
+
+
+class Wire(asyncio.BufferedProtocol):
+    """One connection. Each text that arrives is given to ``hear``; that it is over is told once, at once.
+
+    ``made``: TCP is there. ``shaken``: the handshake's request or response has come. ``ended(error)``: nothing more
+    will be heard, because the other side has left (None) or because of what it said. ``lost``: TCP is gone.
+    LinkError, Malformed and OSError, raised by ``shaken`` or ``hear``, end the connection.
+    """
+
+    def __init__(
+        self,
+        ws: ServerProtocol | ClientProtocol,
+        *,
+        made: Callable[[Wire], None],
+        shaken: Callable[[Wire, Any], None],
+        ended: Callable[[Wire, Exception | None], None],
+        lost: Callable[[Wire], None] = lambda wire: None,
+        allowance: Allowance | None = None,
+    ) -> None:
+        self.ws = ws
+        self.hear: Callable[[Wire, str], None] = _too_soon
+        self.spoke = False  #: something has arrived
+        self._made = made
+        self._shaken = shaken
+        self._ended = ended
+        self._lost = lost
+        self._allowance = allowance
+        self.over = False  #: nothing more will be heard
+        self._finished = False  # our half is closed
+        self._transport: asyncio.Transport | None = None
+        self._closing: asyncio.TimerHandle | None = None
+
+    @property
+    def peer(self) -> tuple[Any, ...]:
+        """Address and port of the other side."""
+        found = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return tuple(found[:2]) if isinstance(found, tuple) else ("an unknown address",)
+
+    @property
+    def own(self) -> str:
+        """Our own address on this connection."""
+        found = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return str(found[0]) if isinstance(found, tuple) else ""
+
+    @property
+    def why(self) -> str:
+        """How it was closed, for people; empty: in good order."""
+        close = self.ws.close_rcvd or self.ws.close_sent
+        if close is None:
+            return "without a goodbye"
+        return "" if close.code in (1000, 1001) else f"code {close.code} {close.reason}".strip()
+
+    def say(self, body: dict[str, Any]) -> None:
+        self.say_text(json.dumps(body))
+
+    def say_text(self, text: str) -> None:
+        if self.ws.state is State.OPEN:
+            self.ws.send_text(text.encode())
+            self.flush()
+
+    def write(self, frames: list[bytes]) -> None:
+        """Frames that are ready to be sent. One that reads too slowly is cut off."""
+        transport = self._transport
+        if transport is None or self._finished or not frames or self.ws.state is not State.OPEN:
+            return
+        transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        if transport.get_write_buffer_size() > UNREAD_BYTES:
+            transport.abort()
+
+    def flush(self) -> None:
+        """What the library wants to be sent."""
+        transport = self._transport
+        for data in self.ws.data_to_send():
+            if transport is None or self._finished:
+                continue
+            if data == SEND_EOF:
+                self._finished = True
+                transport.write_eof()
+            else:
+                transport.write(data)
+        if transport is not None and transport.get_write_buffer_size() > UNREAD_BYTES:
+            transport.abort()
+        if self.ws.close_expected() and self._closing is None:
+            self._closing = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.cut)
+
+    def refuse(self, error: Exception) -> None:
+        """Nothing more is heard of it."""
+        self._end(error)
+        self.hang()
+
+    def hang(self, code: int = 1000) -> None:
+        """Say goodbye, and be gone soon; ``ended`` will not be called."""
+        self.over = True
+        if self.ws.state is State.OPEN:
+            self.ws.send_close(code)
+            self.flush()
+        elif self.ws.state is State.CONNECTING:
+            self.cut()
+
+    def cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self, error: Exception | None) -> None:
+        if not self.over:
+            self.over = True
+            self._ended(self, error)
+
+    # ------------------------------------------------------------------------------------------- called by asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.spoke = True
+        self.ws.receive_data(bytes(_BUFFER[:nbytes]))
+        self._proceed()
+
+    def eof_received(self) -> None:
+        self.ws.receive_eof()
+        self._proceed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ws.receive_eof()
+        self._finished = True
+        self._end(None)
+        self._lost(self)
+        if self._closing is not None:
+            self._closing.cancel()
+
+    def _proceed(self) -> None:
+        """Hand over what has arrived."""
+        try:
+            for event in self.ws.events_received():
+                if self.over:
+                    break
+                self._take(event)
+        except (LinkError, m.Malformed, OSError) as error:
+            self.refuse(error)
+        self.flush()
+        if self.ws.state in (State.CLOSING, State.CLOSED) or self.ws.close_expected():
+            self._end(None)
+
+    def _take(self, event: Any) -> None:
+        if self._allowance is not None:
+            self._allowance.spend()
+        if not isinstance(event, Frame):
+            self._shaken(self, event)
+        elif event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if event.opcode is not Opcode.TEXT or not event.fin:
+                raise m.Malformed("not a text in one piece")
+            try:
+                text = str(event.data, "utf-8")
+            except UnicodeDecodeError:
+                raise m.Malformed("not UTF-8") from None
+            self.hear(self, text)
+
+
+def _too_soon(wire: Wire, text: str) -> None:
+    raise m.Malformed("it spoke too soon")
