@@ -157,7 +157,7 @@ class Guard:
             return
         agent.die()
         self.agent = None
-        self.cluster.truth.agents_killed.add(agent.member.incarnation)
+        self.cluster.truth.agents_killed[agent.member.incarnation] = self.cluster.world.now
         if self.cluster.plan.max_restarts == 0:  # Policy in process/channel.py
             self._end_tree(lambda: self.pod.container_ends(137))
             return

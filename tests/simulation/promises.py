@@ -69,7 +69,7 @@ class EpochTruth:
         self.hurried = False
         self.calm = True  #: nothing was done to any of its pods, and nobody was told to stop
         self.guards: set[Guard] = set()
-        self.ended = False  #: its leader has told somebody to stop
+        self.ended_at: float | None = None  #: when its leader first told somebody to stop
 
 
 class Truth:
@@ -81,7 +81,8 @@ class Truth:
         self.touches: list[Touch] = []
         self.terms_told: dict[int, float] = {}  #: rank -> when one of its pods was last told to go
         self.restarts = Restarts(cluster)
-        self.agents_killed: set[str] = set()  #: incarnations of launchers that were killed and followed in their pod
+        #: incarnations of launchers that were killed and followed in their pod, and when they were
+        self.agents_killed: dict[str, float] = {}
         self.thawed, self.strangers = 0, 0  #: starts under the two exceptions
         self.ran = 0
         self.drains = 0
@@ -127,7 +128,7 @@ class Truth:
             self.world.at(answers, self._check_ended, truth, rank, self.world.now)
 
     def _check_ended(self, truth: EpochTruth, rank: int, since: float) -> None:
-        if not truth.ended and truth.leader.alive and self.calm(since):
+        if truth.ended_at is None and truth.leader.alive and self.calm(since):
             self.world.broken("one fate", f"rank {rank} cannot prepare {truth.epoch}, and nobody has ended it")
 
     def killed(self, what: str, pod: Pod) -> None:
@@ -330,7 +331,8 @@ class Truth:
                     made = action.message.epoch
                     self._epoch_made(agent, leader, action.message)
             if type(action) in (Say, SayAll) and type(action.message) is m.Stop:
-                self.epochs[action.message.epoch].ended = True
+                truth = self.epochs[action.message.epoch]
+                truth.ended_at = self.world.now if truth.ended_at is None else truth.ended_at
         name = leader.config.incarnation
         if leader.history.ended and leader.history.ended[-1].epoch != self._over.get(name):
             self._over[name] = leader.history.ended[-1].epoch
@@ -432,7 +434,7 @@ class Truth:
     def stops_by_word(self, agent: Agent, epoch: Epoch | None) -> None:
         """A member begins to stop because it heard `stop`."""
         truth = self.epochs.get(epoch) if epoch is not None else None
-        if truth is None or not truth.ended:
+        if truth is None or truth.ended_at is None:
             self.world.broken("one fate", f"{agent.pod.name} is made to stop in {epoch}, which nobody has ended")
 
     def _greeted(self, leader: c.Coordinator, hello: m.Hello) -> None:
@@ -448,7 +450,7 @@ class Truth:
             if agent.member.incarnation == hello.incarnation and not agent.joined:
                 agent.joined = True
                 told = self._deaths_told.setdefault(leader.config.incarnation, set())
-                told |= self.agents_killed.intersection(hello.replaces)
+                told |= self.agents_killed.keys() & set(hello.replaces)
 
     def _deaths_explained(self, leader: c.Coordinator) -> None:
         """The latest epoch's end was the death of a launcher: that is told, when it is known, and of no other."""
@@ -460,7 +462,9 @@ class Truth:
         self._causes[name] = ended.cause
         members, rank = self.epochs[ended.epoch].members, ended.cause.rank
         lived_on = (name, ended.epoch, rank) in self._lived_on
-        told = members[rank] in self._deaths_told.get(name, ())
+        over = self.epochs[ended.epoch].ended_at
+        died_of_it = over is not None and self.agents_killed.get(members[rank], over) <= over
+        told = members[rank] in self._deaths_told.get(name, ()) and died_of_it
         if ended.cause.kind is CauseKind.LOST and told and not lived_on:
             self.world.broken(
                 "explains", f"{ended.epoch}: the launcher of rank {rank} was killed, and told is {ended.cause}"
