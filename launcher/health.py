@@ -160,6 +160,10 @@ class HealthWatch:
             self.words = "" if reply.ok else reply.words
             failures, well_at = (0, time.monotonic()) if reply.ok else (failures + 1, well_at)
             self.ok = reply.ok
+            if self._health.dead and reply.status == self._health.dead and not reply.body:
+                text = f"{self._process} says that its engine is dead: {reply.words}"
+                self._fail(CauseKind.HEALTH, text, time.monotonic() - well_at)
+                return
             if failures >= self._settings.health_failures:
                 text = f"{self._process} failed its health check {failures} times in a row: {reply.words}"
                 self._fail(CauseKind.HEALTH, text, time.monotonic() - well_at)

@@ -209,7 +209,7 @@ class PodEngine:
             self._settings,
             health,
             name,
-            lambda cause, noticed: self._broke(epoch, cause, noticed),
+            lambda cause, noticed: self._broke(epoch, replace(cause, tail=self.stages.output.last), noticed),
             lambda: self._tell(me.Idle(epoch)),
             planning.api_traffic(self.plan),
         )

@@ -160,6 +160,7 @@ class DeclarativeEngine:
             canary_body=json.dumps(_filled(spec.canary_body, values)) if spec.canary else "",
             insecure=spec.insecure,
             timeout=Health.timeout,
+            dead=Health.dead,
         )
 
     def _opened(self, values: Values, rank: int) -> tuple[Port, ...]:

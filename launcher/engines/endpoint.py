@@ -49,7 +49,7 @@ def asks_client_certificate(args: Sequence[str]) -> bool:
 
 
 def health(
-    args: Sequence[str], bind: str, port: int, names: Names, model: str | None, *, timeout: float = 5.0
+    args: Sequence[str], bind: str, port: int, names: Names, model: str | None, *, timeout: float = 5.0, dead: int = 0
 ) -> Health:
     """How to ask this engine. Everything is None where a client certificate would be needed.
 
@@ -70,6 +70,7 @@ def health(
         canary_body="" if needs_key(args) else json.dumps({k: v for k, v in body.items() if v is not None}),
         insecure=is_tls(args),
         timeout=timeout,
+        dead=dead,
     )
 
 

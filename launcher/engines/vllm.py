@@ -23,7 +23,7 @@ from launcher.engines.base import Checked, PlanContext
 from launcher.engines.fingerprint import NCCL, fingerprint
 from launcher.engines.versions import Release
 from launcher.engines.vllm_backend import Backend, Form
-from launcher.engines.vllm_options import METRICS, OWNED
+from launcher.engines.vllm_options import DEAD, METRICS, OWNED
 from launcher.errors import ConfigError
 from launcher.settings import Settings
 from launcher.words import Fingerprint, Health, Identity, NodeFacts, Plan, Port, Process, Stage
@@ -100,7 +100,7 @@ class VLLMEngine:
     def _health(self, context: PlanContext) -> Health:
         settings = context.settings
         name = settings.served_model_name[0] if settings.served_model_name else settings.model
-        return endpoint.health(settings.engine_args, context.bind, settings.port or PORT, METRICS, name)
+        return endpoint.health(settings.engine_args, context.bind, settings.port or PORT, METRICS, name, dead=DEAD)
 
 
 def _command(context: PlanContext, release: Release) -> tuple[str, ...]:

@@ -37,6 +37,10 @@ OWNED = (
     Owned(("--data-parallel-multi-port-external-lb", "-dpm"), "external load balancing", why=_ONE_API),
 )
 
+#: What /health answers, without a body, to EngineDeadError and to nothing else. (A middleware of 0.32 answers 503, too,
+#: while expert parallel ranks are added or taken away, with words.) Over Ray it is the first sign of a dead worker.
+DEAD = 503
+
 METRICS = Names(
     running=("vllm:num_requests_running",),
     waiting=("vllm:num_requests_waiting",),

@@ -279,14 +279,20 @@ class Coordinator:
     def _explain_death(self, hello: m.Hello, died: Cause) -> None:
         """A launcher that was killed is back and says how: the end of an epoch that it was in, and of no other."""
         rank, replaces = hello.rank, hello.replaces
-        if self.phase is Phase.STOPPING and self.cause is not None:
-            same = self.cause.rank == rank and (not replaces or self._lost_member(rank) in replaces)
-            if same and self.cause.kind is CauseKind.LOST:
-                self.cause = replace(died, tail=died.tail or self.cause.tail)
-        elif self.history.refine(rank, died, replaces):
+        stopping = self.phase is Phase.STOPPING and self.cause is not None
+        if stopping and self._was_lost_for(rank, replaces):
+            assert self.cause is not None
+            self.cause = replace(died, tail=died.tail or self.cause.tail)
+        elif (replaces or not stopping) and self.history.refine(rank, died, replaces):
             self._note("first failure explained", cause=str(self.history.first))
         elif rank == 0 and not self._members:
             self.history.inherit_death(died)
+
+    def _was_lost_for(self, rank: int, replaces: tuple[str, ...]) -> bool:
+        """Whether the epoch that stops does so because one of ``replaces`` (empty: any launcher of the rank) was lost."""
+        assert self.cause is not None
+        known = not replaces or self._lost_member(rank) in replaces
+        return self.cause.rank == rank and self.cause.kind is CauseKind.LOST and known
 
     def _lost_member(self, rank: int) -> str:
         """Who of this epoch is lost for all that is known; empty: it came back, so it had not died."""
