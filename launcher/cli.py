@@ -237,7 +237,7 @@ class Group(click.Group):
 
                 near = difflib.get_close_matches(first, self.commands, 1)
                 hint = f"; did you mean `launcher {near[0]}`?" if near else ""
-                raise click.UsageError(f"there is no command {first!r}{hint} (see `launcher --help`)")
+                raise click.UsageError(f"there is no command {first!r}{hint}")
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -612,7 +612,8 @@ def _ended(command: Callable[[], Any]) -> int:
     except click.Abort:
         return 130
     except click.UsageError as error:
-        _say(error.format_message(), "see `launcher run --help`")
+        path = "launcher" if error.ctx is None else error.ctx.command_path
+        _say(error.format_message(), f"see `{path} --help`")
         return int(ExitCode.USAGE)
     except click.ClickException as error:
         _say(error.format_message(), "")
