@@ -2,7 +2,7 @@
 
 After each fault the old epoch was dead before the new one began, the group serves again by itself, knows why, and its
 completion is that of a single process; what was measured stands in a table at the end of the session. Three faults an
-engine run by default; all of them with -m "real and chaos" (half an hour for all engines on two idle cores).
+engine run by default; all of them with -m "real and chaos" (an hour for all engines on two cores).
 """
 
 from __future__ import annotations
