@@ -38,6 +38,8 @@ def explains_better(new: Cause, old: Cause) -> bool:
     """True if ``new``, heard shortly after ``old``, is the more likely origin of both."""
     if new.kind is CauseKind.DIED and new.code is None and old.kind is CauseKind.EXITED and new.rank == old.rank:
         return False  # its root may have ended first and taken it along
+    if new.kind is CauseKind.LOST and new.rank == old.rank and old.kind not in _BY_ITSELF:
+        return False  # it has said why, and then it left to begin anew
     return _weight(new) < _weight(old)
 
 

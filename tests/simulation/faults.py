@@ -15,8 +15,7 @@ from tests.simulation.pod import Guard, Pod
 
 
 def aftermath(cluster: Cluster) -> float:
-    """How long after its end a silent fault may still be the reason of something: leases, and what TCP holds back."""
-    return 3 * cluster.plan.lease + cluster.net.longest_pause * 2 + 1
+    return cluster.truth.aftermath
 
 
 def some_pod(cluster: Cluster) -> Pod | None:

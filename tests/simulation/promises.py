@@ -426,10 +426,17 @@ class Truth:
         """One rank alone went silent: its silence is told, not only the guards' that acted on it."""
         net, beat = self.cluster.net, self.cluster.terms.beat
         touch = silent[0]
+        if truth.ended_at is not None and touch.until - self.aftermath < truth.ended_at:
+            return  # it can be heard again (TCP was late to repeat what was lost): whose guard acts first is chance
         if touches > 1 or touch.rank == 0 or touch.since < truth.made_at or net.base + net.jitter > beat / 4:
             return
         if cause.rank != touch.rank and f"; rank {touch.rank} had been silent" not in cause.text:
             self.world.broken("explains", f"{truth.epoch} ended by {touch.what} of rank {touch.rank}; told is: {cause}")
+
+    @property
+    def aftermath(self) -> float:
+        """How long after its end a silent fault may be the reason of something: leases, and what TCP holds back."""
+        return 3 * self.cluster.plan.lease + self.cluster.net.longest_pause * 2 + 1
 
     def stops_by_word(self, agent: Agent, epoch: Epoch | None) -> None:
         """A member begins to stop because it heard `stop`."""
