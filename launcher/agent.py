@@ -555,8 +555,9 @@ class Agent:
                 at = self.member.first_at
                 first_at = None if news.first_failure is None or at is None else round(wall_clock(at), 1)
                 charges = tuple(round(time.time() - age) for age in self.member.charges(time.monotonic()))
-                self._remember(charges=charges, first_failure=news.first_failure)
-                self._remember(first_epoch=news.first_epoch, first_at=first_at)
+                self._remember(
+                    charges=charges, first_failure=news.first_failure, first_epoch=news.first_epoch, first_at=first_at
+                )
             self._remember_epoch()
 
     def _remember_epoch(self) -> None:

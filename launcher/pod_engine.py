@@ -147,7 +147,6 @@ class PodEngine:
         if self._preparing != shared.epoch:
             return
         self._before = before
-        self.draining = False
         self._scratch += [folder for folder in self.plan.scratch if folder not in self._scratch]
         await traces.sweep(self._scratch)
         if self._preparing != shared.epoch:

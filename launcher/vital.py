@@ -25,7 +25,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from launcher.data import dataclass
+from launcher.data import dataclass, replace
 from launcher.process.tree import Key, Proc, ending
 
 HOLD = 0.1  #: seconds in which a better word than ours may come: the guard's, or a stop
@@ -143,7 +143,7 @@ class Vital:
             self._ended(end)
             return
         elif not orphan or one.reaped_by_guard:
-            self._ended(_as(end, along=orphan, age=end.age))
+            self._ended(replace(end, along=orphan))
             return
         timer = asyncio.get_running_loop().call_later(HOLD, self._tell, key[0], False)
         self._held[key[0]] = (end, now, timer)
@@ -151,16 +151,12 @@ class Vital:
     def _tell(self, pid: int, along: bool) -> None:
         end, since, timer = self._held.pop(pid)
         timer.cancel()
-        self._ended(_as(end, along, end.age + time.monotonic() - since))
+        self._ended(replace(end, along=along, age=end.age + time.monotonic() - since))
 
     def _close(self, key: Key) -> None:
         fd = self._watched.pop(key).fd
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
-
-
-def _as(end: End, along: bool, age: float) -> End:
-    return End(end.pid, end.name, end.status, along, age)
 
 
 def _over(fd: int) -> bool:
@@ -171,10 +167,10 @@ def _over(fd: int) -> bool:
 
 def _how(fd: int, pid: int) -> int | None:
     """The wait status of a process that has ended. It may be reaped between two looks, so the first is tried again."""
-    for look in (told_by_pidfd(fd), _zombie(pid)):
-        if look is not None:
-            return look
-    return told_by_pidfd(fd)
+    told = told_by_pidfd(fd)
+    if told is None:
+        told = _zombie(pid)
+    return told_by_pidfd(fd) if told is None else told
 
 
 def told_by_pidfd(fd: int) -> int | None:

@@ -168,7 +168,6 @@ class Coordinator:
         self._born = now
         self._n = config.highest_n
         self._fences = Fences(config.terms)
-        self._fenced: dict[str, int] = {}  # incarnation -> its rank, for words
         self._pause = ""  # why the next epoch does not begin at once, in words
         self._superseded: dict[str, None] = {}
         self._by_conn: dict[int, int] = {}
@@ -406,8 +405,7 @@ class Coordinator:
             rival, seat.rival = seat.rival, None
             self._turn_away(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
         if not seat.clean:
-            self._fences.put(seat.hello.incarnation, seat.contact.granted)
-            self._fenced[seat.hello.incarnation] = rank
+            self._fences.put(seat.hello.incarnation, rank, seat.contact.granted)
         if seat.member:
             self._frozen = seat.contact.at if self._frozen is None else min(self._frozen, seat.contact.at)
 
@@ -601,7 +599,7 @@ class Coordinator:
         if message.retry:
             self._end(cause, now)
         else:
-            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text[: m.MOST_WORDS])
+            self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text)
             self._end(cause, now)
 
     def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
@@ -900,8 +898,7 @@ class Coordinator:
             absent = f"; waiting for {named(self.missing)}" if self.missing else ""
             return "; ".join(differences(self.seats, self.config.size)[:8]) + absent
         if self.wait is Wait.FENCED:
-            self._fenced = {name: rank for name, rank in self._fenced.items() if name in self._fences.lost}
-            whose = named(sorted(set(self._fenced.values()))) if self._fences.lost else "an earlier leader's members"
+            whose = named(self._fences.ranks) if self._fences.lost else "an earlier leader's members"
             return f"waiting for the lease of {whose} to run out: something may still run there"
         if self.wait is Wait.LEAVING:
             return "waiting for the members that were told to go"

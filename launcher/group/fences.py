@@ -23,13 +23,14 @@ class Fences:
     """Times are the leader's monotonic seconds."""
 
     terms: Terms
-    lost: dict[str, float] = field(default_factory=dict)  #: incarnation -> when its lease has surely run out
+    lost: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Incarnation -> its rank, and when its lease has surely run out."""
     foreign: dict[Epoch, tuple[frozenset[str], float]] = field(default_factory=dict)
     """Epoch of a leader before us -> its members that are not known to be clean, and when they surely are."""
 
-    def put(self, incarnation: str, granted: float) -> None:
+    def put(self, incarnation: str, rank: int, granted: float) -> None:
         """A member is lost whose newest good ping arrived at ``granted``."""
-        self.lost[incarnation] = granted + self.terms.fence
+        self.lost[incarnation] = (rank, granted + self.terms.fence)
 
     def put_foreign(self, hello: m.Hello, clean: Callable[[], Set[str]], now: float) -> None:
         """A member took part in an epoch of another leader, whom it last heard ``hello.quiet`` seconds ago.
@@ -53,10 +54,15 @@ class Fences:
     @property
     def until(self) -> float:
         """When the last one falls at the latest."""
-        return max([*self.lost.values(), *(at for _, at in self.foreign.values())], default=0.0)
+        return max((at for _, at in (*self.lost.values(), *self.foreign.values())), default=0.0)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Whose leases are waited for: ranks of members of our own."""
+        return sorted({rank for rank, _ in self.lost.values()})
 
     def stand(self, now: float) -> bool:
         """Whether one still stands. Those that have fallen are forgotten."""
-        self.lost = {k: until for k, until in self.lost.items() if now < until}
+        self.lost = {k: (rank, at) for k, (rank, at) in self.lost.items() if now < at}
         self.foreign = {e: (absent, at) for e, (absent, at) in self.foreign.items() if absent and now < at}
         return bool(self.lost or self.foreign)

@@ -384,7 +384,7 @@ class Member:
             return
         if self.cause is not None and self.cause.kind is not CauseKind.DRAIN and not self.config.may_restart:
             # the leader died after it told us to stop: nobody is left to say `abort`
-            self._finish(Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or self.cause, "no restart is allowed"))
+            self._finish(self._no_restart(self.cause))
             return
         self._go(State.SEEKING)
         self._out.append(Dial())
@@ -535,6 +535,10 @@ class Member:
             self.news = replace(self.news, first_epoch=self.epoch.n)
             self.first_at = now
 
+    def _no_restart(self, cause: Cause | None) -> Exit:
+        """How to exit when the leader is gone and --max-restarts is 0."""
+        return Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or cause, "no restart is allowed")
+
     def _stop_alone(self, cause: Cause, grace: float, now: float) -> None:
         """Without the leader: the connection is given up, and the leader is looked up anew when all is gone."""
         if self._connected and self.epoch is not None:
@@ -544,7 +548,7 @@ class Member:
         self._begin_stop(cause, grace)
         self._date(now)
         if not self.config.may_restart:
-            self._exit = Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or cause, "no restart is allowed")
+            self._exit = self._no_restart(cause)
 
     def _leader_lost(self, closed: Closed, now: float) -> None:
         self._connected = False
@@ -558,7 +562,7 @@ class Member:
         self._stop_told = False
         failed = self.state is State.STOPPING and self.cause is not None and self.cause.kind is not CauseKind.DRAIN
         if failed and self._exit is None and not self.config.may_restart:  # nobody is left to say `abort`
-            self._exit = Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or self.cause, "no restart is allowed")
+            self._exit = self._no_restart(self.cause)
 
     def _gone(self, gone: Gone, now: float) -> None:
         if not gone.clean:
