@@ -384,17 +384,7 @@ def status(url: str | None, agent_port: int | None, token_file: str | None, as_j
     sys.exit(show_status.run(url, agent_port, token_file, as_json, watch))
 
 
-class _Render(click.Command):
-    """Its mistakes point to its own help, not to that of `run`."""
-
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        try:
-            return super().make_context(*args, **extra)
-        except click.UsageError as error:
-            raise UsageError(error.format_message(), "see `launcher render --help`") from None
-
-
-@cli.command(cls=_Render)
+@cli.command()
 @click.option("-f", "--file", "source", required=True, metavar="FILE", help="An InferenceService in YAML; - is stdin.")
 @click.option("-o", "--out", metavar="DIR", help="Write files into this folder. [print all]")
 @click.option(

@@ -52,7 +52,7 @@ class Log:
             self._write("".join(f"{plain(line)}\n" for line in lines))
 
     def _line(self, event: str, fields: Mapping[str, object], level: str) -> str:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = stamp(time.time())
         where: dict[str, object] = {}
         if self._rank is not None:
             where["rank"] = self._rank
@@ -76,6 +76,11 @@ def _json(value: object) -> str:
     import json
 
     return json.dumps(value, default=str)
+
+
+def stamp(at: float) -> str:
+    """Seconds since 1970 as people and programs read them: UTC."""
+    return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def plain(text: str) -> str:

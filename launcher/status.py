@@ -8,10 +8,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from launcher.log import plain
+from launcher.log import plain, stamp
 from launcher.words import Cause
 
 if TYPE_CHECKING:
@@ -34,11 +33,6 @@ def wall_clock(at: float) -> float:
 def monotonic_of(at: float) -> float:
     """The other way round."""
     return at - _BOOT
-
-
-def stamp(at: float) -> str:
-    """Seconds since 1970 as people and programs read them: UTC."""
-    return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Timeline:

@@ -128,10 +128,9 @@ def _no_engine(name: str, found: object) -> ConfigError:
 
 
 def _unknown(settings: Settings, names: list[str]) -> UsageError:
-    import difflib
+    from launcher.engines.template import nearest
 
-    near = difflib.get_close_matches(settings.engine.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = nearest(settings.engine.lower(), names)
     return UsageError(
         f"{settings.said('engine')}: there is no such engine; available: {', '.join(names)}",
         f"{hint}Give --engine one of these, or wrap another with --engine-file my.toml",

@@ -445,16 +445,24 @@ class PreparesForEver(mb.Member):
             super()._beat(tick, now)
 
 
+class _OtherBudget(c.Coordinator):
+    """Its budget is of another ``kind``."""
+
+    kind: type[Budget]
+
+    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+        super().__init__(config, now, rng)
+        self.budget.__class__ = self.kind
+
+
 class _NeverSpent(Budget):
     def charged(self, now: float) -> int:
         return 0
 
 
 @leader("a budget that is spent ends the group", "budget_spent")
-class BudgetNeverSpent(c.Coordinator):
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
-        super().__init__(config, now, rng)
-        self.budget.__class__ = _NeverSpent
+class BudgetNeverSpent(_OtherBudget):
+    kind = _NeverSpent
 
 
 class _AnyPoint(Budget):
@@ -463,10 +471,8 @@ class _AnyPoint(Budget):
 
 
 @leader("an engine that fails thrice at one point before it was ever ready ends the group", "never_ready")
-class SamePointIgnored(c.Coordinator):
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
-        super().__init__(config, now, rng)
-        self.budget.__class__ = _AnyPoint
+class SamePointIgnored(_OtherBudget):
+    kind = _AnyPoint
 
 
 class _Hasty(Budget):
@@ -475,10 +481,8 @@ class _Hasty(Budget):
 
 
 @leader("a back-off lies between a failed epoch and the next")
-class NoBackoff(c.Coordinator):
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
-        super().__init__(config, now, rng)
-        self.budget.__class__ = _Hasty
+class NoBackoff(_OtherBudget):
+    kind = _Hasty
 
 
 @leader("the back-off has a limit", "fails_and_fails")
@@ -554,10 +558,8 @@ class _ChargesDrains(Budget):
 
 
 @leader("a drain charges no restart")
-class ChargesDrains(c.Coordinator):
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
-        super().__init__(config, now, rng)
-        self.budget.__class__ = _ChargesDrains
+class ChargesDrains(_OtherBudget):
+    kind = _ChargesDrains
 
 
 @leader("what members remember of charges is as old as it is", "old_charges")

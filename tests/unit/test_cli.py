@@ -175,6 +175,8 @@ def test_plan_in_a_statefulset_says_who_this_pod_is_and_why() -> None:
     [
         (["paln"], 64, "did you mean `launcher plan`"),
         (["plan", "--tpp", "2"], 64, "--tpp"),
+        (["plan", "--tpp", "2"], 64, "launcher plan --help"),
+        (["render", "-f", "-", "--replica", "keep"], 64, "launcher render --help"),
         (["plan", "--engine", "vlm"], 64, "vllm"),
         (["plan", "--engine", "vllm", "--model", "m", "--tp", "2", "--", "-tp=4"], 64, "-tp"),
         (["plan", "--engine", "vllm", "--model", "m", "--tp", "3", "--size", "2", "--gpus-per-pod", "8"], 78, "3"),

@@ -686,12 +686,6 @@ def test_folder_that_is_a_file_is_said_to_be_one(tmp_path: Path) -> None:
     assert f"-o {tmp_path}/out cannot be written" in result.exception.message
 
 
-def test_mistake_on_the_command_line_points_to_this_commands_help() -> None:
-    result = run("-f", "-", "--replica", "keep")
-    assert isinstance(result.exception, UsageError)
-    assert "launcher render --help" in result.exception.fix
-
-
 def test_command_without_pyyaml_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     result = run("-f", "-")
