@@ -84,7 +84,11 @@ def test_the_first_failure_is_told_everywhere(tmp_path: Path) -> None:
 
 def test_a_cause_is_said_twice_on_each_pod_and_a_good_end_is_none(tmp_path: Path) -> None:
     """Once as it happens, once as the block with the last lines; and going down as asked is no failure anywhere."""
-    with running(tmp_path, 3, *QUICK) as group:
+    with running(tmp_path, 3, *QUICK, start=False) as group:
+        group.start(0)
+        group.until("rank 0 waits for the others", lambda: " waiting for ranks 1, 2" in group.output(0))
+        group.start(1)
+        group.start(2)
         epoch = group.until_serving()
         for times in (1, 2):
             hurt(group, "root", 1)
