@@ -169,8 +169,10 @@ class StageRunner:
             self._open_gate(one)
             return
         tail = one.lines.last or tuple(line for line in report.tail.splitlines() if line.strip())[-TAIL_LINES:]
+        if report.told and one not in self._went_before:
+            return  # by our own stop, or by the guard at the deadline, of which it will tell
         cause = how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom)
-        self._fail(one, cause, report.at, hit=report.signal is not None and not report.told)
+        self._fail(one, cause, report.at, hit=report.signal is not None)
 
     def _fail(self, one: Running, cause: Cause, at: float = 0.0, hit: bool = False) -> None:
         """``at``: when it was noticed, monotonic; 0: now. ``hit``: by a signal that was not the stop's."""

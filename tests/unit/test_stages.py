@@ -39,3 +39,15 @@ def test_a_line_that_opens_a_gate_is_one_of_one_stream(pieces: tuple[tuple[int, 
     for stream, data in pieces:
         stages.hear(guard.Output(name, stream, data))
     assert done == ([(Epoch(1, "a"), 0)] if opens else [])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_the_guard_ended_itself_is_no_failure(told: bool) -> None:
+    """At the deadline it kills, and says why when all is dead: an agent that thaws hears of the single ends first."""
+    broke: list[Any] = []
+    orders: list[Any] = []
+    stages = StageRunner(0, orders.append, lambda *_: None, lambda *failure: broke.append(failure), lambda: False)
+    stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
+    stages.start(0)
+    stages.hear(guard.Exited(orders[0].id, None, 9, "", told))
+    assert [cause.kind for _, cause, _ in broke] == ([] if told else [CauseKind.SIGNALLED])
