@@ -151,6 +151,8 @@ def test_drop_is_silent_and_one_way(two: tuple[Pod, Pod], direction: str, heard:
         ping(kept)
     with pytest.raises(TimeoutError):
         second.connect(first.ip, 7000, timeout=0.5)
+    if heard:
+        until(lambda: "datagram" in inside.output(), 10, "the datagram has come")
     assert ("datagram" in inside.output()) is heard
     first.undrop()
     first.undrop()  # twice is harmless

@@ -216,6 +216,10 @@ class Group:
         for rank in ranks or range(self.size):
             self.until(f"rank {rank} in phase {phase}", lambda r=rank: self.phase(r) == phase, patience)  # type: ignore[misc]
 
+    def until_said(self, text: str, rank: int) -> None:
+        """A page may tell of it a moment before the log does: what the launcher writes passes its guard's queue."""
+        self.until(f"rank {rank} said {text!r}", lambda: text in self.output(rank))
+
     def serves(self, after: int = 0) -> bool:
         """All ranks are ready, in an epoch later than ``after``."""
         said = [self.status(rank) for rank in range(self.size)]

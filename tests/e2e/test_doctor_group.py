@@ -116,7 +116,7 @@ def test_the_preflight_of_a_start_names_the_odd_one_out(tmp_path: Path) -> None:
         group.start(rank, "--drain-settle", "0", env=env[rank])
     try:
         group.until_serving()
-        assert "the pods differ: driver: rank 1 has 535.129.03; the other has 570.86.15" in group.output(0)
+        group.until_said("the pods differ: driver: rank 1 has 535.129.03; the other has 570.86.15", 0)
         status = group.status(0)
         assert [m["facts"]["driver"] for m in status["members"]] == ["570.86.15", "535.129.03"]
         assert any("535.129.03" in f["what"] for f in status["findings"])
@@ -143,6 +143,6 @@ def test_alone_the_engine_goes_first(tmp_path: Path) -> None:
     group = Group(tmp_path, 1, "--grace", "7", "--drain-settle", "5", "--stop-grace", "3")
     try:
         until("findings", lambda: group.status(0).get("findings"), SECONDS, lambda: group.output(0))
-        assert "preflight: grace: --grace 7" in group.output(0)
+        group.until_said("preflight: grace: --grace 7", 0)
     finally:
         group.close()

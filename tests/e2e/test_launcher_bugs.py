@@ -39,8 +39,8 @@ def test_a_bug_of_the_leader_that_shows_at_a_members_word_ends_it(tmp_path: Path
     group = WithABug(tmp_path, 2)
     try:
         assert group.code(0) == 70
-        assert "a bug of the launcher, please report it" in group.output(0)
-        assert "AssertionError: a bug on purpose" in group.output(0)
+        group.until_said("a bug of the launcher, please report it", 0)
+        group.until_said("AssertionError: a bug on purpose", 0)
     finally:
         group.close()
 
@@ -49,7 +49,7 @@ def test_a_name_that_can_never_resolve(tmp_path: Path) -> None:
     with running(tmp_path, 2, start=False) as group:
         group.start(1, env={"LAUNCHER_LEADER": "a..b", "LAUNCHER_ADDRESS": "10.9.9.9"})
         assert group.code(1) == 78
-        assert "'a..b' cannot be a DNS name" in group.output(1)
+        group.until_said("'a..b' cannot be a DNS name", 1)
 
 
 def test_arguments_that_are_not_utf_8_reach_the_engine_on_every_rank(tmp_path: Path) -> None:

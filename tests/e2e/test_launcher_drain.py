@@ -133,7 +133,7 @@ def test_the_grace_is_an_end(tmp_path: Path) -> None:
         assert group.codes() == [0, 0]
         assert time.monotonic() - began > 1
         assert not stream.ended
-        assert "drain cut short by the grace" in group.output(0)
+        group.until_said("drain cut short by the grace", 0)
 
 
 def test_a_second_sigterm_stops_at_once(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_second_sigterm_stops_at_once(tmp_path: Path) -> None:
         group.until_phase("draining")
         group.terminate(1)
         assert group.codes() == [0, 0]
-        assert "told to go a second time: stopping now" in group.output(1)
+        group.until_said("told to go a second time: stopping now", 1)
 
 
 def test_another_way_to_say_it(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_first_failure_is_told_everywhere(tmp_path: Path) -> None:
             assert failure["process"].startswith("reference")
             assert (failure["rank"], failure["exit_code"]) == (1, 41), failure
             assert failure["tail"]
-            assert "launcher: first failure: " in group.output(rank)
+            group.until_said("launcher: first failure: ", rank)
             assert group.status(rank)["restarts"] == 1
         (ended,) = group.status(0)["failures"]
         assert ended["epoch"] == 1
@@ -119,7 +119,7 @@ def test_the_budget_is_spent(tmp_path: Path) -> None:
             assert told.startswith("exit code 139: 2 restarts within 3600 s are spent (--max-restarts)\n"), told
             assert "first failure: rank 1: reference was ended by SIGSEGV" in told
             assert "injected crash by signal 11" in told
-            assert "giving up: 2 restarts within 3600 s are spent" in group.output(rank)
+            group.until_said("giving up: 2 restarts within 3600 s are spent", rank)
         assert group.output(0).count("stage started") == 3
 
 
