@@ -277,7 +277,7 @@ class Coordinator:
 
     def _explain_death(self, hello: m.Hello, died: Cause) -> None:
         """A launcher that was killed is back and says how: the end of an epoch that it was in, and of no other."""
-        rank, replaces = hello.rank, hello.replaces
+        rank, replaces = hello.rank, hello.dead
         stopping = self.phase is Phase.STOPPING and self.cause is not None
         if stopping and self._was_lost_for(rank, replaces):
             assert self.cause is not None

@@ -121,8 +121,8 @@ class History:
     def refine(self, rank: int, cause: Cause, replaces: Collection[str] = ()) -> bool:
         """A member that was lost came back and says why: the better words take the place of "connection closed".
 
-        ``replaces``: whose death is told. Another pod of the rank, a launcher that came later, or one that was seated
-        again before it died explains nothing.
+        ``replaces``: whose death is told. Another pod of the rank, a launcher that came later, one that was seated
+        again before it died, or one that lived on under another name explains nothing.
         """
         changed = False
         if self.ended:

@@ -369,7 +369,7 @@ class Member:
             self._note("not accepted", level="warning", why=message.why, text=message.text)
         if message.why == "superseded":
             self._replaces = (*self._replaces, self.incarnation)[-64:]
-            self.incarnation = _next_incarnation(self.incarnation)
+            self.incarnation = m.next_incarnation(self.incarnation)
         self._drop(message.retry)
 
     def _redial(self, closed: Closed, now: float) -> None:
@@ -660,9 +660,3 @@ class Member:
 
 def _told_to_go(rank: int) -> Cause:
     return Cause(CauseKind.DRAIN, rank, "it was told to go")
-
-
-def _next_incarnation(incarnation: str) -> str:
-    """A new name for a launcher whose old one was taken over: the same stem, so that logs can be followed."""
-    stem, _, number = incarnation.partition("-")
-    return f"{stem}-{int(number or 1) + 1}"

@@ -208,6 +208,18 @@ class Hello:
     #: Counts the hellos of an incarnation: one that was held up on a connection since given up is known for what it is.
     attempt: int = _wire(_whole(0, 2**53), default=0)
 
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """Those of ``replaces`` whose process ended: a launcher that was taken over lives on under its next name."""
+        lived_on = {self.incarnation, *self.replaces}
+        return tuple(name for name in self.replaces if next_incarnation(name) not in lived_on)
+
+
+def next_incarnation(incarnation: str) -> str:
+    """A new name for a launcher whose old one was taken over: the same stem, so that logs can be followed."""
+    stem, _, number = incarnation.partition("-")
+    return f"{stem}-{int(number) + 1 if number.isdecimal() else 2}"
+
 
 @dataclass(frozen=True)
 class Ping:

@@ -249,6 +249,7 @@ def told(cluster: Cluster, pod: Pod) -> None:
 def told_again(cluster: Cluster, pod: Pod) -> None:
     if pod.alive and pod.guard is not None and not pod.guard.dead and cluster.calm_at is None:
         cluster.truth.hurry()
+        cluster.truth.told_to_go(pod)  # its first one may have had an end: this one reaches a container's next launcher
         world = cluster.world
         world.note(pod.name, "second SIGTERM")
         pod.guard.sigterm(cluster.plan.grace)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from launcher.group import coordinator as c
@@ -597,6 +598,13 @@ class DeathUnexplained(c.Coordinator):
 class AnyDeathExplains(c.Coordinator):
     def _explain_death(self, hello: m.Hello, died: Cause) -> None:
         super()._explain_death(replace(hello, replaces=()), died)
+
+
+@leader("the death of a launcher that was taken over and lived on does not explain that", "taken_over_and_killed")
+class OldNamesDied(c.Coordinator):
+    def _explain_death(self, hello: m.Hello, died: Cause) -> None:
+        everybody: Any = SimpleNamespace(rank=hello.rank, dead=hello.replaces)
+        super()._explain_death(everybody, died)
 
 
 @leader("a launcher that came back and was killed later did not end the epoch before", "back_and_killed")

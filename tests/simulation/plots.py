@@ -375,6 +375,21 @@ def replaced_and_killed(cluster: Cluster) -> None:
     cluster.world.at(6.0, _agent_of, cluster, 1)
 
 
+def taken_over_and_killed(cluster: Cluster) -> None:
+    """A pod takes a rank over, and its node is lost; then the launcher of the first pod, which lived on, is killed."""
+    first = _pod(cluster, 1)
+    replaced_and_healed(cluster)
+    cluster.world.at(LEASE, _first_is_killed, cluster, first)
+
+
+def _first_is_killed(cluster: Cluster, first: Pod) -> None:
+    for pod in [p for p in cluster.of_rank(1) if p is not first]:
+        _kill(cluster, pod, silent=True)
+    assert first.guard is not None
+    cluster.truth.killed("agent killed", first)
+    first.guard.kill_agent()
+
+
 def _kill_rank(cluster: Cluster, rank: int) -> None:
     _kill(cluster, _pod(cluster, rank), silent=False)
 
@@ -427,4 +442,5 @@ PLOTS: dict[str, Plot] = {
     "agents_killed_and_one_away": Plot(agents_killed_and_one_away, more={"join_timeout": 10.0}),
     "back_and_killed": Plot(back_and_killed),
     "replaced_and_killed": Plot(replaced_and_killed),
+    "taken_over_and_killed": Plot(taken_over_and_killed),
 }

@@ -228,6 +228,20 @@ def test_the_largest_messages_fit_the_link() -> None:
     assert len(m.encode(hello)) < m.MAX_FROM_MEMBER
 
 
+@pytest.mark.parametrize(
+    ("replaces", "dead"),
+    [
+        ((), ()),
+        (("a", "b"), ("a", "b")),
+        (("a", "a-2", "b"), ("a-2", "b")),  # taken over, lived on under a new name, and was killed
+        (("a", "c"), ("a",)),  # c was taken over, and says so as c-2
+        (("a-x", "a-", "-", "a-²"), ("a-x", "a-", "-", "a-²")),  # no names of ours
+    ],
+)
+def test_a_launcher_that_was_taken_over_is_not_dead(replaces: tuple[str, ...], dead: tuple[str, ...]) -> None:
+    assert m.Hello("g", 1, 2, "c-2", "10.0.0.2", replaces=replaces).dead == dead
+
+
 def test_every_field_has_a_check() -> None:
     for kind in WORDS.values():
         for f in fields(kind):
