@@ -190,7 +190,6 @@ class Agent:
             if self._finished_future.done():
                 return  # told to go, or it can't work
         self._task(self._beat())
-        self._task(self._scan())
         await self._tidy_up()
         self._to_member(me.Gone())  # the guard killed whatever a former agent left before it forked this one
 
@@ -507,21 +506,24 @@ class Agent:
     # ---------------------------------------------------------------------------------------------------- time passes
 
     async def _beat(self) -> None:
+        """Time passes for the state machines. In the same breath, for waking costs more than either, a look around."""
+        tick, look_at = self.member.config.terms.beat / 2, 0.0
         while True:
-            await asyncio.sleep(self.member.config.terms.beat / 2)
+            await asyncio.sleep(min(tick, SCAN_EVERY))
             if self.coordinator is not None:
                 self._to_coordinator(Tick(), co.LOCAL)
             self._to_member(Tick())
+            now = time.monotonic()
+            if now >= look_at:
+                look_at = now + SCAN_EVERY - tick / 2  # the tick that is nearest
+                self._look()
 
-    async def _scan(self) -> None:
+    def _look(self) -> None:
         """Once a second: the process tree (frozen processes, signs of life, pids), and whether the guard lives."""
-        while True:
-            await asyncio.sleep(SCAN_EVERY)
-            if not self._line.ping():
-                self._guard_frozen()
-                return
-            if self.engine.stages.pids:
-                self.engine.look()
+        if not self._line.ping():
+            self._guard_frozen()
+        elif self.engine.stages.pids:
+            self.engine.look()
 
     def _guard_frozen(self) -> None:
         """The guard sits stopped: it can neither start, reap nor kill. We kill for it, and end: our place in the group
