@@ -79,6 +79,7 @@ class Agent:
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
         self._remembered: tuple[Epoch, leftovers.Snapshot | None] | None = None
+        self._name = self.incarnation  #: by which the guard, and the state file, know us
         self._shm_before = memory.shm_from(environ.get("LAUNCHER_LAST_EPOCH") or "[]")
         self._kept_news: m.News | None = None
         self.phase = "setup"  #: as people see it
@@ -561,6 +562,14 @@ class Agent:
                     charges=charges, first_failure=news.first_failure, first_epoch=news.first_epoch, first_at=first_at
                 )
             self._remember_epoch()
+            self._remember_name()
+
+    def _remember_name(self) -> None:
+        """A launcher that was taken over goes on under a new name: those after it in this pod must know both."""
+        if self.member.incarnation != self._name:
+            self._name = self.member.incarnation
+            self._line.send(guard.Incarnation(self._name))
+            self._remember(incarnation=self._name)
 
     def _remember_epoch(self) -> None:
         """The next agent of this guard, and the next container of this pod, must know of this epoch."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from launcher import probe
+from launcher import probe, tasks
 from launcher.data import dataclass, field
 from launcher.settings import Settings
 from launcher.words import Cause, CauseKind, Health
@@ -108,7 +108,7 @@ class HealthWatch:
         process: str,
         broke: Callable[[Cause, float], None],
         idle: Callable[[], None],
-        moving: Callable[[], bool],
+        moving: Callable[[bool], bool],
     ) -> None:
         self._rank = rank
         self._settings = settings
@@ -143,7 +143,7 @@ class HealthWatch:
         self._tasks.clear()
 
     def _loop(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.get_running_loop().create_task(work))
+        self._tasks.append(tasks.start(work))
 
     def _fail(self, kind: CauseKind, text: str, noticed: float) -> None:
         self.ok = False
@@ -204,22 +204,22 @@ class HealthWatch:
     async def _wait_until_idle(self, say: Callable[[], None]) -> None:
         """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes.
 
-        An engine too busy to answer is not idle; the grace bounds that. One that answers with an error (it has no such
-        page) is judged by its connections alone.
+        An engine too busy to answer is not idle; the grace bounds that. One that does not count its requests (it has no
+        such page, or other names on it) is judged by its connections alone: those that wait for an answer count, too.
         """
         began = time.monotonic()
         quiet_since = began
         said: tuple[float | None, float] | None = None
-        self._moving()
+        self._moving(False)
         names = (*self._health.running, *self._health.waiting)
         while True:
             page, answered = await self._ask_page(names) if self._health.metrics_url and names else ({}, True)
-            self.in_flight = None if page is None else in_flight(self._health, page)
+            self.in_flight = in_flight(self._health, page) if page else None  # None: it does not count them
             now = time.monotonic()
             if said is None or (said[0] != self.in_flight and now - said[1] >= SAY_EVERY):
                 said = (self.in_flight, now)
                 say()
-            if self._moving() or self.in_flight or not answered:
+            if self._moving(self.in_flight is None) or self.in_flight or not answered:
                 quiet_since = now
             settled = now - began >= self._settings.drain_settle
             if settled and now - quiet_since >= min(IDLE_FOR, self._settings.drain_settle or IDLE_FOR):

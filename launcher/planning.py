@@ -281,19 +281,23 @@ def taken_ports(plan: Plan, address: str) -> str:
 # ------------------------------------------------------------------------------------------------ while it serves
 
 
-def api_traffic(plan: Plan | None) -> Callable[[], bool]:
-    """A question: has an open connection of the API port moved bytes since it was asked last?"""
+def api_traffic(plan: Plan | None) -> Callable[[bool], bool]:
+    """A question: has an open connection of the API port moved bytes since it was asked last?
+
+    Or, if it is asked with True: does one wait for its answer? Where the engine counts its requests, that count is
+    better: a connection may hold a request that will never be whole.
+    """
     from launcher.network import connections
 
     port = next((p.number for p in plan.ports if p.external), None) if plan else None
     before: connections.Counters | None = None
 
-    def moved() -> bool:
+    def moved(or_owes: bool) -> bool:
         nonlocal before
         if port is None:
             return False
         now = connections.counters(port)
-        answer = connections.moves(before, now)
+        answer = connections.busy(before, now, or_owes)
         before = now
         return answer
 

@@ -29,6 +29,8 @@ from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts,
 if TYPE_CHECKING:
     from launcher.health import HealthWatch
 
+MOST_REFUSALS = 3  #: in a row, each after some ten seconds: so often a GPU's memory may keep an epoch from starting
+
 
 class PodEngine:
     """The engine's processes on this pod.
@@ -83,6 +85,7 @@ class PodEngine:
         self._before: traces.Before | None = None
         self._scratch: list[str] = []
         self._not_back = ""  # GPU memory that an ended epoch still holds, in words
+        self._refusals = 0  # how often in a row that has kept an epoch from starting
         self.stages = StageRunner(
             identity.rank, line.send, lambda epoch, stage: tell(me.Done(epoch, stage)), self._broke, self._oom_killed
         )
@@ -162,12 +165,20 @@ class PodEngine:
         self._tell(me.Able(shared.epoch))
 
     async def _still_not_back(self, epoch: Epoch, taken: str) -> bool:
-        """GPU memory that an earlier epoch kept is looked at once more before this one is refused."""
+        """GPU memory that an earlier epoch kept is looked at once more before this one is refused.
+
+        Not for ever: nothing of ours runs any more, so it may be somebody else's, on a GPU that is shared.
+        """
         if taken or self._before is None:
             return True
         _, not_back = await traces.after_epoch(self._before, self.ask)
-        if self._preparing == epoch:
-            self._not_back = not_back
+        if self._preparing != epoch:
+            return True
+        self._refusals = self._refusals + 1 if not_back else 0
+        if self._refusals > MOST_REFUSALS:
+            self._log(f"{not_back}: it does not come back, is the GPU shared? Going on", level="warning")
+            self._refusals, not_back = 0, ""
+        self._not_back = not_back
         return bool(not_back)
 
     # ------------------------------------------------------------------------------------------------------- start

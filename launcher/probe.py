@@ -38,7 +38,10 @@ class Reply:
 
 async def ask(url: str, timeout: float, *, insecure: bool = False, body: str | None = None) -> Reply:
     """GET ``url``, or POST ``body`` (JSON) to it."""
-    return await asyncio.to_thread(_ask, url, timeout, insecure, body)
+    try:
+        return await asyncio.to_thread(_ask, url, timeout, insecure, body)
+    except RuntimeError as error:  # can't start new thread: the pod's limit of processes is reached
+        return Reply(0, error=str(error))
 
 
 async def reachable(target: str, timeout: float) -> bool:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from launcher import probe
+from launcher import probe, tasks
 from launcher.data import dataclass, field
 from launcher.process import channel as guard
 from launcher.process import tree
@@ -119,8 +119,10 @@ class StageRunner:
         whose word was faster: it is told, however late (to give back a GPU's memory may take seconds). So is an end by
         a signal of a process that the stop had not yet reached. Once it was reached, whatever it ends by is the stop's
         doing: some engines answer TERM by killing their whole tree, themselves too (SGLang's kill_process_tree), or
-        abort in the teardown of CUDA.
+        abort in the teardown of CUDA. A second order to stop changes nothing of this.
         """
+        if not self._live:
+            return
         self._live = False
         self._stop_at = time.monotonic()
         self._went_before = [r for r in self.running.values() if r.pid and not r.ended and tree.ending(r.pid)]
@@ -195,7 +197,7 @@ class StageRunner:
             self._spawn_task(self._await_gate(one, gate))
 
     def _spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = tasks.start(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

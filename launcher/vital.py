@@ -91,7 +91,9 @@ class Vital:
     def watch(self, p: Proc) -> None:
         try:
             fd = os.pidfd_open(p.pid)
-        except OSError:  # gone, or a kernel before 5.3: then the engine's own word is all there is
+        except (OSError, AttributeError):
+            # Gone; or a kernel before 5.3, or a Python that was built without (python-build-standalone was): then the
+            # engine's own word is all there is.
             return
         self._watched[p.key] = _Watched(fd, p.comm, p.ppid)
         asyncio.get_running_loop().add_reader(fd, self._gone, p.key)
@@ -106,7 +108,7 @@ class Vital:
             if _over(one.fd):
                 self._gone(key)
             elif ending(key[0]):
-                one.ending_since = time.monotonic()
+                one.ending_since = one.ending_since or time.monotonic()  # a stop may be ordered twice
             else:
                 self._close(key)
         for pid in [pid for pid, (end, _, _) in self._held.items() if end.status == 0]:

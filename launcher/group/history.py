@@ -24,6 +24,7 @@ _WEIGHT = {
     CauseKind.STOPPED: 2,
     CauseKind.LOST: 2,
     CauseKind.UNCLEAN: 3,
+    CauseKind.LEADER: 3,  # its guard killed it at the deadline: the neighbours' connections broke of that
     CauseKind.EXITED: 4,
     CauseKind.DIED: 4,
 }

@@ -1,14 +1,17 @@
-"""Which open connections of a local port move bytes, from the kernel's socket diagnostics.
+"""Which open connections of a local port are busy, from the kernel's socket diagnostics.
 
 While a group drains, an engine may count no request as running while the last tokens are still on their way to a slow
-client. The kernel knows: sock_diag(7) lists this network namespace's TCP sockets with their counters. Reading needs no
-privilege. None: this kernel (or a sandbox like gVisor) does not tell.
+client, and some engines count nothing at all. The kernel knows: sock_diag(7) lists this network namespace's TCP sockets
+with their counters, and when each last received and last sent. Reading needs no privilege. None: this kernel (or a
+sandbox like gVisor) does not tell.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+
+from launcher.data import dataclass
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
@@ -23,9 +26,19 @@ _COOKIE = slice(44, 52)
 _ATTRIBUTE = struct.Struct("=HH")
 _BYTES = struct.Struct("=QQ")  # tcpi_bytes_acked, tcpi_bytes_received
 _BYTES_AT = 120  # their place in struct tcp_info, since Linux 4.1
+_AGES = struct.Struct("=IIII")  # tcpi_last_data_sent, _last_ack_sent, _last_data_recv, _last_ack_recv: ms ago
+_AGES_AT = 44
 
 
-Counters = dict[bytes, int]  #: the kernel's cookie of a connection -> bytes sent and received on it so far
+@dataclass(frozen=True)
+class Use:
+    """What went over a connection."""
+
+    moved: int = 0  #: bytes sent and received so far
+    owes: bool = False  #: something was received, and nothing has been sent since: a request that waits for its answer
+
+
+Counters = dict[bytes, Use]  #: by the kernel's cookie of a connection
 
 
 def counters(port: int) -> Counters | None:
@@ -36,9 +49,13 @@ def counters(port: int) -> Counters | None:
         return None
 
 
-def moves(before: Counters | None, now: Counters | None) -> bool:
-    """Whether a connection that was open before has moved bytes since. Short ones, such as our own, don't count."""
-    return any((now or {}).get(cookie, 0) > count for cookie, count in (before or {}).items())
+def busy(before: Counters | None, now: Counters | None, or_owes: bool = False) -> bool:
+    """Whether a connection that was open before has moved bytes since, or (if that is asked for) owes an answer.
+
+    Short ones, such as our own, don't count.
+    """
+    pairs = ((one, (now or {}).get(cookie)) for cookie, one in (before or {}).items())
+    return any(after is not None and (after.moved > one.moved or (or_owes and after.owes)) for one, after in pairs)
 
 
 def _of_family(family: int, port: int) -> Counters:
@@ -61,16 +78,18 @@ def _of_family(family: int, port: int) -> Counters:
                     raise OSError("sock_diag was refused")
                 message = answer[at + _HEADER.size : at + size]
                 if message[4:6] == port.to_bytes(2, "big"):
-                    found[message[_COOKIE]] = _bytes(message)
+                    found[message[_COOKIE]] = _use(message)
                 at += (size + 3) & ~3
 
 
-def _bytes(message: bytes) -> int:
+def _use(message: bytes) -> Use:
     at = _MESSAGE
     while at + _ATTRIBUTE.size <= len(message):
         length, kind = _ATTRIBUTE.unpack_from(message, at)
         if kind == INET_DIAG_INFO and length >= _ATTRIBUTE.size + _BYTES_AT + _BYTES.size:
             acked, received = _BYTES.unpack_from(message, at + _ATTRIBUTE.size + _BYTES_AT)
-            return int(acked) + int(received)
+            sent_ago, _, received_ago, _ = _AGES.unpack_from(message, at + _ATTRIBUTE.size + _AGES_AT)
+            owes = received > 0 and (not acked or received_ago < sent_ago)  # the kernel's clock ticks every 1 to 10 ms
+            return Use(int(acked) + int(received), owes)
         at += max(4, (length + 3) & ~3)
-    return 0
+    return Use()

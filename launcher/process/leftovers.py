@@ -90,7 +90,9 @@ def _open_files(folder: str) -> Iterator[tuple[int, int]]:
     for name in os.listdir(folder):
         try:
             info = os.stat(f"{folder}/{name}")
-        except FileNotFoundError:
+        except (PermissionError, ProcessLookupError):
+            raise
+        except OSError:  # closed by now, or it lies on a mount that is dead: no file of /dev/shm
             continue
         yield info.st_dev, info.st_ino
 

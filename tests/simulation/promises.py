@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from launcher.errors import ExitCode
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
@@ -90,7 +91,8 @@ class Truth:
         self._phase: dict[str, c.Phase] = {}
         self._over: dict[str, Epoch] = {}
         self._causes: dict[str, Cause] = {}  #: by leader: how its latest epoch ended, as it tells now
-        self._lived_on: set[tuple[str, Epoch, int]] = set()  #: by leader: members of an epoch that were seated again
+        #: by leader: members of an epoch that were seated again; False: by a hello held up until they were dead
+        self._lived_on: dict[tuple[str, Epoch, int], bool] = {}
         self._deaths_told: dict[str, set[str]] = {}  #: by leader: launchers whose successors have told it of their end
 
     # ------------------------------------------------------------------------------------------------ what happens
@@ -305,6 +307,8 @@ class Truth:
             if not agent.terminated:
                 self.world.broken("alone", f"{agent.pod.name} exits 0 and nobody told it to go")
         elif agent.pod in self.cluster.pods:  # and not another group's
+            if action.code == ExitCode.UNAVAILABLE:  # by --join-timeout, perhaps just as an epoch begins
+                self.touch("gave up", agent.pod.rank, kinds=LOST, sharp=True)
             self.restarts.exits(agent, action)
 
     # ----------------------------------------------------------------------------------------------- state machines
@@ -452,7 +456,8 @@ class Truth:
         lately = [leader.epoch] if leader.epoch is not None else []
         for epoch in (*lately, *(ended.epoch for ended in list(leader.history.ended)[-1:])):
             if self.epochs[epoch].members[hello.rank] == hello.incarnation:
-                self._lived_on.add((leader.config.incarnation, epoch, hello.rank))
+                key = (leader.config.incarnation, epoch, hello.rank)
+                self._lived_on[key] = self._lived_on.get(key, False) or hello.incarnation not in self.agents_killed
         for agent in self.cluster.agents():
             if agent.member.incarnation == hello.incarnation and not agent.joined:
                 agent.joined = True
@@ -468,11 +473,11 @@ class Truth:
             return
         self._causes[name] = ended.cause
         members, rank = self.epochs[ended.epoch].members, ended.cause.rank
-        lived_on = (name, ended.epoch, rank) in self._lived_on
+        lived_on = self._lived_on.get((name, ended.epoch, rank))
         over = self.epochs[ended.epoch].ended_at
         died_of_it = over is not None and self.agents_killed.get(members[rank], over) <= over
         told = members[rank] in self._deaths_told.get(name, ()) and died_of_it
-        if ended.cause.kind is CauseKind.LOST and told and not lived_on:
+        if ended.cause.kind is CauseKind.LOST and told and lived_on is None:
             self.world.broken(
                 "explains", f"{ended.epoch}: the launcher of rank {rank} was killed, and told is {ended.cause}"
             )

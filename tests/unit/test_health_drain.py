@@ -31,7 +31,7 @@ def drained_within(seconds: float, *answers: str | None) -> bool:
         port = server.sockets[0].getsockname()[1]
         health = Health(metrics_url=f"http://127.0.0.1:{port}/metrics", running=("x:running",), waiting=("x:waiting",))
         watch = HealthWatch(
-            0, Settings(drain_settle=0.5), health, "engine", lambda *_: None, idle.set, moving=lambda: False
+            0, Settings(drain_settle=0.5), health, "engine", lambda *_: None, idle.set, moving=lambda _: False
         )
         watch.drain(lambda: None)
         try:
