@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 
 from tests.e2e.group import Group, running
@@ -96,6 +99,28 @@ def test_two_pods_with_one_rank(tmp_path: Path) -> None:
         )
         group.until("serving again", lambda: group.status(2).get("ready") and group.epoch() == 2)
         group.complete("hello again", 5)
+
+
+def test_a_launcher_that_was_taken_over_goes_on_under_a_new_name(tmp_path: Path) -> None:
+    """And those after it in its pod will know: the state file tells."""
+    with running(tmp_path, 3, "--lease", "20", start=False) as group:
+        group.size = 2
+        group.start(0)
+        group.start(1, env={"LAUNCHER_STATE_DIR": str(tmp_path)})
+        group.until_serving()
+        memory = tmp_path / "launcher-rank-1.json"
+        before = json.loads(memory.read_text())["incarnation"]
+        agent = group.agent(1)
+        os.kill(agent, signal.SIGSTOP)
+        group.start(2, env={"LAUNCHER_RANK": "1"})
+        group.until(
+            "the newcomer takes the rank", lambda: group.status(0)["members"][1]["address"] == group.addresses[2]
+        )
+        os.kill(agent, signal.SIGCONT)
+        group.until("it goes by another name", lambda: json.loads(memory.read_text())["incarnation"] == f"{before}-2")
+        group.until(
+            "the newcomer keeps the rank", lambda: "two pods are rank 1" in group.status(1).get("waiting_for", "")
+        )
 
 
 def test_two_leaders_of_one_group(tmp_path: Path) -> None:

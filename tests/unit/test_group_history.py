@@ -34,6 +34,8 @@ def cause(kind: CauseKind, rank: int = 1, text: str = "x") -> Cause:
         (CauseKind.EXITED, CauseKind.EXITED, False),  # the first to arrive stays
         (CauseKind.HEALTH, CauseKind.SIGNALLED, False),
         (CauseKind.LEADER, CauseKind.LOST, False),
+        (CauseKind.LEADER, CauseKind.EXITED, True),  # a guard killed at the deadline: its neighbours broke of that
+        (CauseKind.EXITED, CauseKind.LEADER, False),
     ],
 )
 def test_which_explains_better(new: CauseKind, old: CauseKind, better: bool) -> None:

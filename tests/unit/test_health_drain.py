@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from typing import Any
 
 import pytest
 
+from launcher import planning, probe
 from launcher.health import HealthWatch
 from launcher.settings import Settings
-from launcher.words import Health
+from launcher.words import Health, Plan, Port
 
 ANSWER = "HTTP/1.1 {}\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\nx:running {}\nx:waiting 0\n"
 
@@ -54,3 +58,71 @@ def test_nothing_in_flight_or_no_such_page(last: str) -> None:
 @pytest.mark.parametrize("last", [ANSWER.format("200 OK", 4), None])
 def test_requests_in_flight_or_an_engine_too_busy_to_answer(last: str | None) -> None:
     assert not drained_within(3.0, ANSWER.format("200 OK", 4), last)
+
+
+SLOW = 4.0  #: seconds in which a request moves no bytes
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_engine_that_counts_no_requests_is_not_idle_while_one_waits_for_its_answer(answered: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0 if answered else SLOW)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def story() -> float:
+        idle = asyncio.Event()
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        plan = Plan(0, (), ports=(Port(port, "api", external=True),))
+        client, request = await asyncio.open_connection("127.0.0.1", port)
+        request.write(b"POST /v1/completions HTTP/1.1\r\n\r\n")
+        if answered:
+            await client.readexactly(40)  # and the connection is kept for the next request
+        began = time.monotonic()
+        watch = HealthWatch(
+            0, Settings(drain_settle=0.5), Health(), "engine", lambda *_: None, idle.set, planning.api_traffic(plan)
+        )
+        watch.drain(lambda: None)
+        await asyncio.wait_for(idle.wait(), 30.0)
+        took = time.monotonic() - began
+        watch.stop()
+        request.close()
+        server.close()
+        return took
+
+    took = asyncio.run(story())
+    assert took >= SLOW if not answered else took < SLOW
+
+
+def test_a_loop_that_raises_is_heard() -> None:
+    """Else the engine would never be looked at again, and nobody would know."""
+
+    def bug(_: bool) -> bool:
+        raise RuntimeError("a bug on purpose")
+
+    async def story() -> list[Any]:
+        heard: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context.get("exception")))
+        watch = HealthWatch(0, Settings(), Health(), "engine", lambda *_: None, lambda: None, bug)
+        watch.drain(lambda: None)
+        await asyncio.sleep(0.1)
+        watch.stop()
+        return heard
+
+    assert [str(error) for error in asyncio.run(story())] == ["a bug on purpose"]
+
+
+def test_no_thread_left_to_ask_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pod's limit of processes is reached: that is an answer in words, too."""
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def story() -> probe.Reply:
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(threading.Thread, "start", refused)
+            return await probe.ask("http://127.0.0.1:1/", 1.0)
+
+    reply = asyncio.run(story())
+    assert (reply.ok, reply.words) == (False, "can't start new thread")

@@ -10,6 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
+from launcher import traces
 from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.group import member as me
 from launcher.group import messages as m
@@ -18,6 +21,7 @@ from launcher.guard_line import GuardLine
 from launcher.log import Log
 from launcher.pod_engine import PodEngine
 from launcher.process import channel as guard
+from launcher.process import leftovers
 from launcher.settings import Settings
 from launcher.words import Cause, CauseKind, Epoch, Identity, NodeFacts, Plan, Process, Stage
 
@@ -274,5 +278,40 @@ def test_a_start_after_a_drain_is_no_drain() -> None:
         pod.report(guard.Exited(spawn.id, 1, None, "boom"))
         await until(lambda: [line for line in pod.log if "ended with exit code 1" in line])
         assert any("ERROR failure" in line for line in pod.log)
+
+    in_a_pod(story)
+
+
+def test_memory_of_a_gpu_that_never_comes_back_does_not_keep_the_group_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may be somebody else's, where a GPU is shared."""
+    monkeypatch.setattr(traces, "GPU_TRIES", 1)
+    asked = 0
+
+    async def nvidia_smi(pod: Pod) -> None:
+        nonlocal asked
+        while True:
+            order = await pod.ordered(guard.Spawn, asked + 1)
+            asked += 1
+            pod.report(guard.Started(order.id, 4242, 1), guard.Output(order.id, 1, "GPU-a, 70000\n"))
+            pod.report(guard.Exited(order.id, 0, None, ""))
+
+    async def story(pod: Pod) -> None:
+        pod.engine._before = traces.Before(leftovers.snapshot(), {"GPU-a": 3}, None)
+        pod.engine._not_back = "GPU GPU-a holds 69997 MiB more than before the engine"
+        answering = asyncio.create_task(nvidia_smi(pod))
+        for n in range(1, 4):
+            pod.hear(m.Prepare(epoch(n), *MEMBERS))
+            await until(lambda n=n: [s for s in pod.said if isinstance(s, m.Unable) and s.epoch == epoch(n)])  # type: ignore[misc]
+            assert "GPU-a holds 69997 MiB" in pod.said[-1].cause.text
+            pod.hear(m.Stop(epoch(n), LOST, 3.0))
+            pod.report(guard.Stopped((await pod.ordered(guard.Stop, n)).id, True, (), 0.1))
+            await until(lambda: pod.member.state is me.State.SEATED)
+            pod.hear(m.Ack(n + 2, n + 2))
+        pod.hear(m.Prepare(epoch(4), *MEMBERS))
+        await until(lambda: pod.member.state is me.State.STARTING)
+        assert any("is the GPU shared? Going on" in line for line in pod.log)
+        answering.cancel()
 
     in_a_pod(story)

@@ -45,6 +45,20 @@ def test_only_new_files_that_nobody_uses_are_removed(shm: Path) -> None:
     assert {path.name for path in filter(Path.is_file, shm.rglob("*"))} <= {"old"}
 
 
+def test_a_descriptor_that_cannot_be_looked_at_hides_no_other(shm: Path, tmp_path: Path) -> None:
+    """One on a mount that is dead, say; here it is a link to itself."""
+    used = shm / "used"
+    used.write_text("x")
+    descriptors = tmp_path / "7" / "fd"
+    descriptors.mkdir(parents=True)
+    for name in ("1", "3"):
+        (descriptors / name).symlink_to(name)
+    (descriptors / "2").symlink_to(used)
+    (tmp_path / "7" / "maps").write_text("")
+    assert leftovers.remove(frozenset(), str(shm), str(tmp_path)) == ()
+    assert used.exists()
+
+
 def test_ports() -> None:
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from typing import Any
 
 import pytest
 
 from launcher.process import channel as guard
+from launcher.process import tree
 from launcher.stages import StageRunner, how_it_ended
 from launcher.words import CauseKind, Epoch, Gate, Plan, Process, Stage
 
@@ -51,3 +54,20 @@ def test_what_the_guard_ended_itself_is_no_failure(told: bool) -> None:
     stages.start(0)
     stages.hear(guard.Exited(orders[0].id, None, 9, "", told))
     assert [cause.kind for _, cause, _ in broke] == ([] if told else [CauseKind.SIGNALLED])
+
+
+def test_a_second_order_to_stop_does_not_make_our_own_term_come_first() -> None:
+    broke: list[Any] = []
+    orders: list[Any] = []
+    stages = StageRunner(0, orders.append, lambda *_: None, lambda *failure: broke.append(failure), lambda: False)
+    stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
+    stages.start(0)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        stages.hear(guard.Started(orders[0].id, process.pid, 1))
+        stages.cancel()
+        process.terminate()  # by the guard, as ordered; it has ended, and is not yet reaped
+        while not tree.ending(process.pid):
+            time.sleep(0.01)
+        stages.cancel()
+    stages.hear(guard.Exited(orders[0].id, None, 15, "", told=True))
+    assert not broke

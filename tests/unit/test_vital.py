@@ -219,3 +219,18 @@ def test_a_signal_that_asks_is_no_kill(number: int) -> None:
     assert vital.was_killed(signal.SIGSEGV | 0x80)  # with a core
     assert not vital.was_killed(1 << 8)
     assert not vital.was_killed(None)
+
+
+def test_a_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some are built without: then nothing is watched, and nothing breaks."""
+    monkeypatch.delattr(os, "pidfd_open")
+    own = tree.read(os.getpid())
+    assert own is not None
+
+    async def story() -> None:
+        watching = Vital(lambda _: None, lambda: ())
+        watching.see([own], (own.comm,))
+        watching.forget()
+        watching.settle()
+
+    asyncio.run(story())
