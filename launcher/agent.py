@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import memory, planning
+from launcher import memory, planning, tasks
 from launcher.engines.base import Engine
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -64,7 +64,7 @@ class Agent:
     ) -> None:
         self.settings = settings
         self.identity: Identity = planning.identity_of(settings, environ)[0]
-        self.incarnation = os.urandom(6).hex()
+        self.incarnation = os.urandom(6).hex()  #: by which the guard, and the state file, know us
         self.timeline = Timeline()
         self._line = GuardLine(channel, self._hear_guard)
         self.log = Log(self._line.say, self.identity.rank, settings.log_format, settings.log_level)
@@ -79,7 +79,6 @@ class Agent:
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
         self._remembered: tuple[Epoch, leftovers.Snapshot | None] | None = None
-        self._name = self.incarnation  #: by which the guard, and the state file, know us
         self._shm_before = memory.shm_from(environ.get("LAUNCHER_LAST_EPOCH") or "[]")
         self._kept_news: m.News | None = None
         self.phase = "setup"  #: as people see it
@@ -566,10 +565,10 @@ class Agent:
 
     def _remember_name(self) -> None:
         """A launcher that was taken over goes on under a new name: those after it in this pod must know both."""
-        if self.member.incarnation != self._name:
-            self._name = self.member.incarnation
-            self._line.send(guard.Incarnation(self._name))
-            self._remember(incarnation=self._name)
+        if self.member.incarnation != self.incarnation:
+            self.incarnation = self.member.incarnation
+            self._line.send(guard.Incarnation(self.incarnation))
+            self._remember(incarnation=self.incarnation)
 
     def _remember_epoch(self) -> None:
         """The next agent of this guard, and the next container of this pod, must know of this epoch."""
@@ -607,15 +606,7 @@ class Agent:
     # ------------------------------------------------------------------------------------------------------- our bugs
 
     def _task(self, work: Any) -> asyncio.Task[Any]:
-        assert self._loop is not None
-        task = self._loop.create_task(work)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._failed(error)
+        return tasks.start(work, self._failed)
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, LauncherError):

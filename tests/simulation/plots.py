@@ -122,10 +122,7 @@ def _swallow(cluster: Cluster) -> None:
 
 def back_too_soon(cluster: Cluster) -> None:
     """A launcher is killed and is back while the others still stop."""
-    guard = _pod(cluster, 1).guard
-    assert guard is not None
-    cluster.truth.killed("agent killed", guard.pod)
-    guard.kill_agent()
+    _kill_agent(cluster, _pod(cluster, 1))
     cluster.world.at(8.0, _again, cluster)
 
 
@@ -186,10 +183,7 @@ def leader_cut_off_and_agents_killed(cluster: Cluster) -> None:
     leader = _pod(cluster, 0)
     _isolate(cluster, leader)
     for rank in (1, 2):
-        guard = _pod(cluster, rank).guard
-        assert guard is not None
-        cluster.truth.killed("agent killed", guard.pod)
-        guard.kill_agent()
+        _kill_agent(cluster, _pod(cluster, rank))
     _new_leader(cluster)
 
 
@@ -259,10 +253,7 @@ def one_is_newer(cluster: Cluster) -> None:
 
 def leader_agent_killed(cluster: Cluster) -> None:
     """kill -9 of the leader's agent."""
-    guard = _pod(cluster, 0).guard
-    assert guard is not None
-    cluster.truth.killed("agent killed", guard.pod)
-    guard.kill_agent()
+    _kill_agent(cluster, _pod(cluster, 0))
 
 
 def second_pod(cluster: Cluster) -> None:
@@ -385,9 +376,7 @@ def taken_over_and_killed(cluster: Cluster) -> None:
 def _first_is_killed(cluster: Cluster, first: Pod) -> None:
     for pod in [p for p in cluster.of_rank(1) if p is not first]:
         _kill(cluster, pod, silent=True)
-    assert first.guard is not None
-    cluster.truth.killed("agent killed", first)
-    first.guard.kill_agent()
+    _kill_agent(cluster, first)
 
 
 def _kill_rank(cluster: Cluster, rank: int) -> None:
@@ -395,10 +384,13 @@ def _kill_rank(cluster: Cluster, rank: int) -> None:
 
 
 def _agent_of(cluster: Cluster, rank: int) -> None:
-    guard = _pod(cluster, rank).guard
-    assert guard is not None
-    cluster.truth.killed("agent killed", guard.pod)
-    guard.kill_agent()
+    _kill_agent(cluster, _pod(cluster, rank))
+
+
+def _kill_agent(cluster: Cluster, pod: Pod) -> None:
+    assert pod.guard is not None
+    cluster.truth.killed("agent killed", pod)
+    pod.guard.kill_agent()
 
 
 def one_leaves_slowly(cluster: Cluster) -> None:
