@@ -81,11 +81,16 @@ class Vital:
         self._held: dict[int, tuple[End, float, asyncio.TimerHandle]] = {}
 
     def see(self, procs: Iterable[Proc], names: Sequence[str]) -> None:
-        """A look at the tree: those whose names begin with one of ``names`` are watched from now on."""
+        """A look at the tree: those whose names begin with one of ``names`` are watched from now on.
+
+        A child carries its parent's name from fork to exec: with that name it is no process of the engine yet.
+        """
+        procs = tuple(procs)
+        comms = {p.pid: p.comm for p in procs}
         for p in procs:
             if p.key in self._watched:
                 self._watched[p.key].parent = p.ppid
-            elif not p.gone and p.comm.startswith(tuple(names)):
+            elif not p.gone and p.comm.startswith(tuple(names)) and comms.get(p.ppid) != p.comm:
                 self.watch(p)
 
     def watch(self, p: Proc) -> None:

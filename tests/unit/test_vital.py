@@ -234,3 +234,44 @@ def test_a_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
         watching.settle()
 
     asyncio.run(story())
+
+
+FORKED = """
+import os, sys, time
+open("/proc/self/comm", "w").write("test::worker")
+pid = os.fork()
+if pid == 0:
+    sys.stdin.read()  # as a fork does that takes long to exec
+    os._exit(0)
+print(pid, flush=True)
+os.waitpid(pid, 0)
+print("reaped", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_that_has_not_exec_ed_is_not_watched() -> None:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", FORKED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    to, out = worker.stdin, worker.stdout
+    assert to is not None and out is not None
+    child = int(out.readline())
+    ends: list[End] = []
+
+    async def run() -> None:
+        watching = Vital(ends.append, lambda: (worker.pid,))
+        watching.see([p for p in tree.descendants(os.getpid()) if p.pid in (worker.pid, child)], ("test::",))
+        assert [key[0] for key in watching._watched] == [worker.pid]
+        to.close()
+        assert out.readline() == "reaped\n"
+        await asyncio.sleep(2 * vital.HOLD)
+        watching.forget()
+
+    try:
+        asyncio.run(run())
+        assert not ends
+    finally:
+        worker.kill()
+        worker.wait()
+        out.close()
