@@ -347,6 +347,9 @@ class PodEngine:
             return  # or it went with its root, of which the guard will tell
         if not end.killed and self._state() is me.State.STARTING:
             return  # a process that ends by itself while the engine starts is the engine's own affair
+        if end.status == 0 and end.parent_lives:
+            self._log("an engine process exited with 0 and its parent runs on", {"pid": end.pid, "process": end.name})
+            return
         who, rank, tail = f"process {end.pid} ({end.name}) of the engine", self._identity.rank, self.stages.output.last
         if end.status is None:
             text, kind = f"{who} ended although nobody asked it to", CauseKind.DIED

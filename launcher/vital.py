@@ -12,6 +12,9 @@ any, and it gets those that lost their parent.)
 What ends while its parent ends needs care, for both orders happen. Either somebody killed it, its parent noticed within
 a millisecond and ends too; or the parent went first and took it along, by hand or by PR_SET_PDEATHSIG. In the second
 case its end is reaped by the guard, as an orphan's, and the guard says so.
+
+Helpers that an engine's process forks bear its name until they exec: ``process.titles`` leaves them out. And an exit
+with 0 is no evidence while the parent runs on: a worker that the engine misses is missed by its parent first.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from launcher.data import dataclass, replace
+from launcher.process import tree
+from launcher.process.titles import Titles
 from launcher.process.tree import Key, Proc, ending
 
 HOLD = 0.1  #: seconds in which a better word than ours may come: the guard's, or a stop
@@ -40,6 +45,7 @@ class End:
     """How a watched process ended. ``status``: what wait(2) would tell; None: nobody knows.
 
     ``along``: its parent took it along, or may have done so. ``age``: seconds since it ended, at least.
+    ``parent_lives``: the process of the engine that started it runs on.
     """
 
     pid: int
@@ -47,6 +53,7 @@ class End:
     status: int | None
     along: bool
     age: float
+    parent_lives: bool = False
 
     @property
     def killed(self) -> bool:
@@ -60,10 +67,10 @@ def was_killed(status: int | None) -> bool:
 
 
 class _Watched:
-    """One process; ``parent`` as it was when it was last seen."""
+    """One process; ``parent`` as it was when it was last seen: its pid, and its key if it is one of the engine's."""
 
-    def __init__(self, fd: int, name: str, parent: int) -> None:
-        self.fd, self.name, self.parent = fd, name, parent
+    def __init__(self, fd: int, name: str, stack: int, parent: int, parent_key: Key | None) -> None:
+        self.fd, self.name, self.stack, self.parent, self.parent_key = fd, name, stack, parent, parent_key
         self.ending_since: float | None = None
         self.reaped_by_guard = False
 
@@ -77,30 +84,40 @@ class Vital:
     def __init__(self, ended: Callable[[End], None], roots: Callable[[], Iterable[int]]) -> None:
         self._ended = ended
         self._roots = roots
+        self._titles = Titles()
         self._watched: dict[Key, _Watched] = {}
-        self._held: dict[int, tuple[End, float, asyncio.TimerHandle]] = {}
+        self._held: dict[int, tuple[End, float, asyncio.TimerHandle, Key | None]] = {}
 
     def see(self, procs: Iterable[Proc], names: Sequence[str]) -> None:
-        """A look at the tree: those whose names begin with one of ``names`` are watched from now on.
+        """A look at the tree, parents before children: those that have named themselves so are watched from now on.
 
-        A child carries its parent's name from fork to exec: with that name it is no process of the engine yet.
+        What is watched stays watched when it takes another name; not when it became another program.
         """
-        procs = tuple(procs)
-        comms = {p.pid: p.comm for p in procs}
+        procs, prefixes = tuple(procs), tuple(names)
+        keys = {p.pid: p.key for p in procs}
+        own = self._titles.own(procs, names, self._roots()) if names else {}
         for p in procs:
-            if p.key in self._watched:
-                self._watched[p.key].parent = p.ppid
-            elif not p.gone and p.comm.startswith(tuple(names)) and comms.get(p.ppid) != p.comm:
-                self.watch(p)
+            one = self._watched.get(p.key)
+            if one is None:
+                if p.key in own:
+                    self._watch(p, own[p.key], keys.get(p.ppid))
+                continue
+            one.parent, one.parent_key, one.name = p.ppid, keys.get(p.ppid), own.get(p.key, one.name)
+            has_execed = 0 not in (one.stack, p.stack) and one.stack != p.stack
+            if has_execed and names and not p.gone and not p.comm.startswith(prefixes):
+                self._close(p.key)
 
-    def watch(self, p: Proc) -> None:
+    def _watch(self, p: Proc, title: str, parent_key: Key | None) -> None:
         try:
             fd = os.pidfd_open(p.pid)
         except (OSError, AttributeError):
             # Gone; or a kernel before 5.3, or a Python that was built without (python-build-standalone was): then the
             # engine's own word is all there is.
             return
-        self._watched[p.key] = _Watched(fd, p.comm, p.ppid)
+        if tree.start_time(p.pid) != p.start_time:  # the pid was given out anew since the scan
+            os.close(fd)
+            return
+        self._watched[p.key] = _Watched(fd, title, p.stack, p.ppid, parent_key)
         asyncio.get_running_loop().add_reader(fd, self._gone, p.key)
 
     def forget(self) -> None:
@@ -116,8 +133,9 @@ class Vital:
                 one.ending_since = one.ending_since or time.monotonic()  # a stop may be ordered twice
             else:
                 self._close(key)
-        for pid in [pid for pid, (end, _, _) in self._held.items() if end.status == 0]:
+        for pid in [pid for pid, (end, *_) in self._held.items() if end.status == 0]:
             self._tell(pid, along=True)
+        self._titles = Titles()
 
     def settle(self) -> None:
         """Nothing of the engine is left, and all of the guard's words are heard: what is still held is told."""
@@ -153,12 +171,14 @@ class Vital:
             self._ended(replace(end, along=orphan))
             return
         timer = asyncio.get_running_loop().call_later(HOLD, self._tell, key[0], False)
-        self._held[key[0]] = (end, now, timer)
+        self._held[key[0]] = (end, now, timer, one.parent_key)
 
     def _tell(self, pid: int, along: bool) -> None:
-        end, since, timer = self._held.pop(pid)
+        end, since, timer, parent = self._held.pop(pid)
         timer.cancel()
-        self._ended(replace(end, along=along, age=end.age + time.monotonic() - since))
+        parent_lives = parent is not None and tree.start_time(parent[0]) == parent[1] and not ending(parent[0])
+        age = end.age + time.monotonic() - since
+        self._ended(replace(end, along=along, age=age, parent_lives=parent_lives))
 
     def _close(self, key: Key) -> None:
         fd = self._watched.pop(key).fd

@@ -36,6 +36,7 @@ class Proc(NamedTuple):
     comm: str  #: at most 15 bytes, and the process may write what it likes: for people only
     ticks: int = 0  #: CPU time used, user and system, in clock ticks
     threads: int = 1
+    stack: int = 0  #: where its stack begins: kept by a fork, placed anew by an exec; 0 where that is not shown
 
     @property
     def key(self) -> Key:
@@ -136,6 +137,7 @@ def read(pid: int, proc: str = PROC) -> Proc | None:
         comm=head.partition(b"(")[2].decode("utf-8", "replace"),
         ticks=int(fields[11]) + int(fields[12]),
         threads=int(fields[17]),
+        stack=int(fields[25]) if len(fields) > 25 else 0,
     )
 
 

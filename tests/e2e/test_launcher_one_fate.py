@@ -56,7 +56,7 @@ def test_kill_9_of_a_child_of_the_engine(tmp_path: Path, rank: int) -> None:
         victim = group.worker(rank)
         os.kill(victim, signal.SIGKILL)
         how = "was ended by SIGKILL" if tells_the_reaped() else ".*ended.*"  # an older kernel may not know, or who else
-        hit = rf"rank {rank}: process {victim} \(reference: work\) of the engine {how}"
+        hit = rf"rank {rank}: process {victim} \(reference: worker \d+\) of the engine {how}"
         check_end(group, group.code(0), hit if tells_the_reaped() else f"({hit}|rank {rank}: reference ended.*)")
         assert group.code(0) == 137 or not tells_the_reaped()
         group.until_said("was ended by signal 9", rank)

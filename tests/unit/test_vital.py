@@ -198,6 +198,7 @@ def test_an_end_in_good_order_waits_for_a_better_word(stopped: bool) -> None:
     end = told("lives on", end_worker)
     assert (end.along, end.status) == (stopped, 0)
     assert stopped or end.age >= vital.HOLD
+    assert not end.parent_lives  # of the engine's processes, none is known to be its parent
 
 
 def test_what_ends_after_a_stop_is_the_stops_own_doing() -> None:
@@ -234,44 +235,3 @@ def test_a_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
         watching.settle()
 
     asyncio.run(story())
-
-
-FORKED = """
-import os, sys, time
-open("/proc/self/comm", "w").write("test::worker")
-pid = os.fork()
-if pid == 0:
-    sys.stdin.read()  # as a fork does that takes long to exec
-    os._exit(0)
-print(pid, flush=True)
-os.waitpid(pid, 0)
-print("reaped", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_child_that_has_not_exec_ed_is_not_watched() -> None:
-    worker = subprocess.Popen(
-        [sys.executable, "-c", FORKED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    to, out = worker.stdin, worker.stdout
-    assert to is not None and out is not None
-    child = int(out.readline())
-    ends: list[End] = []
-
-    async def run() -> None:
-        watching = Vital(ends.append, lambda: (worker.pid,))
-        watching.see([p for p in tree.descendants(os.getpid()) if p.pid in (worker.pid, child)], ("test::",))
-        assert [key[0] for key in watching._watched] == [worker.pid]
-        to.close()
-        assert out.readline() == "reaped\n"
-        await asyncio.sleep(2 * vital.HOLD)
-        watching.forget()
-
-    try:
-        asyncio.run(run())
-        assert not ends
-    finally:
-        worker.kill()
-        worker.wait()
-        out.close()
