@@ -93,7 +93,7 @@ class Titles:
         """The full title and the stack of a process that still bears one of the names; None: look again later."""
         title = _command_line(p.pid, self._proc)
         now = read(p.pid, self._proc)  # after the command line: between two looks it may have exec'd
-        if now is None or now.key != p.key or not now.comm.startswith(prefixes):
+        if now is None or now.gone or now.key != p.key or not now.comm.startswith(prefixes):
             return None
         if not title and now.state not in "ZX":  # empty in the middle of an exec; also when the main thread has ended
             return None
