@@ -217,6 +217,17 @@ class Command(click.Command):
                 formatter.write_dl(rest)
 
 
+@functools.cache
+def option_names(options: tuple[Decorator, ...]) -> frozenset[str]:
+    """How these options are written: ``--engine``, ``--tp``."""
+
+    def probe() -> None: ...
+
+    for option in options:
+        option(probe)
+    return frozenset(name for p in probe.__click_params__ for name in p.opts)  # type: ignore[attr-defined]
+
+
 def _name_of(option: Decorator) -> str:
     """The parameter that an option decorator makes."""
 
@@ -298,16 +309,13 @@ def plan(ctx: click.Context, /, as_json: bool, only: int | None, filename: str |
         return
     from launcher import manifest
 
-    pages = []
-    for told in manifest.read(filename):
-        settings, environ, warnings = _of_manifest(ctx, flags, told)
-        pages.append(
-            {"manifest": told.title, **show.plan(settings, environ, (*told.warnings, *warnings), told.hostname)}
-        )
+    pages = [_page(ctx, flags, told) for told in manifest.read(filename)]
     if as_json:
         click.echo(show.as_json(pages))
-        return
-    click.echo("\n\n".join(f"{page['manifest']}\n\n{show.as_text(page, only)}" for page in pages))
+    else:
+        click.echo("\n\n".join(f"{page['manifest']}\n\n{show.as_text(page, only)}" for page in pages))
+    if any(page["problems"] for page in pages):
+        ctx.exit(int(ExitCode.CONFIG))
 
 
 @cli.command(cls=Command)
@@ -448,11 +456,36 @@ def _of_manifest(
     settings, environ, warnings = read(pod, {**pod.params, **given}, told.environ)
     if settings.token_file and "token_file" not in given:
         settings, warnings = settings.replace(token_file=None), (*warnings, "--token-file: the Secret is not read here")
-    size = settings.size or 1
-    if told.replicas is not None and told.replicas % size:
-        more = f"replicas {told.replicas} is no multiple of --size {size}: the last group would never be whole"
-        warnings = (*warnings, more)
-    return settings, environ, warnings
+    return settings, environ, (*told.warnings, *warnings)
+
+
+def _page(ctx: click.Context, flags: Mapping[str, Any], told: Told) -> dict[str, Any]:
+    """What `launcher plan` shows of one set of pods, with what would deadlock or break."""
+    from launcher import manifest_checks, show
+
+    settings, environ, warnings = _of_manifest(ctx, flags, told)
+    found = manifest_checks.examine(told, settings)
+    problems = list(found.problems)
+    try:
+        page = show.plan(settings, environ, (*warnings, *found.warnings), told.hostname)
+    except LauncherError as error:
+        if not problems:
+            raise
+        first = "\n".join(f"{p}\n  fix: {p.fix}" for p in problems)
+        raise ConfigError(f"{told.title}:\n{first}\n{error.message}", error.fix) from None
+    if told.worker is not None:
+        own, own_environ, more = _of_manifest(ctx, flags, told.worker)
+        problems += manifest_checks.examine(told.worker, own).problems
+        problems += manifest_checks.unlike(told, settings, told.worker, own)
+        worker = show.plan(own, own_environ, more, told.worker.hostname)
+        page["ranks"] = [page["ranks"][0], *worker["ranks"][1:]]
+        page["warnings"] = list(dict.fromkeys([*page["warnings"], *worker["warnings"]]))
+    problems = list(dict.fromkeys(problems))
+    return {
+        "manifest": told.title,
+        **page,
+        "problems": [{"path": p.path, "what": p.what, "fix": p.fix} for p in problems],
+    }
 
 
 def read(

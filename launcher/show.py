@@ -28,12 +28,16 @@ SAME_AS = "the same as rank {}, but for its own address and rank"
 def plan(
     settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], hostname: str | None = None
 ) -> dict[str, Any]:
-    """The whole page as plain data, as on ``hostname`` (default: this one). Raises the same errors as a run would."""
+    """The whole page as plain data. Raises the same errors as a run would.
+
+    ``hostname``: that of a pod elsewhere, of whose node and interpreter nothing is known; None: this one.
+    """
     warned = list(warnings)
     identity, sources = _identity(settings, environ, warned, hostname)
     engine = planning.engine_of(settings)
     planning.secret_of(settings)
-    facts = _facts(settings, engine, environ, warned)
+    elsewhere = NodeFacts(gpus=settings.gpus_per_pod)
+    facts = _facts(settings, engine, environ, warned) if hostname is None else elsewhere
     checked = engine.check(settings, identity, facts)
     warned += checked.warnings
     if settings.handoff:
@@ -225,6 +229,10 @@ def as_text(page: Mapping[str, Any], only: int | None) -> str:
         lines += ["", "said", *(f"    {said}" for said in page["settings"].values())]
     if page["warnings"]:
         lines += ["", "warnings", *(f"  ! {warning}" for warning in page["warnings"])]
+    if page.get("problems"):
+        lines += ["", "this would not work"]
+        for problem in page["problems"]:
+            lines += [f"  x {problem['path']}: {problem['what']}", f"    fix: {problem['fix']}"]
     return "\n".join(lines)
 
 

@@ -28,12 +28,21 @@ ENGINE: dict[str, Any] = {
 }
 
 
+INDEXED = {"completionMode": "Indexed", "completions": 2, "parallelism": 2}
+IN_ORDER = {
+    "replicas": 2,
+    "serviceName": "peers",
+    "podManagementPolicy": "Parallel",
+    "updateStrategy": {"type": "OnDelete"},
+}
+
+
 def stateful_set(container: dict[str, Any], **spec: Any) -> dict[str, Any]:
     template = {"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "proxy"}, container]}}
     return {
         "kind": "StatefulSet",
         "metadata": {"name": "llama", "namespace": "prod"},
-        "spec": {"replicas": 2, "serviceName": "peers", "template": template, **spec},
+        "spec": {**IN_ORDER, "template": template, **spec},
     }
 
 
@@ -43,9 +52,9 @@ def write(path: Path, *objects: Any) -> str:
     return str(file)
 
 
-def plan(source: str, *more: str) -> list[dict[str, Any]]:
+def plan(source: str, *more: str, code: int = 0) -> list[dict[str, Any]]:
     result = CliRunner().invoke(cli.cli, ["plan", "-f", source, "--json", *more], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     pages: list[dict[str, Any]] = json.loads(result.stdout)
     return pages
 
@@ -74,8 +83,10 @@ def test_options_on_the_command_line_win(tmp_path: Path) -> None:
 
 def test_replicas_that_make_no_whole_group(tmp_path: Path) -> None:
     container = {**ENGINE, "args": [*ENGINE["args"], "--service", "peers"]}
-    (page,) = plan(write(tmp_path, stateful_set(container, replicas=3)))
-    assert "replicas 3 is no multiple of --size 2: the last group would never be whole" in page["warnings"]
+    (page,) = plan(write(tmp_path, stateful_set(container, replicas=3)), code=78)
+    (problem,) = page["problems"]
+    assert problem["path"] == "spec.replicas"
+    assert "replicas 3 is no multiple of --size 2: the last group would never be whole" in problem["what"]
 
 
 def test_a_leader_worker_set_in_a_list(tmp_path: Path) -> None:
@@ -92,7 +103,8 @@ def test_a_leader_worker_set_in_a_list(tmp_path: Path) -> None:
 
 def test_an_indexed_job_of_an_image_whose_entrypoint_is_the_launcher(tmp_path: Path) -> None:
     container = {k: v for k, v in ENGINE.items() if k != "command"}
-    job = stateful_set({**container, "args": [*container["args"], "--service", "peers"]}, completionMode="Indexed")
+    job = stateful_set({**container, "args": [*container["args"], "--service", "peers"]}, **INDEXED)
+    job["spec"]["template"]["spec"]["subdomain"] = "peers"
     (page,) = plan(write(tmp_path, {**job, "kind": "Job"}))
     assert page["identity"]["source"] == "job"
 

@@ -1,0 +1,228 @@
+"""The words that a shell script hands to the launcher: `sh -c "ulimit -l unlimited; exec launcher --engine vllm ..."`.
+
+A container often raises a limit or fetches a file before it starts the launcher. Enough of the POSIX shell's grammar is
+read here to find that one command: quotes, escapes, comments, line continuations, separators, redirections, variables
+and assignments. What only a running shell knows (``$(command)``, globs, conditions) stays as it is and is reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from launcher.data import dataclass
+
+SHELLS = ("sh", "bash", "dash", "ash", "zsh", "ksh")
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?-([^}]*))?\}|([@*0-9#?$!]))")
+_KEYWORDS = ("then", "do", "else", "{", "!", "if", "while", "until", "time")
+#: Programs that run the command given to them.
+_WRAPPERS = ("exec", "env", "nohup", "nice", "ionice", "tini", "dumb-init", "catatonit", "numactl", "taskset", "stdbuf",
+             "setpriv", "gosu", "su-exec", "sudo", "chrt", "timeout", "command", "busybox")  # fmt: skip
+
+Word = list[tuple[str, bool]]  #: pieces of text, and whether the shell expands variables in them
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a script starts the launcher. ``environ``: what it exports before."""
+
+    words: tuple[str, ...]
+    environ: Mapping[str, str]
+    replaces_shell: bool  #: by `exec`, or since it is all that the shell does
+    unknown: tuple[str, ...]  #: words that only a running shell can expand
+
+
+def script_of(command: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+    """The text after ``-c`` of a command that runs a shell, and the words after it ($0, $1, ...)."""
+    words = list(command)
+    if words and PurePosixPath(words[0]).name in ("env", "tini", "dumb-init", "catatonit", "busybox"):
+        words = words[1:]
+        while words and (words[0].startswith("-") or _ASSIGNMENT.fullmatch(words[0])):
+            words = words[1:]
+    if not words or PurePosixPath(words[0]).name not in SHELLS:
+        return None
+    i = 1
+    while i < len(words) and words[i][:1] in ("-", "+"):
+        flag = words[i]
+        i += 1
+        if flag in ("-o", "+o", "-O", "+O"):
+            i += 1
+        elif not flag.startswith("--") and "c" in flag:
+            if i < len(words) and words[i] in ("-e", "-x", "-u"):  # `sh -c -e SCRIPT` is read, too
+                i += 1
+            return (words[i], tuple(words[i + 1 :])) if i < len(words) else None
+    return None
+
+
+def find(script: str, positional: Sequence[str], environ: Mapping[str, str]) -> Call | None:
+    """The last command of a script that starts the launcher; None where none does.
+
+    ``positional``: the words after the script, $0 first. ``environ``: what the shell starts with.
+    """
+    known, exported = dict(environ), dict(environ)
+    found: Call | None = None
+    commands = list(_commands(script))
+    for command in commands:
+        words, unknown = _expand(command, known, positional)
+        while words and words[0] in _KEYWORDS:
+            words = words[1:]
+        here: dict[str, str] = {}
+        while words and (match := _ASSIGNMENT.fullmatch(words[0])):
+            here[match[1]] = match[2]
+            words = words[1:]
+        if not words:
+            known |= here
+            exported |= {name: value for name, value in here.items() if name in exported}
+        elif words[0] in ("export", "declare", "readonly"):
+            for word in words[1:]:
+                name, _, value = word.partition("=")
+                known[name] = exported[name] = value if "=" in word else known.get(name, "")
+        else:
+            at = _launcher_at(words)
+            if at is not None:
+                assigned = {m[1]: m[2] for w in words[:at] if (m := _ASSIGNMENT.fullmatch(w))}
+                alone = words[0] == "exec" or len(commands) == 1
+                found = Call(tuple(words[at + 1 :]), {**exported, **here, **assigned}, alone, unknown)
+    return found
+
+
+def _launcher_at(words: Sequence[str]) -> int | None:
+    """Where the launcher is named, if it is what the command runs and not an argument of another program."""
+    first = PurePosixPath(words[0]).name
+    if first != "launcher" and first not in _WRAPPERS and not re.fullmatch(r"python[0-9.]*", first):
+        return None
+    for i, word in enumerate(words):
+        if PurePosixPath(word).name == "launcher":
+            return i
+    return None
+
+
+def _expand(
+    command: Sequence[Word], known: Mapping[str, str], positional: Sequence[str]
+) -> tuple[list[str], tuple[str, ...]]:
+    words: list[str] = []
+    unknown: list[str] = []
+    for word in command:
+        raw = "".join(text for text, _ in word)
+        if raw in ("$@", "$*"):
+            words += positional[1:]
+            continue
+        text = "".join(_substituted(piece, known, positional) if live else piece for piece, live in word)
+        if any(live and re.search(r"\$[({A-Za-z_@*0-9#?]|`", _substituted(p, known, positional)) for p, live in word):
+            unknown.append(text)
+        words.append(text)
+    return words, tuple(unknown)
+
+
+def _substituted(text: str, known: Mapping[str, str], positional: Sequence[str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name:
+            return known.get(name) or (match[3] if match[3] is not None else known.get(name, match[0]))
+        number = match[4]
+        return positional[int(number)] if number.isdecimal() and int(number) < len(positional) else match[0]
+
+    return _VARIABLE.sub(value, text)
+
+
+def _commands(script: str) -> Iterator[list[Word]]:
+    """The simple commands of a script, without redirections and comments."""
+    command: list[Word] = []
+    for token in _tokens(script):
+        if isinstance(token, str):
+            if command:
+                yield command
+            command = []
+        else:
+            command.append(token)
+    if command:
+        yield command
+
+
+def _tokens(script: str) -> Iterator[Word | str]:
+    """Words, and separators as plain strings."""
+    i, n = 0, len(script)
+    word: Word | None = None
+    skip = False  # the next word is the target of a redirection
+    while i < n:
+        c = script[i]
+        if script.startswith("\\\n", i):
+            i += 2
+        elif c in " \t\r\n;&|()<>":
+            if c in "<>" and word is not None and len(word) == 1 and word[0][0].isdecimal():
+                word = None  # the descriptor in 2>file
+            if word is not None and not skip:
+                yield word
+            if word is not None:
+                skip = False
+            word = None
+            if c in "<>":
+                while i < n and script[i] in "<>&|-":
+                    i += 1
+                skip = True
+                continue
+            if c == "&" and script[i + 1 : i + 2] == ">":  # &>file
+                i += 1
+                continue
+            if c in "\n;&|()":
+                skip = False
+                yield c
+            i += 1
+        elif c == "#" and word is None:
+            while i < n and script[i] != "\n":
+                i += 1
+        else:
+            word = [] if word is None else word
+            i = _piece(script, i, word)
+    if word is not None and not skip:
+        yield word
+
+
+def _piece(script: str, i: int, word: Word) -> int:
+    """Take one character, one quoted text or one ``$(...)`` into the word; where the next begins."""
+    c = script[i]
+    if c == "\\":
+        word.append((script[i + 1 : i + 2], False))
+        return i + 2
+    if c == "'":
+        end = script.find("'", i + 1)
+        end = len(script) if end < 0 else end
+        word.append((script[i + 1 : end], False))
+        return end + 1
+    if c == '"':
+        return _double_quoted(script, i + 1, word)
+    if script.startswith("$(", i):
+        end = _closing(script, i + 2)
+        word.append((script[i:end], True))
+        return end
+    end = i + 1
+    while end < len(script) and script[end] not in " \t\r\n;&|()<>\\'\"" and not script.startswith("$(", end):
+        end += 1
+    word.append((script[i:end], True))
+    return end
+
+
+def _double_quoted(script: str, i: int, word: Word) -> int:
+    text = ""
+    while i < len(script) and script[i] != '"':
+        if script[i] == "\\" and script[i + 1 : i + 2] in ('"', "\\", "$", "`", "\n"):
+            word.append((text, True))
+            text = ""
+            if script[i + 1] != "\n":
+                word.append((script[i + 1], False))
+            i += 2
+        else:
+            text += script[i]
+            i += 1
+    word.append((text, True))
+    return i + 1
+
+
+def _closing(script: str, i: int) -> int:
+    depth = 1
+    while i < len(script) and depth:
+        depth += {"(": 1, ")": -1}.get(script[i], 0)
+        i += 1
+    return i
