@@ -199,7 +199,25 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own, engine = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
         ctx.meta["engine_args"] = tuple(engine)
+        if not {"-h", "--help"} & set(own):
+            self._refuse_the_engines(ctx, own, engine)
         return super().parse_args(ctx, own)
+
+    def _refuse_the_engines(self, ctx: click.Context, own: list[str], engine: list[str]) -> None:
+        """Words of the engine's own command line, before click calls them unknown."""
+        takes_value = {
+            name: isinstance(p, click.Option) and not p.is_flag
+            for p in self.get_params(ctx)
+            for name in (*p.opts, *p.secondary_opts)
+            if name.startswith("-")
+        }
+        options = all(w.partition("=")[0] in takes_value for w in own if w.startswith("-"))
+        values = all(i and takes_value.get(own[i - 1]) for i, w in enumerate(own) if not w.startswith("-"))
+        if options and values:
+            return  # the usual case, without an import
+        from launcher import engine_line
+
+        engine_line.check(own, engine, takes_value, ctx.command_path)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         records = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
@@ -237,12 +255,22 @@ def _name_of(option: Decorator) -> str:
     return str(probe.__click_params__[-1].name)  # type: ignore[attr-defined]
 
 
+ENGINES_OWN = ("serve", "vllm", "sglang")  #: how a command line of an engine's own begins
+
+
 class Group(click.Group):
     """`launcher --engine vllm` is `launcher run --engine vllm`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         first = args[0] if args else ""
         if first not in self.commands and first not in ("--help", "-h", "--version"):
+            if first in ENGINES_OWN or "/" in first:
+                from launcher.engines.registry import BUILT_IN
+
+                words = args[1:] if first in ENGINES_OWN else args
+                if first in BUILT_IN:
+                    words = ["--engine", first, *words[words[:1] == ["serve"] :]]
+                return super().parse_args(ctx, ["run", *words])  # which says how the line is written here
             if first and not first.startswith("-"):
                 import difflib
 

@@ -10,7 +10,7 @@ Pure functions. An engine's own ``--config`` file is read in ``engine_config``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from launcher.data import dataclass
 from launcher.errors import UsageError
@@ -18,6 +18,8 @@ from launcher.settings import Settings
 
 MASK = "***"
 _NUMBER = re.compile(r"^-\d+(\.\d+)?$")
+#: An option and its value, or an option and a blank, in one word.
+_GLUED = re.compile(r"(--?[A-Za-z][\w.-]*)(\s.*)", re.DOTALL)
 _SECRET_WORDS = frozenset(
     {
         "key",
@@ -74,6 +76,21 @@ class Given:
         return self.values[0] if self.values else None
 
 
+def refuse_glued(word: str, where: str = "") -> None:
+    """Raises UsageError for an option and its value, or a trailing blank, in one word: a common slip in YAML lists."""
+    match = _GLUED.fullmatch(word)
+    if match is None:
+        return
+    name, value = match[1], match[2].strip()
+    shown = f"{where} {word!r}".strip()
+    if not value:
+        raise UsageError(f"{shown} ends in a blank, so no parser knows the option", f"write {name}")
+    raise UsageError(
+        f"{shown} is one word with a blank in it, so the option and its value are not told apart",
+        f"write two words (two elements of a list in YAML): {name} {value}",
+    )
+
+
 def given(args: Sequence[str]) -> tuple[Given, ...]:
     """The options of ``args`` in order. Words before the first option become a Given with an empty name."""
     found: list[tuple[str, list[str], str]] = []
@@ -119,6 +136,8 @@ def refuse_owned(args: Sequence[str], owned: Iterable[Owned], settings: Settings
         where: what the user wrote the arguments after: ``--``, or ``--ray-args``.
     """
     table = tuple(owned)
+    for arg in args:
+        refuse_glued(arg, where)
     for option in given(args):
         if not option.name:
             raise UsageError(
@@ -195,9 +214,19 @@ def exact(name: str, owned: Sequence[Owned]) -> Owned | None:
     for option in owned:
         if name in option.names:
             return option
-        if name.startswith("--no-") and "--" + name[5:] in option.names:
+        if any(inverse in option.names for inverse in _inverses(name)):
             return option
     return None
+
+
+def _inverses(name: str) -> Iterator[str]:
+    """What a name switches off or on: ``--no-x`` of ``--x``, ``--disable-x`` of ``--enable-x`` and the other way."""
+    if name.startswith("--no-"):
+        yield "--" + name[5:]
+    elif name.startswith("--disable-"):
+        yield "--enable-" + name[10:]
+    elif name.startswith("--enable-"):
+        yield "--disable-" + name[9:]
 
 
 def _owner(name: str, owned: Sequence[Owned]) -> Owned | None:
@@ -214,6 +243,12 @@ def _owner(name: str, owned: Sequence[Owned]) -> Owned | None:
     return None
 
 
+def _off(owned: Owned) -> set[str]:
+    """The spellings that switch it off."""
+    on = [n for n in owned.names if n.startswith("--")]
+    return {"--no-" + n[2:] for n in on} | {"--disable-" + n[9:] for n in on if n.startswith("--enable-")}
+
+
 def flag(owned: Owned) -> str:
     return "--" + owned.setting.replace("_", "-")
 
@@ -226,6 +261,13 @@ def _owned_error(option: Given, owned: Owned, settings: Settings, where: str) ->
     value = " ".join(option.values)
     text = option.text if "=" in option.text or not value else f"{option.text} {value}"
     name = option.text.partition("=")[0]
+    if option.name not in owned.names and option.name in _off(owned):
+        said = getattr(settings, owned.setting) if owned.setting else None
+        return UsageError(
+            f"'{where} {text}': {owned.what} is the launcher's to set"
+            + (f", and it is {settings.said(owned.setting)}" if owned.setting else f" ({owned.why})"),
+            f"leave {name} out" + (f", and {flag(owned)} too" if said else ": it is off already"),
+        )
     if not owned.setting:
         return UsageError(
             f"'{where} {text}': {owned.what} is the launcher's to set ({owned.why})", f"leave {name} out of it"

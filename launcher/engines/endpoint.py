@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from launcher.data import dataclass
 from launcher.engines.arguments import given, last
+from launcher.errors import ConfigError
 from launcher.settings import Settings
 from launcher.words import Gate, Health
 
@@ -82,6 +83,22 @@ def gate(health: Health) -> Gate:
 def needs_key(args: Sequence[str]) -> bool:
     """Whether the API asks for a key."""
     return any(g.name == "--api-key" for g in given(args))
+
+
+def refuse_silent(args: Sequence[str], without_http: Sequence[str]) -> None:
+    """Raises ConfigError for an API that has no HTTP: nothing would tell when it serves, or that it hangs.
+
+    ``without_http``: options of this engine that leave no HTTP API, as ``--grpc`` or ``--api-server-count 0``.
+    """
+    for entry in without_http:
+        name, _, value = entry.partition(" ")
+        for option in given(args):
+            if option.name == name and (not value or option.value == value):
+                raise ConfigError(
+                    f"'-- {entry}': the engine then has no HTTP endpoint, so the launcher could tell neither when it "
+                    "serves nor that it hangs",
+                    f"leave {entry} out",
+                )
 
 
 def notes(settings: Settings) -> tuple[str, ...]:

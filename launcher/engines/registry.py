@@ -18,6 +18,7 @@ from launcher.settings import Settings
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from launcher.engines.arguments import Owned
     from launcher.engines.base import Engine
 
 GROUP = "launcher.engines"
@@ -77,6 +78,22 @@ def available() -> list[tuple[str, str, str]]:
             summary = f"cannot be used: {error.message}"
         rows.append((name, summary, f"{_distribution(point)} ({point.value})"))
     return rows
+
+
+def spellings(first: str = "") -> tuple[tuple[str, tuple[Owned, ...]], ...]:
+    """The built-in engines' own names for what the launcher sets, with the engine's name; that of ``first`` first."""
+    tables = []
+    for name, built_in in sorted(BUILT_IN.items(), key=lambda item: item[0] != first):
+        owned = getattr(_attribute(built_in.target, name), "owned", ())
+        if owned:
+            tables.append((name, tuple(owned)))
+    return tuple(tables)
+
+
+def numbered(engine: str, flag: str) -> str:
+    """The engine's own option for a number beside one of the launcher's flags (SGLang's --ep-size N); empty: none."""
+    built_in = BUILT_IN.get(engine)
+    return str(getattr(_attribute(built_in.target, engine), "numbered", {}).get(flag, "")) if built_in else ""
 
 
 def _entry_points() -> dict[str, EntryPoint]:

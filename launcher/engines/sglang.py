@@ -41,7 +41,7 @@ OWNED = (
     Owned(("--tp-size", "--tensor-parallel-size", "--tp"), "the tensor parallel size", "tp", "1"),
     Owned(("--pp-size", "--pipeline-parallel-size", "--pp"), "the pipeline parallel size", "pp", "1"),
     Owned(("--dp-size", "--data-parallel-size", "--dp"), "the data parallel size", "dp", "1"),
-    Owned(("--ep-size", "--expert-parallel-size", "--ep", "--enable-ep-moe"), "expert parallelism", "ep"),
+    Owned(("--enable-ep-moe",), "expert parallelism", "ep"),
     Owned(("--port",), "the API port", "port", "30000"),
     Owned(
         ("--dist-init-addr", "--nccl-init-addr"), "the rendezvous address", why=_LEADER + "; the port is --master-port"
@@ -50,6 +50,11 @@ OWNED = (
     Owned(("--node-rank",), "the node rank", why=_RANK),
     Owned(("--use-ray",), "Ray", why="the launcher starts every rank itself"),
 )
+
+#: How many ranks share the experts: a divisor of --tp-size. `--ep` makes it as large as --tp.
+EXPERTS = ("--ep-size", "--expert-parallel-size", "--ep")
+#: With these there is no HTTP API (launch_server.py, 0.5.23).
+WITHOUT_HTTP = ("--smg-grpc-mode", "--grpc-mode")
 
 METRICS = endpoint.Names(
     running=("sglang:num_running_reqs",),
@@ -70,6 +75,8 @@ class SGLangEngine:
 
     name = "sglang"
     summary = "SGLang's OpenAI server over torch.distributed"
+    owned = OWNED
+    numbered = {"--ep": "--ep-size"}  # noqa: RUF012
 
     def distributions(self, settings: Settings) -> tuple[str, ...]:
         return ("sglang", "torch", *NCCL)
@@ -79,6 +86,7 @@ class SGLangEngine:
 
     def check(self, settings: Settings, identity: Identity, facts: NodeFacts) -> Checked:
         refuse_owned(settings.engine_args, OWNED, settings)
+        endpoint.refuse_silent(settings.engine_args, WITHOUT_HTTP)
         config = engine_config.check(settings, facts, OWNED)
         if settings.model is None:
             raise ConfigError("--model is not given", "say which model to serve: --model NAME or a path")
@@ -123,7 +131,7 @@ def _arguments(context: PlanContext, engine: Release, rank: int) -> tuple[str, .
     for flag, value in (("--tp-size", settings.tp), ("--pp-size", settings.pp), ("--dp-size", settings.dp)):
         if value is not None and (flag != "--pp-size" or engine.at_least(PIPELINE)):
             flags += [flag, str(value)]
-    if settings.ep:
+    if settings.ep and not has(own, *EXPERTS):
         flags += ["--ep-size", str(settings.tp or 1)] if engine.at_least(EP_SIZE) else ["--enable-ep-moe"]
     if settings.served_model_name:
         flags += ["--served-model-name", settings.served_model_name[0]]
@@ -161,6 +169,12 @@ def _check_parallel(settings: Settings, engine: Release, size: int) -> None:
         raise ConfigError(
             f"{settings.said('pp')}: SGLang {engine} has no pipeline parallelism, which came with {PIPELINE}",
             f"use --tp over all pods, or SGLang {PIPELINE} or later",
+        )
+    experts = last(settings.engine_args, *EXPERTS)
+    if experts is not None and (not experts.isdecimal() or int(experts) < 1 or tp % int(experts)):
+        raise ConfigError(
+            f"'-- --ep-size {experts}' does not divide {settings.said('tp')}",
+            f"give a divisor of --tp {tp}, for example -- --ep-size {tp}",
         )
     if len(settings.served_model_name) > 1:
         raise ConfigError(

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from launcher.engines import endpoint, engine_config, ports, ray, topology, vllm_backend
+from launcher.engines import arguments, endpoint, engine_config, ports, ray, topology, vllm_backend
 from launcher.engines.arguments import has, last, refuse_owned, without
 from launcher.engines.base import Checked, PlanContext
 from launcher.engines.fingerprint import NCCL, fingerprint
 from launcher.engines.versions import Release
 from launcher.engines.vllm_backend import Backend, Form
-from launcher.engines.vllm_options import DEAD, METRICS, OWNED
+from launcher.engines.vllm_options import DEAD, METRICS, NEEDS, OWNED, WITHOUT_HTTP
 from launcher.errors import ConfigError
 from launcher.settings import Settings
 from launcher.words import Fingerprint, Health, Identity, NodeFacts, Plan, Port, Process, Stage
@@ -39,6 +39,7 @@ class VLLMEngine:
 
     name = "vllm"
     summary = "vLLM's OpenAI server over Ray or its own multiprocessing"
+    owned = OWNED
 
     def distributions(self, settings: Settings) -> tuple[str, ...]:
         return ("vllm", "ray", "torch", *NCCL)
@@ -48,6 +49,7 @@ class VLLMEngine:
 
     def check(self, settings: Settings, identity: Identity, facts: NodeFacts) -> Checked:
         refuse_owned(settings.engine_args, OWNED, settings)
+        endpoint.refuse_silent(settings.engine_args, WITHOUT_HTTP)
         ray.check(settings)
         warnings = engine_config.check(settings, facts, OWNED)
         if settings.model is None:
@@ -58,7 +60,7 @@ class VLLMEngine:
         cluster = ray.why(settings, facts, identity.size, _ray_gpus(settings, facts)) if backend.form.is_ray else ()
         return Checked(
             (*backend.why, *cluster, *fits.why),
-            (*backend.warnings, *fits.warnings, *warnings, *endpoint.notes(settings)),
+            (*backend.warnings, *fits.warnings, *warnings, *endpoint.notes(settings), *_needs(settings)),
         )
 
     def plan(self, context: PlanContext, rank: int) -> Plan:
@@ -101,6 +103,13 @@ class VLLMEngine:
         settings = context.settings
         name = settings.served_model_name[0] if settings.served_model_name else settings.model
         return endpoint.health(settings.engine_args, context.bind, settings.port or PORT, METRICS, name, dead=DEAD)
+
+
+def _needs(settings: Settings) -> tuple[str, ...]:
+    """What options of the user need beside them."""
+    options = arguments.given(settings.engine_args)
+    written = {o.name.partition(".")[0] for o in options} | {f"{o.name} {o.value}" for o in options}
+    return tuple(f"'-- {option}': {what}" for option, what in NEEDS.items() if option in written)
 
 
 def _command(context: PlanContext, release: Release) -> tuple[str, ...]:

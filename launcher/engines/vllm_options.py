@@ -37,6 +37,18 @@ OWNED = (
     Owned(("--data-parallel-multi-port-external-lb", "-dpm"), "external load balancing", why=_ONE_API),
 )
 
+#: With these there is no HTTP API (entrypoints/launchers/cli_args.py, 0.32).
+WITHOUT_HTTP = ("--grpc", "--api-server-count 0", "-asc 0")
+
+#: What some options need beside them; name and, where it matters, value.
+NEEDS = {
+    "--enable-fault-tolerance": "it works with external load balancing only, which the launcher does not set up",
+    "--enable-elastic-ep": "it scales within Ray and changes the number of ranks; the launcher keeps --size pods",
+    "--load-format ipc_cache": "it takes the weights from a `vllm preload` daemon that must run in every pod already",
+    "--kv-transfer-config": "it needs the connector's library (nixl, mooncake) in every pod, and a peer that decodes "
+    "or prefills",
+}
+
 #: What /health answers, without a body, to EngineDeadError and to nothing else. (A middleware of 0.32 answers 503, too,
 #: while expert parallel ranks are added or taken away, with words.) Over Ray it is the first sign of a dead worker.
 DEAD = 503

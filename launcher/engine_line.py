@@ -1,0 +1,131 @@
+"""A command line written for the engine itself, given to the launcher: `launcher serve M --tensor-parallel-size 8`.
+
+People move a `vllm serve` line over. Its positional model and the engine's own names for what the launcher sets
+(``--tensor-parallel-size``) are errors, since two names for one thing would have to be kept apart for ever; but the
+error shows the whole line as the launcher takes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Mapping, Sequence
+
+from launcher.data import dataclass
+from launcher.engines.arguments import Owned, exact, flag, refuse_glued
+from launcher.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line as the launcher takes it, and what was changed, as "THIS is THAT"."""
+
+    words: tuple[str, ...]
+    changes: tuple[str, ...]
+
+
+def check(words: Sequence[str], engine_args: Sequence[str], takes_value: Mapping[str, bool], command: str) -> None:
+    """Raises UsageError for words that are the engine's, with the line that works.
+
+    Args:
+        words: all before ``--``.
+        engine_args: all after it.
+        takes_value: the launcher's own options, and whether a value follows them.
+        command: what stands before the options: ``launcher plan``.
+    """
+    _refuse_glued(words, takes_value)
+    line = translated(words, engine_args, takes_value)
+    if line is not None:
+        raise UsageError("; ".join(line.changes), f"{command} {shlex.join(line.words)}")
+
+
+def _refuse_glued(words: Sequence[str], takes_value: Mapping[str, bool]) -> None:
+    value = False
+    for word in words:
+        if not value:
+            refuse_glued(word)
+        value = not value and takes_value.get(word, False)
+
+
+def translated(words: Sequence[str], engine_args: Sequence[str], takes_value: Mapping[str, bool]) -> Line | None:
+    """The same line in the launcher's words; None where every word is the launcher's own, or a misspelling of one."""
+    own: list[str] = []
+    engine: list[str] = []
+    changes: list[str] = []
+    tables = _tables(words)
+    i = 0
+    while i < len(words):
+        word = words[i]
+        name, equals, value = word.partition("=")
+        i += 1
+        if name in takes_value:
+            own.append(word)
+            if takes_value[name] and not equals and i < len(words):
+                own.append(words[i])
+                i += 1
+            continue
+        if word.isdecimal() and own and takes_value.get(own[-1]) is False:
+            sized = _numbered(words, own[-1])
+            engine += [sized, word] if sized else []
+            changes.append(f"{own[-1]} takes no number" + (f": the engine's {sized} does, after --" if sized else ""))
+            own = own[:-1] if sized else own
+            continue
+        if not word.startswith("-") or word == "-":
+            if "--model" in own or any(w.startswith("--model=") for w in own):
+                return None  # the caller says what is wrong with a stray word
+            own += ["--model", word]
+            changes.append(f"{word!r} is the model, which is given by --model")
+            continue
+        values = [value] if equals else []
+        while not equals and i < len(words) and not words[i].startswith("-"):
+            values.append(words[i])
+            i += 1
+        found = _owner(name.replace("_", "-") if name.startswith("--") else name, tables)
+        if found is None:
+            if difflib.get_close_matches(name, takes_value, 1, 0.8):
+                return None  # a misspelling of ours
+            engine += [name, *values] if not equals else [word]
+            changes.append(f"{name} is no option of the launcher: what is meant for the engine goes after --")
+            continue
+        whose, option = found
+        if not option.setting:
+            changes.append(f"{name} is the launcher's to set ({option.why})")
+            continue
+        ours = flag(option)
+        changes.append(f"{name} ({whose}) is {ours} here")
+        own.append(ours)
+        own += values[:1] if takes_value.get(ours, True) else []
+        for extra in values[1:] if takes_value.get(ours, True) else values:
+            if "--model" in own:
+                return None
+            own += ["--model", extra]
+            changes.append(f"{extra!r} is the model, which is given by --model")
+    if not changes:
+        return None
+    rest = [*engine, *engine_args]
+    return Line((*own, *(("--", *rest) if rest else ())), tuple(changes))
+
+
+def _tables(words: Sequence[str]) -> tuple[tuple[str, tuple[Owned, ...]], ...]:
+    from launcher.engines.registry import spellings
+
+    return spellings(_engine(words))
+
+
+def _numbered(words: Sequence[str], option: str) -> str:
+    from launcher.engines.registry import numbered
+
+    return numbered(_engine(words), option)
+
+
+def _engine(words: Sequence[str]) -> str:
+    named = next((words[i + 1] for i, w in enumerate(words[:-1]) if w == "--engine"), "")
+    return named or next((w.partition("=")[2] for w in words if w.startswith("--engine=")), "")
+
+
+def _owner(name: str, tables: Sequence[tuple[str, tuple[Owned, ...]]]) -> tuple[str, Owned] | None:
+    for engine, owned in tables:
+        option = exact(name, owned)
+        if option is not None and name in option.names:
+            return engine, option
+    return None

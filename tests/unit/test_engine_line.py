@@ -1,0 +1,151 @@
+"""Engine options as people write them: each error shows a line that works when it is followed."""
+
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from launcher import cli
+from launcher.errors import LauncherError
+
+PLAN = "plan --engine vllm --size 2 --gpus-per-pod 8 --engine-version 0.12.0 --rank 0 --leader a"
+
+
+def plan(line: str | list[str]) -> tuple[str, str]:
+    """The plan's text, or an error's message and fix."""
+    words = shlex.split(line) if isinstance(line, str) else line
+    result = CliRunner().invoke(cli.cli, words)
+    if isinstance(result.exception, LauncherError):
+        return result.exception.message, result.exception.fix
+    assert result.exit_code == 0, (line, result.output, result.exception)
+    return result.output, ""
+
+
+@pytest.mark.parametrize(
+    ("line", "named", "planned"),
+    [
+        (f"{PLAN} --model m --tensor-parallel-size 16", "--tensor-parallel-size (vllm) is --tp", "--tensor-parallel-size 16"),
+        (f"{PLAN} --model m --tensor_parallel_size=16", "is --tp", "--tensor-parallel-size 16"),
+        (f"{PLAN} --model m -tp 16", "-tp (vllm) is --tp", "--tensor-parallel-size 16"),
+        (f"{PLAN} --model m --tp 8 --pipeline-parallel-size 2", "is --pp", "--pipeline-parallel-size 2"),
+        (f"{PLAN} /models/w --tp 16", "is the model, which is given by --model", "serve /models/w"),
+        (f"{PLAN} --tp 16 org/model", "is the model, which is given by --model", "serve org/model"),
+        (f"{PLAN} --model m --tp 16 --max-model-len 4096", "goes after --", "--max-model-len 4096"),
+        (f"{PLAN} --model m --tp 16 --max-model-len=4096 -- --seed 1", "goes after --", "--seed 1"),
+        (f"{PLAN} --model m --tp 16 --enable-expert-parallel", "is --ep", "--enable-expert-parallel"),
+        (f"{PLAN} --model m --tp 16 --nnodes 2", "--nnodes is the launcher's to set", "--nnodes 2"),
+        ("plan --engine sglang --size 2 --gpus-per-pod 8 --rank 0 --leader a --model m --tp-size 16", "is --tp", "--tp-size 16"),
+        ("plan --engine sglang --size 2 --gpus-per-pod 8 --rank 0 --leader a --model m --tp 16 --ep 8", "--ep-size", "--ep-size 8"),
+        ("plan --engine vllm --size 2 --gpus-per-pod 8 --rank 0 --leader a --model m --tp 16 --ep 8", "--ep takes no number", "--enable-expert-parallel"),
+    ],
+)  # fmt: skip
+def test_a_fix_that_is_followed_works(line: str, named: str, planned: str) -> None:
+    message, fix = plan(line)
+    assert named in message
+    command = shlex.split(fix)
+    assert command[:2] == ["cli", "plan"] or command[0] == "launcher", fix
+    text, none = plan(command[1:])
+    assert none == "", (text, none)
+    assert planned in " ".join(text.replace("\\\n", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ("serve /models/w --tensor-parallel-size 8", "run --model /models/w --tp 8"),
+        ("vllm serve /models/w -tp 8 --seed 1", "run --engine vllm --model /models/w --tp 8 -- --seed 1"),
+        ("sglang serve --model-path /m --tp-size 8", "run --engine sglang --model /m --tp 8"),
+        ("/models/w --tp 8", "run --model /models/w --tp 8"),
+        ("org/model", "run --model org/model"),
+    ],
+)
+def test_a_line_of_an_engines_own(line: str, fix: str) -> None:
+    message, said = plan(line)
+    assert message and said.endswith(fix), (message, said)
+
+
+@pytest.mark.parametrize(
+    "word", ["--port 9000", "--port\t9000", "-tp 4", "--tensor-parallel-size 4", "--max-model-len 9 "]
+)
+def test_an_option_and_its_value_in_one_word(word: str) -> None:
+    name, value = word.split()[:2]
+    for words in ([*PLAN.split(), "--model", "m", "--tp", "16", "--", word], [*PLAN.split(), "--model", "m", word]):
+        message, fix = plan(words)
+        assert "one word with a blank in it" in message
+        assert fix.endswith(f"{name} {value}")
+
+
+def test_a_trailing_blank() -> None:
+    message, fix = plan([*PLAN.split(), "--model", "m", "--tp", "16", "--", "--enforce-eager "])
+    assert "ends in a blank" in message and fix == "write --enforce-eager"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--override-generation-config", '{"a": 1}'],
+        ['--override-generation-config={"a": 1}'],
+        ['-O{"level": 3}'],
+        ["--chat-template", "a b"],
+        ["--seed", "-1"],
+    ],
+)
+def test_values_with_blanks_are_left_alone(args: list[str]) -> None:
+    text, fix = plan([*PLAN.split(), "--model", "m", "--tp", "16", "--", *args])
+    assert fix == "", text
+
+
+def test_a_value_of_ours_that_looks_like_an_option() -> None:
+    text, fix = plan([*PLAN.split(), "--backend", "ray", "--model", "m", "--tp", "16", "--ray-args", "--num-cpus 4"])
+    assert fix == "" and "--num-cpus" in text
+
+
+def test_misspellings_of_ours_stay_ours() -> None:
+    result = CliRunner().invoke(cli.cli, ["plan", "--agent-prot", "1"])
+    assert "--agent-port" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--grpc", "no HTTP endpoint"),
+        ("--api-server-count 0", "no HTTP endpoint"),
+        ("--api-server-count=0", "no HTTP endpoint"),
+        ("-asc 0", "no HTTP endpoint"),
+        ("--disable-expert-parallel", "expert parallelism is the launcher's"),
+        ("--no-enable-expert-parallel", "expert parallelism is the launcher's"),
+    ],
+)
+def test_what_cannot_be_watched_or_is_owned(args: str, words: str) -> None:
+    message, fix = plan(f"{PLAN} --model m --tp 16 -- {args}")
+    assert words in message
+    assert fix.startswith("leave "), fix
+    assert plan(f"{PLAN} --model m --tp 16")[1] == ""
+
+
+def test_sglang_without_http() -> None:
+    line = "plan --engine sglang --size 2 --gpus-per-pod 8 --rank 0 --leader a --model m --tp 16 -- "
+    assert "no HTTP endpoint" in plan(line + "--smg-grpc-mode")[0]
+    assert "does not divide --tp 16" in plan(line + "--ep-size 5")[0]
+    text, fix = plan(line + "--ep-size 8")
+    assert fix == "" and text.count("--ep-size 8")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--enable-fault-tolerance", "external load balancing"),
+        ("--enable-elastic-ep", "number of ranks"),
+        ("--load-format ipc_cache", "vllm preload"),
+        ("--load-format=ipc_cache", "vllm preload"),
+        ('--kv-transfer-config \'{"kv_connector": "NixlConnector"}\'', "connector's library"),
+        ("--kv-transfer-config.kv_connector NixlConnector", "connector's library"),
+    ],
+)
+def test_a_word_on_what_an_option_needs(args: str, words: str) -> None:
+    text, fix = plan(f"{PLAN} --model m --tp 16 -- {args}")
+    assert fix == "" and words in text
