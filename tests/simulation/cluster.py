@@ -201,12 +201,13 @@ class Cluster:
         self.world.note(pod.name, "pod is deleted: SIGTERM", grace)
         if pod.guard is not None and not pod.guard.dead:
             pod.guard.sigterm(grace)
-            self.world.at(grace, self._grace_over, pod)
+            self.world.at(grace, self._grace_over, pod, self.world.now)
         else:
             self.pod_is_gone(pod)
 
-    def _grace_over(self, pod: Pod) -> None:
+    def _grace_over(self, pod: Pod, since: float) -> None:
         if pod.alive:
+            self.truth.outlives_grace(pod, since)
             if pod.guard is not None and pod.guard.procs:
                 self.truth.grace_over(pod)
             self.kill_pod(pod)

@@ -119,6 +119,42 @@ class NeverHangsUp(c.Coordinator):
         return [action for action in super().handle(event, conn, now) if not isinstance(action, Hang)]
 
 
+@leader("a member that is lost while it stops leaves a fence, too", "cut_off_as_another_fails")
+class NoFenceWhileStopping(c.Coordinator):
+    def _give_up_seat(self, seat: Seat) -> None:
+        clean, seat.clean = seat.clean, seat.clean or self.phase is c.Phase.STOPPING
+        super()._give_up_seat(seat)
+        seat.clean = clean
+
+
+@leader("F counts members that have stopped until the epoch is over", "cut_off_when_it_has_stopped")
+class StoppedNotInF(c.Coordinator):
+    def _freshness(self, now: float) -> float:
+        for seat in self.seats.values():
+            seat.member = seat.joined
+        return super()._freshness(now)
+
+    def _give_up_seat(self, seat: Seat) -> None:
+        seat.member = seat.joined
+        super()._give_up_seat(seat)
+
+
+@leader("a lease begins with the newest good ping, not with the seat", "cut_and_replaced_later")
+class GrantedOnce(c.Coordinator):
+    def _ack(self, conn: int, ping: m.Ping, now: float) -> None:
+        seat = self._seat_of(conn)
+        granted = None if seat is None else seat.contact.granted
+        super()._ack(conn, ping, now)
+        if seat is not None and granted is not None:
+            seat.contact.granted = granted
+
+
+@leader("a ping proves that its member lived when the mark that it echoes had come", "old_pings_come_late")
+class AnyEcho(c.Coordinator):
+    def _ack(self, conn: int, ping: m.Ping, now: float) -> None:
+        super()._ack(conn, replace(ping, echo=1 << 50), now)
+
+
 @leader("an epoch is over when all have said `stopped`")
 class StoppedNotAwaited(c.Coordinator):
     def _over_if_all_stopped(self, now: float) -> None:
@@ -195,6 +231,21 @@ class NoMemory(mb.Member):
 class QuietTooLong(mb.Member):
     def _say(self, message: Any, now: float) -> None:
         super()._say(replace(message, quiet=1e6) if isinstance(message, m.Hello) else message, now)
+
+
+@member("whatever is said to a leader counts as spoken to it, not `prepared` alone", "leader_cut_off_later")
+class SpokeOnce(mb.Member):
+    def _say(self, message: Any, now: float) -> None:
+        spoke = self._spoke
+        super()._say(message, now)
+        self._spoke = spoke
+
+
+@member("hellos are numbered", "late_hello")
+class HellosNotNumbered(mb.Member):
+    def _greet(self, event: mb.Connected, now: float) -> None:
+        self._attempts = 0
+        super()._greet(event, now)
 
 
 # ------------------------------------------------------------------------------------------------------ whole
@@ -402,6 +453,22 @@ class AbortForgiven(mb.Member):
         super()._abort(replace(message, code=0), now)
 
 
+@member("a stop that takes its time keeps its lease while the leader answers", "stops_slowly")
+class StopsWithoutLease(mb.Member):
+    def _acked(self, ack: m.Ack, now: float) -> None:
+        super()._acked(ack, now)
+        if self.state is mb.State.STOPPING:
+            self._out = [a for a in self._out if not isinstance(a, mb.SetDeadline)]
+
+
+@member("without a restart, who loses the leader while stopping exits", "leader_killed_while_stopping")
+class SeeksAfterTheEnd(mb.Member):
+    def _cut(self, closed: Closed, now: float) -> None:
+        exits = self._exit
+        super()._cut(closed, now)
+        self._exit = exits
+
+
 # --------------------------------------------------------------------------------------------------- recovers
 
 
@@ -444,6 +511,45 @@ class PreparesForEver(mb.Member):
                 self._ping(now)
         else:
             super()._beat(tick, now)
+
+
+@member("a launcher that was superseded comes back under another name", "taken_over_and_back")
+class KeepsItsName(mb.Member):
+    def _rejected(self, message: m.Rejected, now: float) -> None:
+        super()._rejected(replace(message, why="duplicate") if message.why == "superseded" else message, now)
+
+
+@leader("who is turned away hears why", "taken_over_and_back")
+class RefusesInSilence(c.Coordinator):
+    def _turn_away(self, conn: int, why: m.Rejected | m.Abort) -> None:
+        super()._turn_away(conn, why)
+        self._out = [a for a in self._out if getattr(a, "message", None) is not why]
+
+
+@member("a connection that closes while stopping is not believed in any more", "reset_while_stopping")
+class CutForgetsNothing(mb.Member):
+    def _cut(self, closed: Closed, now: float) -> None:
+        """Do nothing."""
+
+
+@leader("a fence falls when its launcher is back", "back_too_soon")
+class FencesStand(c.Coordinator):
+    def _clear(self, seat: Seat) -> None:
+        """Do nothing."""
+
+
+@leader("a fence falls when the next launcher in the very pod is back", "replaced_in_its_pod")
+class ReplacesIgnored(c.Coordinator):
+    def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
+        super()._admit(conn, replace(hello, replaces=()), now)
+
+
+@leader("a fence of another leader's epoch falls when all its members are back", "leader_agent_killed")
+class ForeignNeverCleared(c.Coordinator):
+    def _clear(self, seat: Seat) -> None:
+        foreign = dict(self._fences.foreign)
+        super()._clear(seat)
+        self._fences.foreign = foreign
 
 
 class _OtherBudget(c.Coordinator):
@@ -550,6 +656,19 @@ class DrainsAtOnce(c.Coordinator):
             self._stop_leader_first(now)
 
 
+@leader("a drain is over before the grace is", "long_request")
+class DrainsForEver(c.Coordinator):
+    def _watch_drain(self, conn: int, tick: Any, now: float) -> None:
+        self._watch(conn, tick, now)
+
+
+@leader("who was told to go may leave when the epoch is over", "one_leaves_slowly")
+class NoGoodbye(c.Coordinator):
+    def handle(self, event: Any, conn: int, now: float) -> list[c.Action]:
+        actions = super().handle(event, conn, now)
+        return [a for a in actions if not isinstance(getattr(a, "message", None), m.Goodbye)]
+
+
 class _ChargesDrains(Budget):
     def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
         if cause.kind is CauseKind.DRAIN:
@@ -568,6 +687,12 @@ class InheritsAnew(c.Coordinator):
     def _take_in(self, hello: m.Hello, now: float) -> None:
         super()._take_in(hello, now)
         self.budget.inherit([0.0 for _ in hello.charges], now)
+
+
+@member("what is remembered of charges grows old", "charge_grows_old")
+class ChargesStayYoung(mb.Member):
+    def charges(self, now: float) -> tuple[float, ...]:
+        return self.news.charges
 
 
 @member("only a pod that was told to go exits with 0")

@@ -49,7 +49,8 @@ class Plot:
     phase: Phase = Phase.RUNNING
     more: Mapping[str, Any] = field(default_factory=dict)  #: of the plan, over PLAIN
     lasts: float = 3 * LEASE
-    after: float = 0.01  #: the moment; before a group that runs is touched, some seconds pass
+    after: float = 0.01  #: the moment
+    runs: tuple[float, float] = (0.5, 3.0)  #: before a group that runs is touched, so many seconds pass
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Plot:
         """Set the scene; when faults end."""
         net, world = cluster.net, cluster.world
         net.base, net.jitter, net.prompt, net.gives_up = 0.0005, 0.0005, True, 1e9
-        after = world.between(0.5, 3.0) if self.phase is Phase.RUNNING else self.after
+        after = world.between(*self.runs) if self.phase is Phase.RUNNING else self.after
         cluster.ambushes.append((self.phase, after, lambda: self.act(cluster)))
         return 8 + self.lasts
 
@@ -156,6 +157,117 @@ def cut_and_replaced(cluster: Cluster) -> None:
     """A worker's node is cut off while its engine runs; a second pod is made at once."""
     _isolate(cluster, _pod(cluster, 1))
     cluster.make_pod(1)
+
+
+def cut_off_as_another_fails(cluster: Cluster) -> None:
+    """A worker's node is cut off; a moment later another's engine ends, so the first is lost while all are stopping."""
+    cut_and_replaced(cluster)
+    cluster.world.at(0.01, _rank_fails, cluster, 2)
+
+
+def _rank_fails(cluster: Cluster, rank: int) -> None:
+    proc = next(p for p in cluster.truth.live if p.rank == rank)
+    proc.guard.breaks(proc, CauseKind.EXITED, 1)
+
+
+def cut_off_when_it_has_stopped(cluster: Cluster) -> None:
+    """A worker's engine ends, the others take long to stop; it is cut off, reset, and finds a new leader."""
+    _rank_fails(cluster, 2)
+    cluster.world.at(1.0, _cut_off_and_reset, cluster)
+    cluster.world.at(8.0, _new_pods, cluster)
+
+
+def _cut_off_and_reset(cluster: Cluster) -> None:
+    leader, pod = _pod(cluster, 0), _pod(cluster, 2)
+    cluster.truth.touch("cut from the old leader", 2, lasts=1e9)
+    cluster.net.cut(leader.node, pod.node)
+    cluster.net.cut(pod.node, leader.node)
+    if pod.agent is not None and pod.agent.link is not None:
+        pod.agent.link.breaks()
+
+
+def _new_pods(cluster: Cluster) -> None:
+    """The leader's node and a worker's are unreachable for whoever makes pods: both are made anew."""
+    for rank in (0, 1):
+        cluster.truth.touch("a second pod", rank, lasts=1e9)
+    _new_leader(cluster)
+    _second(cluster)
+
+
+def stops_slowly(cluster: Cluster) -> None:
+    """A worker's engine ends; the others do not listen to TERM, and have more time than a lease."""
+    _rank_fails(cluster, 2)
+
+
+def old_pings_come_late(cluster: Cluster) -> None:
+    """A member's words are held up, and its agent stalls; then what it had said comes through and tells of the past."""
+    leader, pod = _pod(cluster, 0), _pod(cluster, 1)
+    cluster.truth.touch("words held", 1, lasts=1e9)
+    cluster.net.cut(pod.node, leader.node)
+    cluster.world.at(1.0, _stall, cluster, 1, 2.5 * LEASE)
+    cluster.world.at(0.6 * LEASE, cluster.net.heal, pod.node, leader.node)
+
+
+def reset_while_stopping(cluster: Cluster) -> None:
+    """An engine ends; while the others still stop, one of them loses its connection."""
+    _rank_fails(cluster, 2)
+    cluster.world.at(0.3, _reset, cluster)
+
+
+def leader_killed_while_stopping(cluster: Cluster) -> None:
+    """An engine ends; while the others still stop, the leader's pod is killed."""
+    _rank_fails(cluster, 2)
+    cluster.world.at(0.3, _kill_rank, cluster, 0)
+
+
+def long_request(cluster: Cluster) -> None:
+    """A worker is told to go while a request is in flight that takes longer than its grace."""
+    leader = _pod(cluster, 0).agent
+    assert leader is not None
+    leader.in_flight += 1
+    one_leaves_slowly(cluster)
+
+
+def taken_over_and_back(cluster: Cluster) -> None:
+    """A pod takes a rank over and is lost for good with its node; the first one is there again, and is taken back."""
+    first = _pod(cluster, 1)
+    cluster.wanted.discard(1)
+    replaced_and_healed(cluster)
+    cluster.world.at(LEASE, _others_are_lost, cluster, first)
+
+
+def _others_are_lost(cluster: Cluster, first: Pod) -> None:
+    for pod in [p for p in cluster.of_rank(1) if p is not first]:
+        _kill(cluster, pod, silent=True)
+
+
+def replaced_in_its_pod(cluster: Cluster) -> None:
+    """A launcher's connection goes dark and it is killed: it is back in seconds, and known for who it was."""
+    agent = _pod(cluster, 1).agent
+    assert agent is not None and agent.link is not None
+    agent.link.dark = agent.link.peer.dark = True
+    cluster.truth.touch("connection dark", 1, lasts=1e9)
+    _kill_agent(cluster, _pod(cluster, 1))
+
+
+def charge_grows_old(cluster: Cluster) -> None:
+    """A restart is charged; the leader is made anew when it is nearly forgotten, and hears of it when it should be."""
+    _rank_fails(cluster, 1)
+    cluster.world.at(13.0, _leader_is_lost, cluster)
+
+
+def _leader_is_lost(cluster: Cluster) -> None:
+    cluster.wanted.discard(1)
+    _kill_rank(cluster, 1)
+    _kill_rank(cluster, 0)
+    cluster.world.at(9.0, _worker_again, cluster)
+
+
+def _worker_again(cluster: Cluster) -> None:
+    if cluster.calm_at is None:
+        cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: _rank_fails(cluster, 2)))
+        cluster.wanted.add(1)
+        cluster.make_pod(1)
 
 
 def replaced_and_healed(cluster: Cluster) -> None:
@@ -414,10 +526,26 @@ PLOTS: dict[str, Plot] = {
     "back_too_soon": Plot(back_too_soon, more={"term_time": (0.7, 0.9), "lease": 20.0}),
     "old_charges": Plot(old_charges, more={"restart_window": 5.0}),
     "cut_and_replaced": Plot(cut_and_replaced),
+    "cut_and_replaced_later": Plot(cut_and_replaced, runs=(15.0, 20.0), lasts=4 * LEASE),
+    "cut_off_as_another_fails": Plot(cut_off_as_another_fails),
+    "cut_off_when_it_has_stopped": Plot(
+        cut_off_when_it_has_stopped, more={"stubborn": 1.0, "stop_grace": 14.0}, lasts=4 * LEASE
+    ),
+    "stops_slowly": Plot(stops_slowly, more={"stubborn": 1.0, "stop_grace": 14.0}),
+    "old_pings_come_late": Plot(old_pings_come_late, lasts=4 * LEASE),
+    "reset_while_stopping": Plot(reset_while_stopping, more={"term_time": (0.7, 0.9)}),
+    "leader_killed_while_stopping": Plot(
+        leader_killed_while_stopping, more={"term_time": (0.7, 0.9), "max_restarts": 0}
+    ),
+    "long_request": Plot(long_request, lasts=2 * LEASE),
+    "taken_over_and_back": Plot(taken_over_and_back, lasts=4 * LEASE),
+    "replaced_in_its_pod": Plot(replaced_in_its_pod),
+    "charge_grows_old": Plot(charge_grows_old, more={"restart_window": 20.0}, lasts=5 * LEASE),
     # the old engine's clock is as slow, and the leader's as fast, as they may be, and the kill takes all that it may
     "clocks_apart": Plot(cut_and_replaced, more={"rates": (1.01, 0.99, 1.0), "kill_time": (0.2 * LEASE, 0.2 * LEASE)}),
     "replaced_and_healed": Plot(replaced_and_healed),
     "leader_cut_off": Plot(leader_cut_off),
+    "leader_cut_off_later": Plot(leader_cut_off, runs=(15.0, 20.0), lasts=4 * LEASE),
     "leader_cut_off_and_agents_killed": Plot(leader_cut_off_and_agents_killed),
     "late_hello": Plot(late_hello, lasts=4 * LEASE),
     "late_hello_of_a_superseded_one": Plot(late_hello_of_a_superseded_one, lasts=4 * LEASE),

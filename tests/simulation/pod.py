@@ -329,6 +329,7 @@ class Guard:
         self.world.note(self.pod.name, "guard: the deadline passed", f"{len(self.procs)} processes")
         if not self._lease_kill:
             self._lease_kill = True
+            self.cluster.truth.lease_acts(self)
             for proc in self.procs:
                 self._kill(proc)
             self._settle()
@@ -528,6 +529,7 @@ class Agent:
             self._do(action)
         if self.member.incarnation not in self.guard.replaces and self.guard.agent is self:
             self.guard.remember(self.member.incarnation)
+        self.truth.followed(self)
 
     def _do(self, action: Any) -> None:
         if type(action) is Say:

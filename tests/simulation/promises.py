@@ -23,7 +23,7 @@ from launcher.errors import ExitCode
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
-from launcher.group.events import Say, SayAll, Tick
+from launcher.group.events import Hang, Say, SayAll, Tick
 from launcher.words import Cause, CauseKind, Epoch
 from tests.simulation.restarts import Restarts
 
@@ -93,6 +93,7 @@ class Truth:
         self._causes: dict[str, Cause] = {}  #: by leader: how its latest epoch ended, as it tells now
         #: by leader: members of an epoch that were seated again; False: by a hello held up until they were dead
         self._lived_on: dict[tuple[str, Epoch, int], bool] = {}
+        self._accepted: dict[str, set[int]] = {}  #: by leader: connections that were told whether they are taken
         self._deaths_told: dict[str, set[str]] = {}  #: by leader: launchers whose successors have told it of their end
 
     # ------------------------------------------------------------------------------------------------ what happens
@@ -302,6 +303,30 @@ class Truth:
         if truth.drain_by is None or self.world.now < truth.drain_by - 0.02 * self.cluster.plan.grace:
             self.world.broken("drain", f"{agent.in_flight} requests are cut in the drain of {epoch}")
 
+    def outlives_grace(self, pod: Pod, since: float) -> None:
+        """The kubelet kills a pod that was told to go: where nothing was in the way, its launcher had left by then."""
+        plan, net, agent = self.cluster.plan, self.cluster.net, pod.agent
+        slow = plan.kill_time[1] > 0.1 or plan.unclean or net.base + net.jitter > 0.03
+        if agent is None or agent.stalled or slow or self.cluster.calm_at is not None:
+            return
+        if not any(t.kinds & LOST and t.until > since - 1 for t in self.touches):
+            what = f"{len(agent.guard.procs)} processes" if agent.guard.procs else "nothing runs there"
+            self.world.broken("drain", f"{pod.name} was told to go and is killed at the end of its grace: {what}")
+
+    def lease_acts(self, guard: Guard) -> None:
+        """A guard's deadline has passed: only where somebody was lost. An epoch that stops with all there keeps it."""
+        for epoch in {p.epoch for p in guard.procs}:
+            made_at = self.epochs[epoch].made_at
+            lost = any(t.kinds & LOST and t.until >= made_at for t in self.touches)
+            if not lost and not any(at >= made_at - 0.5 for at in self.terms_told.values()):
+                self.world.broken("one fate", f"{guard.pod.name} is killed by its lease in {epoch}; nobody was lost")
+
+    def followed(self, agent: Agent) -> None:
+        """A member took a step: it does not believe in a connection that is gone."""
+        state = agent.member.state
+        if state in (mb.State.SEATED, mb.State.LEAVING) and agent.pod.rank and agent.link is None:
+            self.world.broken("recovers", f"{agent.pod.name} is {state.value} and has no connection to the leader")
+
     def exits(self, agent: Agent, action: mb.Exit) -> None:
         if action.code == 0:
             if not agent.terminated:
@@ -349,8 +374,10 @@ class Truth:
             ):
                 self.world.broken("whole", f"rank {event.rank} of {event.group} is let into {leader.config.group}")
             self._greeted(leader, event)
+        self._told_why(leader, event, actions)
         self._deaths_explained(leader)
         if leader.phase is c.Phase.WAITING and type(event) is Tick:
+            self._waits_for_the_absent(leader)
             self.restarts.waits(agent, leader)
             self.restarts.gathers(agent, leader)
         before = self._phase.get(name, c.Phase.WAITING)
@@ -363,6 +390,27 @@ class Truth:
             if leader.phase is c.Phase.RUNNING:
                 self.ran += 1
         self._first_stays(leader)
+
+    def _told_why(self, leader: c.Coordinator, event: Any, actions: list[Any]) -> None:
+        """Who is turned away hears why, unless what he said was said before what he says now."""
+        known = self._accepted.setdefault(leader.config.incarnation, set())
+        said = {a.conn for a in actions if type(a) is Say and type(a.message) in (m.Accepted, m.Rejected, m.Abort)}
+        known |= said
+        for action in actions:
+            if type(action) is Hang and action.conn not in known and action.conn != c.LOCAL:
+                seat = leader.seats.get(event.rank) if type(event) is m.Hello else None
+                if seat is None or seat.hello.incarnation != event.incarnation or seat.hello.attempt <= event.attempt:
+                    self.world.broken("explains", f"connection {action.conn} is turned away without a word")
+
+    def _waits_for_the_absent(self, leader: c.Coordinator) -> None:
+        """A fence is for launchers that are not here: what a pod ran is gone when its launcher has answered."""
+        if leader.wait is not c.Wait.FENCED:
+            return
+        here = {s.hello.incarnation for s in leader.seats.values() if s.contact.proven is not None}
+        clean = {name for a in self.cluster.agents() if a.member.incarnation in here for name in a.guard.replaces}
+        fences = leader._fences
+        if clean & fences.lost.keys() or any(absent <= clean for absent, _ in fences.foreign.values()):
+            self.world.broken("recovers", f"a lease is waited for, and its launcher is here: {leader.waiting_for()}")
 
     def _epoch_made(self, agent: Agent, leader: c.Coordinator, prepare: m.Prepare) -> None:
         if prepare.epoch in self.epochs:
@@ -382,9 +430,18 @@ class Truth:
         known = [s.hello.last_epoch.n for s in leader.seats.values() if s.hello.last_epoch is not None]
         if prepare.epoch.n <= max(known, default=0):
             self.world.broken("one epoch", f"{prepare.epoch} is numbered no higher than an epoch that a member knows")
+        if self.cluster.plan.max_restarts == 0:
+            self._no_second(prepare)
         self.epochs[prepare.epoch] = truth = EpochTruth(prepare.epoch, agent, prepare.incarnations, self.world.now)
         truth.calm = not any(t.until > self.world.now for t in self.touches)
         self.cluster.leader_n = max(self.cluster.leader_n, prepare.epoch.n)
+
+    def _no_second(self, prepare: m.Prepare) -> None:
+        """No restart is allowed: no launcher whose epoch has failed takes part in another."""
+        for truth in self.epochs.values():
+            failed = truth.started and truth.failed_at is not None and truth.drain_by is None
+            if failed and set(truth.members) & set(prepare.incarnations):
+                self.world.broken("budget", f"{truth.epoch} failed and {prepare.epoch} follows; no restart is allowed")
 
     def _epoch_over(self, agent: Agent, leader: c.Coordinator) -> None:
         ended = leader.history.ended[-1]
