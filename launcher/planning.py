@@ -177,7 +177,7 @@ def network(
     among = addresses.interfaces()
     chosen = addresses.named(settings.interface, settings.said("interface"), among) if settings.interface else None
     address, why = addresses.own_address(identity.address, identity.leader, leader, chosen)
-    around = Surroundings(environ)
+    around = Surroundings.here(environ)
     variables, warnings = collective_environment(around, address, among, chosen)
     if addresses.is_loopback(address):  # `launcher local`: all ranks are on this machine
         return Network(address, why, variables, warnings)

@@ -126,7 +126,7 @@ def _variables(
         else:
             network = found.variables
             warned += found.warnings
-    around = Surroundings(environ, image)
+    around = Surroundings.here(environ, image)
     words = _per_node(identity, identity.rank)
     network = network or tuple(around.variable(n, v, "each pod finds its own out") for n, v in words.items())
     return variables.of_rank(own, network, environ, image)

@@ -56,7 +56,7 @@ def of_rank(
     ``network`` are those of collectives, as they were chosen for this rank; ``environ`` is what the launcher was
     started with; ``plan`` is the rank's, without them.
     """
-    around = Surroundings(environ, image)
+    around = Surroundings.here(environ, image)
     found: dict[str, Variable] = {}
     for process in (p for stage in plan.stages for p in stage.processes):
         for variable in _of_process(process, around):

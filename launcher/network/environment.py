@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from launcher.data import dataclass, field
+from launcher.network import nccl
 from launcher.network.addresses import Interface, holder, is_ipv6, is_loopback
 from launcher.words import EMPTY
 
@@ -35,10 +36,21 @@ class Variable:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The environment that the launcher was started in; ``image`` is what is known to come from the image's ENV."""
+    """The environment that the launcher was started in, and what NCCL's own files add to it.
+
+    ``image`` is what is known to come from the image's ENV; ``files`` tells which file a setting stands in.
+    """
 
     env: Mapping[str, str]
     image: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    files: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+    @classmethod
+    def here(cls, env: Mapping[str, str], image: Mapping[str, str] = EMPTY) -> Surroundings:
+        """With NCCL's files of this machine."""
+        found = {n: v for n, v in nccl.file_settings(env).items() if n not in env}
+        merged = {**{name: value for name, (value, _) in found.items()}, **env}
+        return cls(merged, image, {name: path for name, (_, path) in found.items()})
 
     def given(self, name: str) -> bool:
         """Set on purpose. An empty value is that too: some libraries read it as "no"."""
@@ -48,6 +60,8 @@ class Surroundings:
         """What holds for a name: the value that is there, whoever set it, else the launcher's."""
         if not self.given(name):
             return Variable(name, value, "launcher", why)
+        if name in self.files:
+            return Variable(name, self.env[name], "user", f"set in {self.files[name]}: kept")
         by_image = self.image.get(name) == self.env[name]
         return Variable(name, self.env[name], "image" if by_image else "user", "set in the environment: kept")
 
@@ -87,17 +101,9 @@ def collective_environment(
     return tuple(variables), tuple(warnings)
 
 
-def nccl_matches(rule: str, name: str) -> bool:
-    """NCCL's own rule for an interface (misc/socket.cc, parseStringList): prefixes, ``=`` exact, ``^`` not these.
-
-    The signs are read once, in front of the whole list.
-    """
-    exclude = rule.startswith("^")
-    rule = rule[1:] if exclude else rule
-    exact = rule.startswith("=")
-    entries = [e for e in (rule[1:] if exact else rule).split(",") if e]
-    hit = any(name == e if exact else name.startswith(e) for e in entries)
-    return hit != exclude
+def quoted(entries: Iterable[str]) -> str:
+    """Entries of a list; one with a blank in it is quoted, for the blank is why it matches nothing."""
+    return ", ".join(repr(e) if e != e.strip() else e for e in entries)
 
 
 def _interface_warnings(
@@ -106,9 +112,12 @@ def _interface_warnings(
     present = [i.name for i in among]
     has = f"this pod has {', '.join(sorted(present)) or 'none'}"
     rule = around.env.get(NCCL, "")
-    if rule and not any(nccl_matches(rule, n) for n in present):
+    missed = nccl.unmatched(rule, [(n, -1) for n in present])
+    if rule and not any(nccl.names(rule).match(n) for n in present):
         yield f"{NCCL}={rule} matches no interface: {has}"
-    elif chosen_by_user and rule and not nccl_matches(rule, chosen.name):
+    elif missed:
+        yield f"{NCCL}={rule}: {quoted(missed)} matches no interface: {has}"
+    if chosen_by_user and rule and not nccl.names(rule).match(chosen.name):
         yield f"{NCCL}={rule} leaves out {chosen.name}, which --interface names; the variable holds"
     for name in (GLOO, TENSORPIPE):
         value = around.env.get(name, "")

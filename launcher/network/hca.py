@@ -27,6 +27,7 @@ class Kind(str, Enum):
     NOT_GIVEN = "RDMA devices of the node that this pod was not given"
     DOWN = "RDMA devices without an active port"
     NO_GID = "RDMA devices that are not on the pod's network (veth): RoCE is impossible"
+    NO_IP = "RoCE devices without an IP of this pod"
     FOREIGN = "RDMA devices that are neither InfiniBand nor RoCE (AWS EFA?)"
     INFINIBAND = "InfiniBand"
     HOST = "RoCE on the host network"
@@ -41,6 +42,7 @@ class HcaChoice:
 
     kind: Kind
     ports: tuple[Port, ...] = ()
+    able: tuple[Port, ...] = ()  #: every port that NCCL can use, also those that are left out for a faster fabric
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -50,6 +52,7 @@ class HcaChoice:
             Kind.NONE: "schedule the pod on a node with RDMA and mount the node's devices by a device plugin",
             Kind.NOT_GIVEN: "request the device plugin's resource (rdma/..., nvidia.com/...) in the container's limits",
             Kind.DOWN: "bring the links of the node's adapters up (ibstat), or use another node",
+            Kind.NO_IP: "give the ports an IP, or pods an interface over them (Multus), where traffic must be routed",
             Kind.NO_GID: "give the pod an interface over the device (Multus with SR-IOV or macvlan), or hostNetwork",
             Kind.FOREIGN: "leave --rdma at auto: such devices have a NCCL plugin of their own (aws-ofi-nccl)",
         }.get(self.kind, "")
@@ -67,7 +70,8 @@ def choose_ports(fabric: Fabric, given: Allocated, among: Sequence[Interface]) -
     )
     reaching = _keep(active, lambda p: _no_way(p, among), left_out)
     ports = _fastest(_one_link_layer(reaching, left_out), left_out)
-    return HcaChoice(_kind(fabric, usable, active, ports, among), tuple(ports), MappingProxyType(left_out))
+    able = tuple(p for p in active if p in reaching or within_segment(p, among))
+    return HcaChoice(_kind(fabric, usable, active, ports, among), tuple(ports), able, MappingProxyType(left_out))
 
 
 def _given(usable: list[Device], given: Allocated, left_out: dict[str, str]) -> list[Device]:
@@ -92,6 +96,17 @@ def _keep(ports: Iterable[Port], why_not: Callable[[Port], str], left_out: dict[
     return kept
 
 
+def within_segment(port: Port, among: Sequence[Interface]) -> bool:
+    """Whether an entry that is not routed may be this pod's: link-local, or its IP as RoCE v1.
+
+    What holds the addresses of other pods only is not: the kernel gives a pod no GID of another's interface.
+    """
+    names = {i.name for i in among}
+    addresses = {a for i in among for a in i.addresses}
+    only_local = bool(port.gids) and all(g.link_local for g in port.gids)
+    return only_local or any(g.address in addresses or (g.link_local and g.netdev in names) for g in port.gids)
+
+
 def _no_way(port: Port, among: Sequence[Interface]) -> str:
     if port.link_layer == "InfiniBand":
         return ""
@@ -101,6 +116,13 @@ def _no_way(port: Port, among: Sequence[Interface]) -> str:
         return ""
     if not port.gids:
         return "its GID table is empty: no interface of this pod is on it"
+    names = {i.name for i in among}
+    own = sorted({g.netdev for g in port.gids if g.netdev in names})
+    if all(g.link_local for g in port.gids):
+        return f"no IP on {', '.join(own) or 'its interface'}: its GID table holds link-local entries only"
+    addresses = {a for i in among for a in i.addresses}
+    if any(g.address in addresses for g in port.gids):
+        return "its GID table holds this pod's IP as RoCE v1 only"
     others = ", ".join(sorted({g.address for g in port.gids if not g.link_local})[:3])
     return f"no RoCE v2 entry of its GID table holds an IP of this pod{f' (it holds {others})' if others else ''}"
 
@@ -133,8 +155,9 @@ def _kind(
     if not active:
         return Kind.DOWN
     if not ports:
-        known = any(p.roce or p.link_layer == "InfiniBand" for p in active)
-        return Kind.NO_GID if known else Kind.FOREIGN
+        if any(p.roce and within_segment(p, among) for p in active):
+            return Kind.NO_IP
+        return Kind.NO_GID if any(p.roce for p in active) else Kind.FOREIGN
     if not ports[0].roce:
         return Kind.INFINIBAND
     if any(i.name.startswith(_OF_A_NODE) for i in among):

@@ -1,19 +1,23 @@
 """What NCCL, NVSHMEM, UCX and Mooncake are told of RDMA in this pod, and what of the user's own words cannot work.
 
-Whatever the user or the image set is kept. Without RDMA nothing is set, with one exception: where a device opens but
-RoCE is impossible, NCCL would choose it and fail, so InfiniBand is switched off for it.
+Whatever the user or the image set is kept, also in NCCL's own files. Without RDMA nothing is set, with one exception:
+where a device opens and its GID table is empty, RoCE is impossible; NCCL would choose the device and fail, so it is
+switched off for it. A table with link-local or RoCE v1 entries only works within one network segment: what is known is
+said, and NCCL is left alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from launcher.data import dataclass
+from launcher.data import dataclass, replace
 from launcher.errors import ConfigError
 from launcher.network.addresses import Interface
-from launcher.network.environment import Surroundings, Variable
+from launcher.network.environment import Surroundings, Variable, quoted
 from launcher.network.gid import GidChoice, choose_gid, own_gids
 from launcher.network.hca import HcaChoice, Kind, choose_ports
+from launcher.network.nccl import Names, is_number, names, unmatched
+from launcher.network.nccl import number as nccl_number
 from launcher.network.rdma import ROCE_V2, Allocated, Fabric, Port
 
 MODES = ("auto", "off", "require")
@@ -54,24 +58,67 @@ def rdma_environment(
     """
     if mode not in MODES:
         raise ConfigError(f"--rdma {mode} is not one of {', '.join(MODES)}", "give one of them; auto is the default")
-    disabled = around.env.get(DISABLE, "") not in ("", "0")
+    disabled = nccl_number(around.env.get(DISABLE, "")) != 0
     choice = choose_ports(fabric, given, among)
     if mode == "require":
         _require(around, choice, disabled)
     if mode == "off":
         return _off(around, choice, interface)
     if disabled:
-        said = f"{DISABLE}={around.env[DISABLE]} in the environment"
+        said = f"{DISABLE}={around.env[DISABLE]} in {around.files.get(DISABLE, 'the environment')}"
         return Rdma(choice.kind, (), (_as_it_is(around, DISABLE),), (), (f"RDMA is left alone: {said}",))
+    found = _enabled(around, mode, choice, fabric, among, interface, nccl)
+    return replace(found, warnings=(*_switch_warnings(around), *found.warnings))
+
+
+def _enabled(
+    around: Surroundings,
+    mode: str,
+    choice: HcaChoice,
+    fabric: Fabric,
+    among: Sequence[Interface],
+    interface: Interface | None,
+    nccl: str | None,
+) -> Rdma:
+    ports, warnings = _by_user(around, choice, fabric)
+    if choice.kind is Kind.NO_IP or (ports and not any(_reaches(p, among) for p in ports)):
+        return _one_segment(around, choice, ports, warnings, among)
     if not choice.ports:
         return _impossible(around, choice, interface)
-    return _possible(around, mode, choice, among, interface, nccl)
+    return _possible(around, mode, choice, ports, warnings, among, interface, nccl)
+
+
+def _reaches(port: Port, among: Sequence[Interface]) -> bool:
+    return not port.roce or bool(own_gids(port, among))
+
+
+def _one_segment(
+    around: Surroundings, choice: HcaChoice, ports: Sequence[Port], warnings: list[str], among: Sequence[Interface]
+) -> Rdma:
+    """Ports without a routable GID of this pod. People use them on one switch, by an index of their own."""
+    shown = [_as_it_is(around, n) for n in (HCA, INDEX, *OWN_CHOICE, *QUALITY) if around.given(n)]
+    index = around.env.get(INDEX, "")
+    if is_number(index) and nccl_number(index) >= 0:
+        wrong = _wrong_gid(nccl_number(index), ports, among)
+        warnings += [f"{INDEX}={index} cannot work: {wrong}"] if wrong else []
+    elif not any(around.given(n) for n in OWN_CHOICE):
+        warnings.append(
+            f"{_found(choice)}; they reach one network segment at most, and NCCL is left alone; {choice.fix}"
+        )
+    warnings += _quality_warnings(around)
+    return Rdma(choice.kind, (), tuple(shown), tuple(warnings), (f"RDMA: {_found(choice)}",))
+
+
+def _switch_warnings(around: Surroundings) -> Iterator[str]:
+    value = around.env.get(DISABLE, "")
+    if value and not is_number(value):
+        yield f"{DISABLE}={value} is read as 0 by NCCL, which takes numbers: InfiniBand and RoCE stay on; write 1 or 0"
 
 
 def _require(around: Surroundings, choice: HcaChoice, disabled: bool) -> None:
     if disabled:
         raise ConfigError(f"--rdma require contradicts {DISABLE}={around.env[DISABLE]}", "take one of them out")
-    if not choice.ports:
+    if not choice.ports and choice.kind is not Kind.NO_IP:
         raise ConfigError(f"--rdma require, but this pod has {_found(choice)}", choice.fix)
 
 
@@ -81,7 +128,7 @@ def _off(around: Surroundings, choice: HcaChoice, interface: Interface | None) -
     if interface:
         variables.append(around.variable("UCX_NET_DEVICES", interface.name, why))
     warnings: list[str] = []
-    if around.env.get(DISABLE) in ("", "0"):
+    if around.given(DISABLE) and nccl_number(around.env[DISABLE]) == 0:
         warnings.append(f"{DISABLE}={around.env[DISABLE]} is set, so {why} does not hold for NCCL")
     elif around.given(HCA):
         warnings.append(f"{HCA}={around.env[HCA]} has no effect: {why}")
@@ -91,7 +138,7 @@ def _off(around: Surroundings, choice: HcaChoice, interface: Interface | None) -
 def _impossible(around: Surroundings, choice: HcaChoice, interface: Interface | None) -> Rdma:
     if choice.kind in (Kind.NONE, Kind.FOREIGN):
         return Rdma(choice.kind, (), (), (), (f"RDMA: {choice.kind.value}",))
-    warnings = [f"collectives use TCP: this pod has {_found(choice)}; {choice.fix}"]
+    warnings = [f"no RDMA: this pod has {_found(choice)}; {choice.fix}"]
     variables: list[Variable] = []
     insisted = [name for name in (HCA, INDEX, *OWN_CHOICE) if around.given(name)]
     if insisted:
@@ -108,11 +155,12 @@ def _possible(
     around: Surroundings,
     mode: str,
     choice: HcaChoice,
+    ports: tuple[Port, ...],
+    warnings: list[str],
     among: Sequence[Interface],
     interface: Interface | None,
     nccl: str | None,
 ) -> Rdma:
-    ports, warnings = _by_user(around, choice)
     if not ports:
         if mode == "require":
             raise ConfigError(f"--rdma require, but {warnings[0]}", f"correct {HCA}, or take it out")
@@ -140,38 +188,64 @@ def _possible(
     return Rdma(choice.kind, tuple(str(p) for p in ports), tuple(variables), tuple(warnings), said)
 
 
-def _by_user(around: Surroundings, choice: HcaChoice) -> tuple[tuple[Port, ...], list[str]]:
-    """The chosen ports, narrowed by the user's own NCCL_IB_HCA, and what is wrong with that."""
+def _by_user(around: Surroundings, choice: HcaChoice, fabric: Fabric) -> tuple[tuple[Port, ...], list[str]]:
+    """The ports that the user's own NCCL_IB_HCA means, or those chosen, and what is wrong with the list."""
     rule = around.env.get(HCA, "")
     if not rule:
         return choice.ports, []
-    ports = tuple(p for p in choice.ports if hca_matches(rule, p))
-    has = ", ".join(str(p) for p in choice.ports)
+    listed = names(rule)
+    among = choice.able if not listed.exclude else choice.ports or choice.able
+    ports = tuple(p for p in among if listed.match(p.device, p.number))
+    has = ", ".join(str(p) for p in choice.able) or "none"
     if not ports:
-        return (), [f"{HCA}={rule} matches no usable port of this pod, which has {has}"]
-    more = [str(p) for p in ports if not hca_matches(f"={rule}", p)]
-    if rule[0] not in "=^" and more:
-        return ports, [f"{HCA}={rule} is a list of beginnings and so also means {', '.join(more)}; write {HCA}=={rule}"]
-    return ports, []
+        return (), [f"{HCA}={rule} matches no usable port of this pod, which has {has}"] if choice.able else []
+    warnings = []
+    everywhere = [(d.name, p.number) for d in fabric.devices for p in d.ports]
+    if missed := unmatched(rule, everywhere):
+        what = f"which has {', '.join(f'{name}:{n}' for name, n in everywhere)}"
+        warnings.append(f"{HCA}={rule}: {quoted(missed)} matches no device of this pod, {what}")
+    if ambiguous := _ambiguous(listed, everywhere):
+        warnings.append(
+            f"{HCA}={rule} is a list of prefixes and so also means {', '.join(ambiguous[0])}; write {HCA}="
+            f"={','.join(ambiguous[1])}"
+        )
+    if len({p.link_layer for p in ports}) > 1:
+        layers = "; ".join(
+            f"{layer}: {', '.join(str(p) for p in ports if p.link_layer == layer)}"
+            for layer in sorted({p.link_layer for p in ports})
+        )
+        warnings.append(f"{HCA}={rule} mixes link layers that do not reach each other ({layers})")
+    return ports, warnings
+
+
+def _ambiguous(listed: Names, there: Sequence[tuple[str, int]]) -> tuple[list[str], list[str]] | None:
+    """Where an entry is a device's whole name and the prefix of another's: what else it means, and an exact list."""
+    if listed.exact or listed.exclude:
+        return None
+    more: list[str] = []
+    exact: list[str] = []
+    for entry in listed.entries:
+        hit = [(name, port) for name, port in there if listed.hits(entry, name, port)]
+        whole = [(name, port) for name, port in hit if name == entry[0]]
+        if whole:
+            more += [f"{name}:{port}" for name, port in hit if name != entry[0]]
+            exact.append(entry[0] if entry[1] == -1 else f"{entry[0]}:{entry[1]}")
+        else:
+            exact += dict.fromkeys(name if entry[1] == -1 else f"{name}:{port}" for name, port in hit)
+    wanted = {e.partition(":")[0] for e in exact}
+    more = [m for m in dict.fromkeys(more) if m.partition(":")[0] not in wanted]
+    return (more, exact) if more else None
 
 
 def hca_matches(rule: str, port: Port) -> bool:
     """NCCL's rule for devices: as for interfaces, with an optional ``:port`` after each name."""
-    exclude = rule.startswith("^")
-    rule = rule.removeprefix("^")
-    exact = rule.startswith("=")
-    hit = False
-    for entry in filter(None, rule.removeprefix("=").split(",")):
-        name, _, number = entry.partition(":")
-        named = port.device == name if exact else port.device.startswith(name)
-        hit = hit or (named and number in ("", str(port.number)))
-    return hit != exclude
+    return names(rule).match(port.device, port.number)
 
 
 def _quality_warnings(around: Surroundings) -> Iterator[str]:
     for name, most in QUALITY.items():
         value = around.env.get(name, "")
-        if value and value != "-1" and not (value.isdecimal() and int(value) <= most):
+        if value and not (is_number(value) and -1 <= nccl_number(value) <= most):
             yield f"{name}={value} is not a number from 0 to {most}"
 
 
@@ -191,9 +265,10 @@ def _gid_variables(
     own = around.env.get(INDEX, "")
     if own:
         yield _as_it_is(around, INDEX)
-        if own.isdecimal() and not _wrong_gid(int(own), ports, among):
+        index = nccl_number(own)
+        if is_number(own) and index >= 0 and not _wrong_gid(index, ports, among):
             for name in OTHER_INDEXES:
-                yield around.variable(name, own, f"the same as {INDEX}")
+                yield around.variable(name, str(index), f"the same as {INDEX}")
         return
     chosen = [name for name in OWN_CHOICE if around.given(name)]
     if chosen:
@@ -213,13 +288,17 @@ def _gid_warnings(
 ) -> Iterator[str]:
     for name in (INDEX, *OTHER_INDEXES):
         value = around.env.get(name, "")
-        if not value or (name == "UCX_IB_GID_INDEX" and value == "auto") or value == "-1":
+        if not value or (name == "UCX_IB_GID_INDEX" and value == "auto"):
             continue
-        if not value.isdecimal():
+        if not is_number(value):
             yield f"{name}={value} is not a number"
-        elif wrong := _wrong_gid(int(value), ports, among):
+        elif nccl_number(value) < 0:
+            continue  # the library chooses
+        elif wrong := _wrong_gid(nccl_number(value), ports, among):
             instead = f"; {gid.index} would" if gid.index is not None else ""
             yield f"{name}={value} cannot work: {wrong}{instead}"
+        elif gid.index is not None and (narrow := _one_segment_only(nccl_number(value), ports)):
+            yield f"{name}={value}: {narrow}, which reaches one network segment only; {gid.index} holds this pod's IP"
     if around.env.get(INDEX, "") or any(around.given(n) for n in OWN_CHOICE):
         return
     if gid.problem:
@@ -234,12 +313,23 @@ def _wrong_gid(index: int, ports: Sequence[Port], among: Sequence[Interface]) ->
         entry = port.gid(index)
         if entry is None:
             return f"entry {index} of {port} is empty"
-        if entry.type != ROCE_V2:
-            return f"entry {index} of {port} is {entry.type or 'of no type'}, not {ROCE_V2}"
+        if not entry.type:
+            return f"entry {index} of {port} is of no type"
         if not entry.link_local and entry.address not in {g.address for g in own_gids(port, among)}:
             ours = {a for i in among for a in i.addresses}
             if entry.address not in ours:
                 return f"entry {index} of {port} holds {entry.address}, which is not an IP of this pod"
+    return ""
+
+
+def _one_segment_only(index: int, ports: Sequence[Port]) -> str:
+    """Whether an entry that works is not routed: link-local, or RoCE v1."""
+    for port in ports:
+        entry = port.gid(index)
+        if entry is not None and entry.link_local:
+            return f"entry {index} of {port} is link-local"
+        if entry is not None and entry.type != ROCE_V2:
+            return f"entry {index} of {port} is {entry.type}, not {ROCE_V2}"
     return ""
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.network.addresses import Interface
-from launcher.network.environment import Surroundings, Variable, collective_environment, nccl_matches
+from launcher.network.environment import Surroundings, Variable, collective_environment
+from launcher.network.nccl import names
 
 LO = Interface("lo", ("127.0.0.1/8", "::1/128"))
 ETH0 = Interface("eth0", ("10.0.0.5/24", "fd00::5/64"))
@@ -102,7 +103,9 @@ def test_what_cannot_work_is_kept_and_warned_of(name: str, value: str, words: st
     [
         ("NCCL_SOCKET_IFNAME", "eth"),
         ("NCCL_SOCKET_IFNAME", "^lo,docker"),
-        ("NCCL_SOCKET_IFNAME", "=eth0,ib0"),
+        ("NCCL_SOCKET_IFNAME", "=eth0,net1"),
+        ("NCCL_SOCKET_IFNAME", "eth"),
+        ("NCCL_SOCKET_IFNAME", "^docker,lo"),
         ("GLOO_SOCKET_IFNAME", "net1,eth0"),
         ("NCCL_SOCKET_FAMILY", "AF_INET"),
         ("VLLM_HOST_IP", "192.168.7.5"),
@@ -132,7 +135,7 @@ def test_a_variable_against_the_interface_flag() -> None:
     ],
 )
 def test_nccls_rule(rule: str, name: str, matches: bool) -> None:
-    assert nccl_matches(rule, name) is matches
+    assert names(rule).match(name) is matches
 
 
 NAMES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY", "VLLM_HOST_IP", "PATH")

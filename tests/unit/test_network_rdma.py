@@ -14,6 +14,7 @@ from launcher.network.addresses import Interface, holder
 from launcher.network.environment import Surroundings
 from launcher.network.gid import nccl_auto_index, parse_version
 from launcher.network.hca import Kind
+from launcher.network.nccl import file_settings, number
 from launcher.network.rdma import Allocated, Gid, Port, allocated, natural, read, roots
 from launcher.network.rdma_environment import Rdma, hca_matches, rdma_environment
 
@@ -460,13 +461,20 @@ def test_the_user_switched_it_off(node: Node) -> None:
         ({"NCCL_IB_GID_INDEX": "2"}, "entry 2 of mlx5_0:1 is IB/RoCE v1, not RoCE v2"),
         ({"NCCL_IB_GID_INDEX": "7"}, "entry 7 of mlx5_0:1 holds 192.168.5.8, which is not an IP of this pod"),
         ({"NCCL_IB_GID_INDEX": "three"}, "NCCL_IB_GID_INDEX=three is not a number"),
-        ({"MC_GID_INDEX": "0"}, "MC_GID_INDEX=0 cannot work"),
+        ({"NCCL_IB_GID_INDEX": "1"}, "is link-local, which reaches one network segment only; 3 holds"),
+        ({"NCCL_IB_GID_INDEX": " 0x1"}, "is link-local"),
+        ({"MC_GID_INDEX": "0"}, "MC_GID_INDEX=0: entry 0 of mlx5_0:1 is link-local"),
         ({"UCX_IB_GID_INDEX": "9"}, "UCX_IB_GID_INDEX=9 cannot work"),
         ({"NCCL_IB_TC": "300"}, "NCCL_IB_TC=300 is not a number from 0 to 255"),
         ({"NCCL_IB_SL": "x"}, "NCCL_IB_SL=x is not a number from 0 to 15"),
         ({"NCCL_IB_HCA": "mlx5_9"}, "NCCL_IB_HCA=mlx5_9 matches no usable port of this pod, which has mlx5_0:1"),
         ({"NCCL_IB_HCA": "^mlx5"}, "matches no usable port"),
-        ({"NCCL_IB_HCA": "mlx5"}, "is a list of beginnings and so also means mlx5_0:1"),
+        ({"NCCL_IB_HCA": "mlx5_0,mlx5_7"}, "mlx5_7 matches no device of this pod, which has mlx5_0:1"),
+        ({"NCCL_IB_HCA": "=mlx5_0,mlx5"}, "mlx5 matches no device"),
+        ({"NCCL_IB_HCA": "mlx5_0, mlx5_0"}, "' mlx5_0' matches no device"),
+        ({"NCCL_IB_HCA": "mlx5_0:1,mlx5_0:2"}, "mlx5_0:2 matches no device"),
+        ({"NCCL_IB_DISABLE": "true"}, "is read as 0 by NCCL"),
+        ({"NCCL_IB_SL": "0x1f"}, "NCCL_IB_SL=0x1f is not a number from 0 to 15"),
         ({"UCX_NET_DEVICES": "mlx5_4:1"}, "UCX_NET_DEVICES=mlx5_4:1 names mlx5_4:1; usable here are eth0, lo"),
     ],
 )
@@ -474,16 +482,24 @@ def test_values_that_cannot_work(node: Node, env: dict[str, str], words: str) ->
     node.device("mlx5_0", {**table("192.168.5.9"), 7: ("192.168.5.8", V2, "net1")}, netdev="net1")
     found = node.rdma(net("192.168.5.9/24"), env=env)
     assert any(words in w for w in found.warnings), found.warnings
-    assert env.items() <= values(found).items() or set(env) & {"MC_GID_INDEX", "UCX_IB_GID_INDEX"}
+    assert env.items() <= values(found).items() or set(env) & {"MC_GID_INDEX", "UCX_IB_GID_INDEX", "NCCL_IB_DISABLE"}
 
 
 @pytest.mark.parametrize(
     "env",
     [
         {"NCCL_IB_GID_INDEX": "3"},
-        {"NCCL_IB_GID_INDEX": "1"},
+        {"NCCL_IB_GID_INDEX": "0x3"},
+        {"NCCL_IB_GID_INDEX": " 3"},
         {"NCCL_IB_GID_INDEX": "-1"},
         {"NCCL_IB_TC": "128"},
+        {"NCCL_IB_TC": "0x6a"},
+        {"NCCL_IB_TC": "-1"},
+        {"NCCL_IB_SL": "017"},
+        {"NCCL_IB_HCA": "mlx5"},
+        {"NCCL_IB_HCA": "mlx"},
+        {"NCCL_IB_HCA": "^mlx4"},
+        {"NCCL_IB_DISABLE": "0x0"},
         {"NCCL_IB_HCA": "=mlx5_0:1"},
         {"NCCL_IB_HCA": "mlx5_0"},
         {"UCX_IB_GID_INDEX": "auto"},
@@ -500,8 +516,106 @@ def test_values_that_can_work(node: Node, env: dict[str, str]) -> None:
 
 def test_the_users_index_goes_to_the_others_too(node: Node) -> None:
     node.device("mlx5_0", table("192.168.5.9"), netdev="net1")
-    found = values(node.rdma(net("192.168.5.9/24"), env={"NCCL_IB_GID_INDEX": "1"}))
-    assert found["MC_GID_INDEX"] == found["UCX_IB_GID_INDEX"] == "1"
+    for given in ("1", "0x1", " 1"):
+        found = values(node.rdma(net("192.168.5.9/24"), env={"NCCL_IB_GID_INDEX": given}))
+        assert found["MC_GID_INDEX"] == found["UCX_IB_GID_INDEX"] == "1"
+
+
+@pytest.mark.parametrize("value", ["1", "0x1", " 7", "-1", "01"])
+def test_what_switches_rdma_off(node: Node, value: str) -> None:
+    found = node.rdma(*rails(node), env={"NCCL_IB_DISABLE": value})
+    assert (found.ports, found.warnings) == ((), ())
+
+
+@pytest.mark.parametrize("value", ["0", "", "false", "no", " 0"])
+def test_what_does_not(node: Node, value: str) -> None:
+    assert node.rdma(*rails(node), env={"NCCL_IB_DISABLE": value}).ports
+
+
+LOCAL: dict[int, Entry] = {0: ("fe80::1", V1, "ens0"), 1: ("fe80::1", V2, "ens0")}
+
+
+def test_ports_without_an_ip_are_left_to_nccl(node: Node) -> None:
+    node.device("mlx5_0", LOCAL)
+    ens0 = Interface("ens0", ())
+    found = node.rdma(ens0)
+    assert values(found) == {}
+    (warning,) = found.warnings
+    assert "no IP on ens0" in warning and "impossible" not in warning and "TCP" not in warning
+    own = {"NCCL_IB_HCA": "mlx5_0", "NCCL_IB_GID_INDEX": "1"}
+    kept = node.rdma(ens0, env=own)
+    assert (values(kept), kept.warnings) == (own, ())
+    assert "TCP" not in " ".join(kept.why) and "impossible" not in " ".join(kept.why)
+    assert node.rdma(ens0, env={**own, "NCCL_IB_GID_INDEX": "0"}).warnings == ()
+    assert "entry 5 of mlx5_0:1 is empty" in node.rdma(ens0, env={**own, "NCCL_IB_GID_INDEX": "5"}).warnings[0]
+    assert node.rdma(ens0, env=own, mode="require").warnings == ()
+
+
+def test_roce_v1_alone_is_left_to_nccl(node: Node) -> None:
+    node.device("mlx5_0", {0: ("fe80::1", V1, "net1"), 1: ("192.168.5.9", V1, "net1")}, netdev="net1")
+    found = node.rdma(net("192.168.5.9/24"))
+    assert values(found) == {}
+    assert "as RoCE v1 only" in found.warnings[0]
+    assert node.rdma(net("192.168.5.9/24"), env={"NCCL_IB_GID_INDEX": "1"}).warnings == ()
+
+
+def test_the_users_list_goes_before_the_faster_fabric(node: Node) -> None:
+    node.device("ib0", layer="InfiniBand", rate="400 Gb/sec (4X NDR)")
+    node.device("roce0", table("192.168.5.9"), rate="100 Gb/sec (4X EDR)", netdev="net1")
+    pod = net("192.168.5.9/24")
+    assert node.rdma(pod).ports == ("ib0:1",)
+    found = node.rdma(pod, env={"NCCL_IB_HCA": "roce0"})
+    assert (found.ports, found.warnings) == (("roce0:1",), ())
+    assert values(found)["NCCL_IB_GID_INDEX"] == "3"
+    (warning,) = node.rdma(pod, env={"NCCL_IB_HCA": "roce0,ib0"}).warnings
+    assert "mixes link layers" in warning
+
+
+def test_what_stands_in_nccls_files_is_the_users(node: Node, tmp_path: Path) -> None:
+    conf = tmp_path / "my.conf"
+    conf.write_text("# of the image\nNCCL_IB_HCA==mlx5_0\nNCCL_IB_GID_INDEX=9\r\n NCCL_IB_TC=1\nFOO=1\nNCCL_DEBUG\n")
+    (tmp_path / ".nccl.conf").write_text("NCCL_IB_SL=3\n")
+    system = tmp_path / "etc.conf"
+    system.write_text("NCCL_IB_HCA=mlx5_1\nNCCL_IB_TIMEOUT=22\n")
+    env = {"NCCL_CONF_FILE": str(conf), "HOME": str(tmp_path)}
+    assert {n: v for n, (v, _) in file_settings(env, str(system)).items()} == {
+        "NCCL_IB_HCA": "=mlx5_0",
+        "NCCL_IB_GID_INDEX": "9",
+        "NCCL_IB_TIMEOUT": "22",
+    }
+    assert file_settings({"HOME": str(tmp_path)}, str(system))["NCCL_IB_SL"] == ("3", str(tmp_path / ".nccl.conf"))
+    around = Surroundings.here(env)
+    found = around.variable("NCCL_IB_HCA", "other", "")
+    assert (found.value, found.setter, found.why) == ("=mlx5_0", "user", f"set in {conf}: kept")
+    over = Surroundings.here({**env, "NCCL_IB_HCA": "mine"}).variable("NCCL_IB_HCA", "other", "")
+    assert (over.value, over.why) == ("mine", "set in the environment: kept")
+
+
+def test_nccl_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\0NCCL=\n")
+    for name in ("folder", "fifo", "bytes", "absent"):
+        assert file_settings({"NCCL_CONF_FILE": str(tmp_path / name)}, str(tmp_path / "absent")) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0x6a", 106),
+        (" 7", 7),
+        ("010", 8),
+        ("-1", -1),
+        ("false", 0),
+        ("", 0),
+        ("5abc", 5),
+        ("0", 0),
+        ("09", 0),
+        ("+3", 3),
+    ],
+)
+def test_numbers_as_nccl_reads_them(text: str, value: int) -> None:
+    assert number(text) == value
 
 
 def test_the_users_range_is_not_overruled_by_an_index(node: Node) -> None:
