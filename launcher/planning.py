@@ -235,10 +235,20 @@ def port_error(name: str, settings: Settings, error: OSError) -> ConfigError:
 
 def sketch(identity: Identity, addresses: Sequence[str] = ()) -> Shared:
     """An epoch before there is one, with names in angle brackets where addresses are not known."""
-    names = tuple(addresses) or tuple(f"<ip of {identity.name_of(r)}>" for r in range(identity.size))
+    names = tuple(addresses) or tuple(address_of(identity, r) for r in range(identity.size))
     if identity.alone and not addresses:
         names = (identity.address or "127.0.0.1",)
     return Shared(Epoch(1, "0"), names)
+
+
+def address_of(identity: Identity, rank: int) -> str:
+    """A rank's address where it is known before the pods run: it was given as one, or is this pod's own."""
+    from launcher.network.names import is_literal
+
+    if rank == identity.rank and identity.address:
+        return identity.address
+    name = identity.name_of(rank)
+    return name if is_literal(name) else f"<ip of {name}>"
 
 
 def outline(identity: Identity, address: str) -> Shared:

@@ -44,7 +44,13 @@ def plan(
         warned.append("--handoff: after the start nobody watches, restarts or drains the engine; the launcher is gone")
     context = PlanContext(settings, identity, facts, planning.sketch(identity), planning.bind(settings))
     plans = [engine.plan(context, rank) for rank in range(identity.size)]
-    named = [planning.with_environment(p, _per_node(identity, p.rank)) for p in plans]
+    network = _network(settings, identity, facts, environ, warned)
+    around = Surroundings.here(roles.environment(environ, identity.rank), variables.image_environment(environ))
+    own = {v.name: v.value for v in network if v.setter == "launcher"}
+    named = [
+        planning.with_environment(p, own if network and p.rank == identity.rank else _per_node(identity, p.rank))
+        for p in plans
+    ]
     return {
         "identity": {
             "rank": identity.rank,
@@ -61,8 +67,8 @@ def plan(
             "gpus_per_pod": facts.gpus,
             "why": list(dict.fromkeys([*checked.why, *plans[0].why])),
         },
-        "ranks": [_rank(p, roles.environment(environ, p.rank)) for p in named],
-        "variables": variables.as_objects(_variables(settings, identity, facts, plans[identity.rank], environ, warned)),
+        "ranks": [_rank(p, {**roles.environment(environ, p.rank), **around.files}) for p in named],
+        "variables": variables.as_objects(_variables(identity, plans[identity.rank], network, around)),
         "ports": [
             *_own_ports(settings, identity),
             *(
@@ -106,37 +112,36 @@ def _facts(settings: Settings, engine: Engine, environ: Mapping[str, str], warne
     return facts
 
 
-def _variables(
-    settings: Settings,
-    identity: Identity,
-    facts: NodeFacts,
-    own: Plan,
-    environ: Mapping[str, str],
-    warned: list[str],
+def _network(
+    settings: Settings, identity: Identity, facts: NodeFacts, environ: Mapping[str, str], warned: list[str]
 ) -> tuple[Variable, ...]:
-    """Every variable of this rank's engine. In a pod that was told its address they are the real ones."""
-    image = variables.image_environment(environ)
-    environ = roles.environment(environ, identity.rank)
-    network: tuple[Variable, ...] = ()
-    if identity.address and not identity.alone:
-        try:
-            found = planning.network(settings, identity, environ, (), planning.nccl_version(facts))
-        except ConfigError as error:
-            warned.append(f"{error.message} ({error.fix})")
-        else:
-            network = found.variables
-            warned += found.warnings
-    around = Surroundings.here(environ, image)
+    """What collectives of this rank are told. In a pod that was given its address these are the real values."""
+    if not identity.address or identity.alone:
+        return ()
+    own = roles.environment(environ, identity.rank)
+    try:
+        found = planning.network(settings, identity, own, (), planning.nccl_version(facts))
+    except ConfigError as error:
+        warned.append(f"{error.message} ({error.fix})")
+        return ()
+    warned += found.warnings
+    return found.variables
+
+
+def _variables(
+    identity: Identity, own: Plan, network: tuple[Variable, ...], around: Surroundings
+) -> tuple[Variable, ...]:
+    """Every variable of this rank's engine."""
     words = _per_node(identity, identity.rank)
     network = network or tuple(around.variable(n, v, "each pod finds its own out") for n, v in words.items())
-    return variables.of_rank(own, network, environ, image)
+    return variables.of_rank(own, network, around)
 
 
 def _per_node(identity: Identity, rank: int) -> dict[str, str]:
     """The variables that each node finds out for itself, in words."""
     if identity.alone:
         return {}
-    own = f"<ip of {identity.name_of(rank)}>"
+    own = planning.address_of(identity, rank)
     interface = "<interface that holds it>"
     return {
         "NCCL_SOCKET_IFNAME": f"={interface}",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines import arguments
-from launcher.network.environment import Setter, Surroundings, Variable
+from launcher.network.environment import Surroundings, Variable
 from launcher.words import Plan, Process
 
 #: ``env -0`` of the image as it was built (images/): what of the environment is not the user's.
@@ -48,24 +48,21 @@ def image_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, _, value in (entry.partition("=") for entry in entries) if name}
 
 
-def of_rank(
-    plan: Plan, network: Sequence[Variable], environ: Mapping[str, str], image: Mapping[str, str]
-) -> tuple[Variable, ...]:
+def of_rank(plan: Plan, network: Sequence[Variable], around: Surroundings) -> tuple[Variable, ...]:
     """The variables of one rank's engine, by name. Secrets are masked.
 
-    ``network`` are those of collectives, as they were chosen for this rank; ``environ`` is what the launcher was
-    started with; ``plan`` is the rank's, without them.
+    ``network`` are those of collectives, as they were chosen for this rank; ``around`` is what the launcher was
+    started in; ``plan`` is the rank's, without them.
     """
-    around = Surroundings.here(environ, image)
     found: dict[str, Variable] = {}
     for process in (p for stage in plan.stages for p in stage.processes):
         for variable in _of_process(process, around):
             found.setdefault(variable.name, variable)
     for variable in network:
         found.setdefault(variable.name, variable)
-    for name, value in environ.items():
+    for name, value in around.env.items():
         if name.startswith(RELEVANT) and name not in found and not name.endswith(LINKS):
-            found[name] = Variable(name, value, _setter(around, name), KEPT)
+            found[name] = around.variable(name, value, KEPT)
     return tuple(_masked(found[name]) for name in sorted(found))
 
 
@@ -80,10 +77,6 @@ def _of_process(process: Process, around: Surroundings) -> Iterator[Variable]:
             yield Variable(name, UNSET, "launcher", WHY.get(name, f"{process.name} must not see it"))
     for name, value in process.defaults.items():
         yield around.variable(name, value, WHY.get(name, f"the plan of {process.name}"))
-
-
-def _setter(around: Surroundings, name: str) -> Setter:
-    return "image" if around.image.get(name) == around.env[name] else "user"
 
 
 def _masked(variable: Variable) -> Variable:

@@ -17,7 +17,7 @@ from launcher.asking import asker
 from launcher.data import dataclass, replace
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError, NoIdentityError
-from launcher.network.environment import Variable
+from launcher.network.environment import Surroundings, Variable
 from launcher.preflight import checks, show
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.node import Node
@@ -225,7 +225,8 @@ def variables_of(node: Node) -> tuple[Variable, ...]:
     if node.plan is None:
         return ()
     network = node.network.variables if node.network else ()
-    return variables.of_rank(node.plan, network, node.environ, variables.image_environment(node.raw))
+    around = Surroundings.here(node.environ, variables.image_environment(node.raw))
+    return variables.of_rank(node.plan, network, around)
 
 
 async def _is_running(settings: Settings) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from launcher import variables
 from launcher.network import facts
 from launcher.network.addresses import Interface, holder
-from launcher.network.environment import Variable
+from launcher.network.environment import Surroundings, Variable
 from launcher.words import Plan, Process, Stage
 from tests.unit.test_network_rdma import ETH0, LO, V1, V2, Node, net, table
 
@@ -33,7 +33,7 @@ CHOSEN = (Variable("NCCL_SOCKET_IFNAME", "=eth0", "launcher", "it holds 10.0.0.1
 
 
 def rows(environ: dict[str, str], image: dict[str, str] | None = None) -> dict[str, Variable]:
-    return {v.name: v for v in variables.of_rank(PLAN, CHOSEN, environ, image or {})}
+    return {v.name: v for v in variables.of_rank(PLAN, CHOSEN, Surroundings(environ, image or {}))}
 
 
 def test_who_set_what_and_why() -> None:
