@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 OF_THE_ENGINE = (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Orphaned, guard.Stopped)
 PAGES_AFTER = 0.2  #: seconds at most; with one pod the engine's start goes first
+CONTAINED_EVERY = 60.0  #: seconds at least between two lines about errors over connections
+LAST_WRITE = 2.0  #: seconds for the state file, when nothing else is left to do
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
 
@@ -73,13 +75,14 @@ class Agent:
         self._adapter: Engine = planning.engine_of(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[me.Exit] | None = None
+        self._contained, self._contained_at = 0, -CONTAINED_EVERY  # errors over connections; when one was last named
         self._engine_started = asyncio.Event()
         self._queue: deque[tuple[str, Any, int]] = deque()
         self._pumping = False
         self._leader_link: LeaderLink | None = None
         self._member_link: MemberLink | None = None
         self._remembered: tuple[Epoch, leftovers.Snapshot | None] | None = None
-        self._shm_before = memory.shm_from(environ.get("LAUNCHER_LAST_EPOCH") or "[]")
+        self._last_epoch, self._shm_before = memory.handed_on(environ)
         self._kept_news: m.News | None = None
         self.phase = "setup"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log)
@@ -120,12 +123,13 @@ class Agent:
             stop_grace=settings.stop_grace,
             join_timeout=join_timeout(settings, who),
             may_restart=settings.max_restarts > 0,
-            replaces=tuple(r for r in environ.get("LAUNCHER_REPLACES", "").split(",") if r)[-64:],
+            replaces=tuple(filter(memory.is_incarnation, environ.get("LAUNCHER_REPLACES", "").split(",")))[-64:],
             died=self._died,
-            last=_last_epoch(environ) or former.last,
+            last=self._last_epoch or former.last,
         )
         member = me.Member(config, time.monotonic())
-        ages = tuple(max(0.0, time.time() - at) for at in former.charges)
+        now = time.time()
+        ages = tuple(max(0.0, now - at) for at in former.charges if now - at <= settings.restart_window)
         member.news = m.News(
             "gathering",
             charges=ages if killed is None else (0.0, *ages),
@@ -217,6 +221,7 @@ class Agent:
         self._telling.termination(cause or self.member.news.first_failure, leaving.code, leaving.text)
         if self._recalled:  # else what is remembered is not ours, and we know nothing of what it left
             self._remember(clean=leaving.code != ExitCode.SOFTWARE)  # else what runs is ended by the guard, after us
+            self._keeper.settle(LAST_WRITE)
         await self._close_leader_link()
         if self._member_link is not None:
             await asyncio.sleep(0.05)  # what was just said is still in the socket's hands
@@ -229,6 +234,7 @@ class Agent:
 
     async def _before_handoff(self) -> None:
         self._remember(handed_off=True)
+        self._keeper.settle(LAST_WRITE)
         await self._close_leader_link()
 
     async def _close_leader_link(self) -> None:
@@ -320,6 +326,8 @@ class Agent:
         killed = former.killed(self.identity.rank)
         if killed is not None:
             self.log((self._died or killed).text, level="warning")
+        if self._keeper.set_aside:
+            self.log("the state file is not used", {"why": self._keeper.set_aside}, "warning")
         self._remember(incarnation=self.incarnation, place=here, clean=False, handed_off=False)
         self._recalled = True
 
@@ -603,6 +611,13 @@ class Agent:
             return False, f"the engine is not well: {self.engine.health.words}"
         return True, "serving"
 
+    @property
+    def connection_errors(self) -> dict[str, float]:
+        """Connections that were closed because of what came on them, by kind, for the metrics."""
+        links = [link.errors for link in (self._leader_link, self._member_link) if link is not None]
+        unexpected = sum(one.unexpected for one in links) + self._contained
+        return {"protocol": sum(one.protocol for one in links), "unexpected": unexpected}
+
     # ------------------------------------------------------------------------------------------------------- our bugs
 
     def _task(self, work: Any) -> asyncio.Task[Any]:
@@ -616,13 +631,44 @@ class Agent:
         assert self._loop is not None
         self._bug(self._loop, {"exception": error})
 
+    def _contain(self, context: Mapping[str, Any]) -> None:
+        """An error over a connection: it is closed and counted, and named once a minute."""
+        self._contained += 1
+        now = time.monotonic()
+        if now - self._contained_at >= CONTAINED_EVERY:
+            self._contained_at = now
+            why = f"{context.get('message', '')}: {context.get('exception')!r}"[:300]
+            self.log("an error over a connection", {"why": why, "so_far": self._contained}, "warning")
+        transport = context.get("transport")
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.abort()
+
     def _bug(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """An exception that nobody expected: say all of it and end; the guard takes the engine down."""
+        """An exception that nobody expected: say all of it and end; the guard takes the engine down.
+
+        Unless it is a connection's or a library's own: whoever is on the other end of a connection must not end a pod.
+        """
         error = context.get("exception")
+        if not _is_ours(context):
+            self._contain(context)
+            return
         lines = traceback.format_exception(error) if isinstance(error, BaseException) else [str(context.get("message"))]
         self.log.block(["launcher: a bug of the launcher, please report it:", *"".join(lines).splitlines()])
         if not self._finished_future.done():
             self._finished_future.set_result(me.Exit(int(ExitCode.SOFTWARE), None, "a bug of the launcher"))
+
+
+def _is_ours(context: Mapping[str, Any]) -> bool:
+    """Whether what the event loop reports was raised by the launcher's own code, and not over a connection."""
+    if any(context.get(key) is not None for key in ("transport", "protocol", "socket", "server")):
+        return False
+    error = context.get("exception")
+    if isinstance(error, MemoryError) or not isinstance(error, BaseException):
+        return isinstance(error, BaseException)  # without one it is a library's complaint
+    if "handle" not in context and "future" not in context and "task" not in context:
+        return True  # handed on by `_failed`
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.partition(".")[0] == "launcher" for name in modules)
 
 
 def join_timeout(settings: Settings, identity: Identity) -> float | None:
@@ -632,11 +678,6 @@ def join_timeout(settings: Settings, identity: Identity) -> float | None:
     return None if identity.waits_forever else JOIN_TIMEOUT
 
 
-def _last_epoch(environ: Mapping[str, str]) -> tuple[Epoch, tuple[str, ...]] | None:
-    text = environ.get("LAUNCHER_LAST_EPOCH")
-    return memory.epoch_from(text) if text else None
-
-
 def _former_death(environ: Mapping[str, str], rank: int) -> Cause | None:
-    how = environ.get("LAUNCHER_PREVIOUS_AGENT")
+    how = environ.get("LAUNCHER_PREVIOUS_AGENT", "")[:300]
     return Cause(CauseKind.AGENT, rank, f"the launcher's agent process was {how}", "launcher") if how else None

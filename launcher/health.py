@@ -8,6 +8,7 @@ the time as an argument; `agent.py` turns a verdict into a failure of the epoch.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -21,6 +22,7 @@ from launcher.words import Cause, CauseKind, Health
 METRICS_EVERY = 5.0  #: seconds between looks at the engine's metrics while it serves
 IDLE_EVERY = 0.25
 SAY_EVERY = 5.0  #: seconds at least between two lines about what a drain waits for
+MOST_SERIES = 2048  #: label sets of one metric that are looked at: engines have a few for each rank
 IDLE_FOR = 2.0  #: running + waiting must stay 0 this long before the engine counts as drained
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})?\s+(\S+)")
@@ -44,11 +46,14 @@ def samples(text: str, names: Iterable[str]) -> dict[str, dict[Labels, float]]:
             value = float(match[3])
         except ValueError:
             continue
+        if not math.isfinite(value):
+            continue  # NaN is equal to nothing, itself included: it would look like progress
         labels = match[2] or ""
         for name, label in wanted[match[1]]:
-            if label in labels:
-                found.setdefault(name, {})[labels] = value
-    return found
+            series = found.setdefault(name, {})
+            if label in labels and (len(series) < MOST_SERIES or labels in series):
+                series[labels] = value
+    return {name: series for name, series in found.items() if series}
 
 
 @dataclass
@@ -64,10 +69,9 @@ class Progress:
         if any(v > 0 for n in self.health.sleeping for v in page.get(n, {}).values()):
             self._moved.clear()  # asleep on purpose
             return ""
-        engines = {_engine(labels) for n in self.health.running for labels in page.get(n, {})}
-        for engine in sorted(engines):
-            running = sum(_of(page, self.health.running, engine))
-            counters = tuple(_of(page, self.health.progress, engine))
+        runs, moves = _by_engine(page, self.health.running), _by_engine(page, self.health.progress)
+        for engine in sorted(runs):
+            running, counters = sum(runs[engine]), tuple(moves.get(engine, ()))
             before = self._moved.get(engine)
             if running <= 0 or before is None or before[0] != counters:
                 self._moved[engine] = (counters, now)
@@ -88,9 +92,13 @@ def _engine(labels: Labels) -> str:
     return match[0] if match else ""
 
 
-def _of(page: Samples, names: Iterable[str], engine: str) -> list[float]:
-    """Values of an engine, in a steady order."""
-    return [v for n in names for labels, v in sorted(page.get(n, {}).items()) if _engine(labels) == engine]
+def _by_engine(page: Samples, names: Iterable[str]) -> dict[str, list[float]]:
+    """Values of each engine, in a steady order."""
+    found: dict[str, list[float]] = {}
+    for name in names:
+        for labels, value in sorted(page.get(name, {}).items()):
+            found.setdefault(_engine(labels), []).append(value)
+    return found
 
 
 class HealthWatch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,11 @@ class PodEngine:
             cause = Cause(CauseKind.UNABLE, self._identity.rank, str(error))
             self._tell(me.NotAble(shared.epoch, cause, False))
             return
+        except Exception as error:  # of an engine that others wrote, or over what the leader said of this epoch
+            self._log.block([f"launcher: {line}" for line in traceback.format_exc().splitlines()])
+            text = f"the engine's plan for this epoch cannot be made: {type(error).__name__}: {error}"[:500]
+            self._tell(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self._identity.rank, text), False))
+            return
         text = self._not_back
         if taken:
             text = f"{taken} is in use on this pod by something that is not of this group"
@@ -185,7 +191,11 @@ class PodEngine:
 
     def start_stage(self, stage: int) -> None:
         """Start this rank's processes of one stage; Done follows."""
-        assert self.plan is not None
+        assert self.plan is not None and self.epoch is not None
+        if stage >= len(self.plan.stages):
+            text = f"the leader asked for stage {stage}; this rank's plan has {len(self.plan.stages)}"
+            self._broke(self.epoch, Cause(CauseKind.UNABLE, self._identity.rank, text))
+            return
         if self._settings.handoff:
             self._task(self._hand_off(self.plan.stages[stage].processes[0]))
             return

@@ -1,14 +1,22 @@
-"""One bounded question to a server on this pod: does a port answer, what does a URL say.
+"""One bounded question to a server: does a port answer, what does a URL say.
 
 Made of the standard library's client in a worker thread: light, and it holds nothing between questions. A URL is
 ``http://``, ``https://`` or ``http+unix://%2Fsocket/path`` (an engine with ``--uds``). Never raises: an answer is a
 status and a body, and what went wrong otherwise is in words.
+
+A question has a total time and a total size. The library's own limit is for each read: a server that sends a byte a
+second would never meet it. So at the end of the time the connection is shut down, which ends whatever waits for it.
+No proxy is ever used.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from launcher.data import dataclass
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
     import http.client
 
 MOST_BYTES = 4 << 20  #: of a body; a metrics page of a large engine is 200 KiB
+SPARE = 0.5  #: seconds that a thread has to notice that its connection is shut
+TOO_LATE = "no answer in time"
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,33 @@ class Reply:
         return self.error or f"HTTP {self.status}"
 
 
-async def ask(url: str, timeout: float, *, insecure: bool = False, body: str | None = None) -> Reply:
-    """GET ``url``, or POST ``body`` (JSON) to it."""
+async def ask(
+    url: str, timeout: float, *, insecure: bool = False, body: str | None = None, most: int = MOST_BYTES
+) -> Reply:
+    """GET ``url``, or POST ``body`` (JSON) to it. The whole answer comes within ``timeout`` seconds, or none does."""
+    question = _Question(url, timeout, insecure, body, {}, most)
+    alarm = asyncio.get_running_loop().call_later(timeout, question.cut)
     try:
-        return await asyncio.to_thread(_ask, url, timeout, insecure, body)
+        return await asyncio.wait_for(asyncio.to_thread(question.ask), timeout + SPARE)
+    except asyncio.TimeoutError:  # it hangs where no connection is to be shut: in a name that does not resolve
+        return Reply(0, error=TOO_LATE)
     except RuntimeError as error:  # can't start new thread: the pod's limit of processes is reached
         return Reply(0, error=str(error))
+    finally:
+        alarm.cancel()
+        question.cut()
+
+
+def ask_now(url: str, timeout: float, *, headers: Mapping[str, str] | None = None, most: int = MOST_BYTES) -> Reply:
+    """GET ``url``, without an event loop."""
+    question = _Question(url, timeout, False, None, headers or {}, most)
+    alarm = threading.Timer(timeout, question.cut)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        return question.ask()
+    finally:
+        alarm.cancel()
 
 
 async def reachable(target: str, timeout: float) -> bool:
@@ -49,39 +80,94 @@ async def reachable(target: str, timeout: float) -> bool:
     host, _, port = target.rpartition(":")
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), timeout)
-    except (OSError, asyncio.TimeoutError):
+    except (OSError, asyncio.TimeoutError, ValueError):  # ValueError: no port, or no name that DNS can have
         return False
     writer.close()
     return True
 
 
-def _ask(url: str, timeout: float, insecure: bool, body: str | None) -> Reply:
-    import http.client
-    from urllib.parse import unquote, urlsplit
+class _Question:
+    """One request and its answer."""
 
-    try:
-        parts = urlsplit(url)
-        target = parts.path + (f"?{parts.query}" if parts.query else "") or "/"
-        if parts.scheme == "http+unix":
-            connection = _unix(unquote(parts.netloc), timeout)
-        else:
-            connection = _tcp(parts.scheme, parts.hostname or "", parts.port, timeout, insecure)
+    def __init__(
+        self, url: str, timeout: float, insecure: bool, body: str | None, headers: Mapping[str, str], most: int
+    ) -> None:
+        self._url = url
+        self._until = time.monotonic() + timeout
+        self._insecure = insecure
+        self._body = body
+        self._headers = dict(headers)
+        self._most = most
+        self._lock = threading.Lock()
+        self._over = False
+        self._handle: socket.socket | None = None  # of the connection's own socket, which TLS takes away
+
+    def ask(self) -> Reply:
         try:
-            headers = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request("GET" if body is None else "POST", target, body, headers)
+            reply = self._ask()
+        except Exception as error:  # whatever a server makes the library raise is an answer of that server
+            reply = Reply(0, error=_words(error))
+        finally:
+            with self._lock:
+                late, self._over = self._over, True
+                handle, self._handle = self._handle, None
+            if handle is not None:
+                handle.close()
+        return Reply(0, error=TOO_LATE) if late else reply
+
+    def cut(self) -> None:
+        """The time is over, or nobody waits for the answer any more."""
+        with self._lock:
+            self._over = True
+            if self._handle is not None:
+                with contextlib.suppress(OSError):
+                    self._handle.shutdown(socket.SHUT_RDWR)
+
+    def _ask(self) -> Reply:
+        from urllib.parse import unquote, urlsplit
+
+        parts = urlsplit(self._url)
+        target = parts.path + (f"?{parts.query}" if parts.query else "") or "/"
+        left = max(0.001, self._until - time.monotonic())
+        if parts.scheme == "http+unix":
+            connection = _unix(unquote(parts.netloc), left, self._hold)
+        else:
+            connection = _tcp(parts.scheme, parts.hostname or "", parts.port, left, self._insecure, self._hold)
+        try:
+            headers = self._headers | ({"Content-Type": "application/json"} if self._body is not None else {})
+            connection.request("GET" if self._body is None else "POST", target, self._body, headers)
             answer = connection.getresponse()
-            return Reply(answer.status, answer.read(MOST_BYTES))
+            body = answer.read(self._most + 1)
+            if len(body) > self._most:
+                return Reply(0, error=f"an answer of more than {self._most} bytes")
+            return Reply(answer.status, body)
         finally:
             connection.close()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return Reply(0, error=_words(error))
+
+    def _hold(self, sock: socket.socket) -> socket.socket:
+        """This is the connection."""
+        with self._lock:
+            if self._over:
+                sock.close()
+                raise TimeoutError
+            self._handle = sock.dup()
+        return sock
 
 
-def _tcp(scheme: str, host: str, port: int | None, timeout: float, insecure: bool) -> http.client.HTTPConnection:
+def _tcp(
+    scheme: str,
+    host: str,
+    port: int | None,
+    timeout: float,
+    insecure: bool,
+    hold: Callable[[socket.socket], socket.socket],
+) -> http.client.HTTPConnection:
     import http.client
 
     if scheme != "https":
-        return http.client.HTTPConnection(host, port, timeout=timeout)
+        plain = http.client.HTTPConnection(host, port, timeout=timeout)
+        plain.sock = hold(socket.create_connection((plain.host, plain.port), timeout))
+        return plain
     import ssl
 
     if insecure:  # the pod asks itself; the certificate names the service, not the loopback address
@@ -90,16 +176,28 @@ def _tcp(scheme: str, host: str, port: int | None, timeout: float, insecure: boo
         context.verify_mode = ssl.CERT_NONE
     else:
         context = ssl.create_default_context()
-    return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+    secure = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+    sock = hold(socket.create_connection((secure.host, secure.port), timeout))
+    try:
+        secure.sock = context.wrap_socket(sock, server_hostname=secure.host)
+    except BaseException:
+        sock.close()
+        raise
+    return secure
 
 
-def _unix(path: str, timeout: float) -> http.client.HTTPConnection:
+def _unix(path: str, timeout: float, hold: Callable[[socket.socket], socket.socket]) -> http.client.HTTPConnection:
     import http.client
 
     connection = http.client.HTTPConnection("localhost", timeout=timeout)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.sock.settimeout(timeout)
-    connection.sock.connect(path)
+    try:
+        connection.sock.settimeout(timeout)
+        connection.sock.connect(path)
+        hold(connection.sock)
+    except BaseException:
+        connection.sock.close()
+        raise
     return connection
 
 

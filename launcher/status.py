@@ -203,6 +203,13 @@ def metrics_page(agent: Agent) -> str:
         page.summary("launcher_stop_seconds", "from then until every rank had stopped", measures.stopped)
         page.add("launcher_drains_total", "counter", "drains, by how they ended", measures.drains, "outcome")
         page.summary("launcher_drain_seconds", "from the first SIGTERM to the end of the drain", measures.drained)
+    page.add(
+        "launcher_connection_errors_total",
+        "counter",
+        "connections closed because of what came on them, by kind",
+        agent.connection_errors,
+        "kind",
+    )
     seconds = dict(agent.timeline.seconds)
     page.add("launcher_phase_seconds_total", "counter", "seconds spent in each phase, ended visits", seconds, "phase")
     return page.text()

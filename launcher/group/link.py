@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import socket
 import time
@@ -32,7 +31,7 @@ from websockets.uri import parse_uri
 
 from launcher.group import messages as m
 from launcher.group import proof
-from launcher.group.wire import CLOSE_SECONDS, SILENT, Allowance, LinkError, Wire
+from launcher.group.wire import CLOSE_SECONDS, SILENT, Allowance, Errors, LinkError, Unexpected, Wire
 
 HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
 OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much
@@ -75,6 +74,7 @@ class LeaderLink:
         self._open: set[Wire] = set()
         self._emptied = asyncio.Event()
         self._named: dict[str, float] = {}
+        self.errors = Errors()
 
     async def listen(self, hosts: Sequence[str] | None, port: int) -> None:
         """Listen on ``port`` of these addresses; None: of all, IPv4 and IPv6. Raises OSError."""
@@ -183,6 +183,8 @@ class LeaderLink:
 
     def _ended(self, wire: Wire, error: Exception | None) -> None:
         """It has closed, or said (``error``) what it may not say."""
+        if error is not None:
+            self.errors.count(error)
         guest = self._guests.pop(wire, None)
         if guest is not None:
             guest.cancel()
@@ -246,6 +248,7 @@ class MemberLink:
         self._wire: Wire | None = None
         self._proving: Wire | None = None  # the latest to which we have said our proof
         self._task: asyncio.Task[None] | None = None
+        self.errors = Errors()
 
     def dial(self, delay: float) -> None:
         """After ``delay`` seconds resolve and connect, again and again until it works. ``failed`` tells of each try."""
@@ -285,7 +288,7 @@ class MemberLink:
     async def _try_all(self) -> Wire | None:
         try:
             addresses = await self._resolve()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name that is too long
             self._failed(str(error))
             return None
         for address in addresses:
@@ -295,6 +298,9 @@ class MemberLink:
                 self._failed(f"{address} port {self._port}: {_words(error)}")
             except (LinkError, m.Malformed) as error:
                 self._failed(f"{address} port {self._port} is not a leader that we can join: {error}")
+            except Exception as error:  # whoever listens there is no reason to end
+                self.errors.count(Unexpected(str(error)))
+                self._failed(f"{address} port {self._port}: {type(error).__name__}: {_words(error)}")
         return None
 
     async def _open(self, address: str) -> Wire:
@@ -350,6 +356,8 @@ class MemberLink:
         self._heard(m.decode(text, m.LEADER_SAYS))
 
     def _ended(self, ready: asyncio.Future[None], wire: Wire, error: Exception | None) -> None:
+        if error is not None:
+            self.errors.count(error)
         if not ready.done():
             if error is None and self._proving is wire:
                 error = LinkError("it did not take our proof: another secret (--token-file) or another group")
@@ -392,10 +400,7 @@ async def _connected(address: str, port: int) -> socket.socket:
 
 
 def _object(text: str, word: str) -> dict[str, Any]:
-    try:
-        body = json.loads(text) if len(text) <= 4096 else None
-    except (ValueError, RecursionError):
-        body = None
+    body = m.read_json(text) if len(text) <= 4096 else None
     if not isinstance(body, dict) or body.get("is") != word:
         raise m.Malformed(f"no {word!r} came")
     return body

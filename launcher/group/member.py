@@ -450,6 +450,11 @@ class Member:
     # --------------------------------------------------------------------------------------------------- an epoch
 
     def _prepare(self, message: m.Prepare, now: float) -> None:
+        wrong = self._not_of_us(message)
+        if wrong:
+            self._note("the leader's epoch is not of this group", level="warning", what=wrong)
+            self._say(m.Unable(message.epoch, Cause(CauseKind.UNABLE, self.config.rank, wrong), False), now)
+            return
         self.epoch = message.epoch
         self._spoke = now
         self.shared = Shared(message.epoch, message.addresses, message.token, message.values)
@@ -460,6 +465,15 @@ class Member:
         self._stop_told = False
         self._go(State.PREPARING)
         self._out.append(DoPrepare(self.shared))
+
+    def _not_of_us(self, message: m.Prepare) -> str:
+        """What is wrong with an epoch that has not one address and one launcher for each rank, this one among them."""
+        counts, size = (len(message.addresses), len(message.incarnations)), self.config.size
+        if counts != (size, size):
+            return f"it names {counts[0]} addresses and {counts[1]} launchers; the size here is {size}"
+        if message.incarnations[self.config.rank] != self.incarnation:
+            return f"rank {self.config.rank} of it is launcher {message.incarnations[self.config.rank]}, not this one"
+        return ""
 
     def _able(self, event: Able, now: float) -> None:
         if event.epoch != self.epoch:

@@ -21,6 +21,8 @@ MAX_FROM_LEADER = 512 * 1024
 MAX_FROM_MEMBER = 96 * 1024
 MAX_RANKS = 4096
 MAX_CHARGES = 1000
+MAX_SECONDS = 1e9  #: of a duration or an age
+MAX_DIGITS = 20  #: of a whole number: more than 64 bits hold
 MOST_WORDS = 1000  #: characters of what is said to people of a cause, a refusal or an abort
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
 
@@ -64,11 +66,21 @@ def _whole(least: int, most: int) -> Check:
 
 
 def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise Malformed("is not a number of seconds")
-    if not 0 <= value <= 1e9:
-        raise Malformed("is not a number of seconds from 0 to 1e9")
-    return float(value)
+    """Compared before it is converted: a whole number of 400 digits is no float. NaN is in no range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_SECONDS:
+        raise Malformed(f"is not a number of seconds from 0 to {MAX_SECONDS:g}")
+    return float(value) + 0.0  # -0.0 becomes 0.0
+
+
+def _sendable(value: Any) -> Any:
+    """Seconds as the other side takes them: a clock that was set, or a pod of many years, costs no hello."""
+    if value is None or 0 <= value <= MAX_SECONDS:
+        return value
+    return MAX_SECONDS if value > 0 else 0.0
+
+
+def _all_sendable(values: Any) -> list[Any]:
+    return [_sendable(value) for value in values[:MAX_CHARGES]]
 
 
 def _optional(check: Check) -> Check:
@@ -156,7 +168,9 @@ def _cause(value: Any) -> Cause:
 
 
 def _scalar(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
@@ -196,14 +210,14 @@ class Hello:
     last_epoch: Epoch | None = _wire(_optional(_epoch), default=None)
     last_members: tuple[str, ...] = _wire(_INCARNATIONS, write=" ".join, default=())
     #: Seconds since this member last sent its former leader anything: what bounds that leader's leases.
-    quiet: float = _wire(_seconds, default=0.0)
+    quiet: float = _wire(_seconds, write=_sendable, default=0.0)
     #: Earlier incarnations in this very pod whose processes are all known to be gone.
     replaces: tuple[str, ...] = _wire(_list(_INCARNATION, 64), default=())
     #: Ages of the restarts charged in the window, as this member knows, newest first.
-    charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), default=())
+    charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), write=_all_sendable, default=())
     first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last told by a leader
     first_epoch: int | None = _wire(_optional(_whole(0, 2**53)), default=None)  #: its number
-    first_age: float | None = _wire(_optional(_seconds), default=None)  #: seconds since then
+    first_age: float | None = _wire(_optional(_seconds), write=_sendable, default=None)  #: seconds since then
     died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
     #: Counts the hellos of an incarnation: one that was held up on a connection since given up is known for what it is.
     attempt: int = _wire(_whole(0, 2**53), default=0)
@@ -260,7 +274,7 @@ class StageDone:
 class Failed:
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
-    noticed: float = _wire(_seconds, default=0.0)  #: seconds that it took the rank to notice
+    noticed: float = _wire(_seconds, write=_sendable, default=0.0)  #: seconds that it took the rank to notice
 
 
 @dataclass(frozen=True)
@@ -268,7 +282,7 @@ class Stopped:
     """None of the epoch's processes is left on this member."""
 
     epoch: Epoch = _wire(_epoch)
-    seconds: float = _wire(_seconds, default=0.0)
+    seconds: float = _wire(_seconds, write=_sendable, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -282,7 +296,7 @@ class Drained:
 class Leaving:
     """This pod was told to go. ``grace``: seconds until it is killed."""
 
-    grace: float = _wire(_seconds)
+    grace: float = _wire(_seconds, write=_sendable)
 
 
 @dataclass(frozen=True)
@@ -313,7 +327,7 @@ class Rejected:
 
     why: str = _wire(_token(32))
     text: str = _wire(_text(MOST_WORDS))
-    retry: float = _wire(_seconds, default=1.0)
+    retry: float = _wire(_seconds, write=_sendable, default=1.0)
 
 
 @dataclass(frozen=True)
@@ -360,7 +374,7 @@ class Drain:
 
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
-    seconds: float = _wire(_seconds)  #: how long at most
+    seconds: float = _wire(_seconds, write=_sendable)  #: how long at most
 
 
 @dataclass(frozen=True)
@@ -369,7 +383,7 @@ class Stop:
 
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
-    grace: float = _wire(_seconds)
+    grace: float = _wire(_seconds, write=_sendable)
 
 
 @dataclass(frozen=True)
@@ -394,11 +408,15 @@ class News:
     text: str = _wire(_text(2000), default="")
     present: int = _wire(_whole(0, MAX_RANKS), default=0)
     restarts: int = _wire(_whole(0, 10**9), default=0)
-    charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), default=())  #: their ages, newest first
+    charges: tuple[float, ...] = _wire(
+        _list(_seconds, MAX_CHARGES), write=_all_sendable, default=()
+    )  #: their ages, newest first
     first_failure: Cause | None = _wire(_optional(_cause), default=None)
     first_epoch: int | None = _wire(_optional(_whole(0, 2**53)), default=None)  #: the number of the epoch that it ended
-    first_age: float | None = _wire(_optional(_seconds), default=None)  #: seconds since then
-    wait: float | None = _wire(_optional(_seconds), default=None)  #: how long what ``text`` says lasts at most
+    first_age: float | None = _wire(_optional(_seconds), write=_sendable, default=None)  #: seconds since then
+    wait: float | None = _wire(
+        _optional(_seconds), write=_sendable, default=None
+    )  #: how long what ``text`` says lasts at most
 
 
 FromMember = Union[
@@ -427,6 +445,16 @@ _SHAPES: dict[type[Any], tuple[str, tuple[tuple[str, Check, Check], ...]]] = {
     kind: (word, tuple((f.name, f.metadata["check"], f.metadata["write"] or _plain) for f in fields(kind)))
     for word, kind in (*MEMBER_SAYS.items(), *LEADER_SAYS.items())
 }
+
+
+def _short_int(digits: str) -> int:
+    """Reading a number of n digits takes n squared steps, and no field takes a long one."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a whole number that is too long")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_short_int)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
@@ -441,16 +469,21 @@ def encode(message: Message) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+def read_json(text: str | bytes) -> Any:
+    """JSON of somebody else's. Raises Malformed and nothing else."""
+    try:
+        return _DECODER.decode(text if isinstance(text, str) else str(text, "utf-8"))
+    except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, a number that is too long
+        raise Malformed("not JSON") from None
+
+
 def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
     """A message from JSON text; ``says`` is what this side of the link may say.
 
     Raises:
-        Malformed: not JSON, not a known message, or a field out of bounds.
+        Malformed: not JSON, not a known message, or a field out of bounds. Nothing else, whatever ``text`` is.
     """
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError):
-        raise Malformed("not JSON") from None
+    body = read_json(text)
     if not isinstance(body, dict):
         raise Malformed("not a JSON object")
     word = body.get("is")
@@ -463,8 +496,10 @@ def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
             continue
         try:
             values[name] = check(body[name])
-        except (Malformed, TypeError) as error:
+        except Malformed as error:
             raise Malformed(f"{word}.{name} {error}") from None
+        except (ValueError, TypeError, ArithmeticError, RecursionError):  # no check should, and no peer may profit
+            raise Malformed(f"{word}.{name} cannot be read") from None
     try:
         return kind(**values)
     except TypeError:

@@ -8,10 +8,11 @@ is there gets his turn in each round of the event loop, so that newcomers do not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from websockets.client import ClientProtocol
@@ -34,6 +35,27 @@ SILENT.setLevel(logging.CRITICAL + 1)
 
 class LinkError(Exception):
     """A connection could not be made or was refused before hello; the text is for people."""
+
+
+class Unexpected(Exception):
+    """An error that nobody foresaw, over what came on a connection. It is counted apart: somebody should look."""
+
+
+EXPECTED = (LinkError, m.Malformed, OSError)
+
+
+class Errors:
+    """Connections that were closed because of what came on them: how many, by kind."""
+
+    def __init__(self) -> None:
+        self.protocol = 0  #: it sent what may not be sent
+        self.unexpected = 0
+
+    def count(self, error: Exception) -> None:
+        if isinstance(error, Unexpected):
+            self.unexpected += 1
+        else:
+            self.protocol += 1
 
 
 class Allowance:
@@ -59,7 +81,8 @@ class Wire(asyncio.BufferedProtocol):
 
     ``made``: TCP is there. ``shaken``: the handshake's request or response has come. ``ended(error)``: nothing more
     will be heard, because the other side has left (None) or because of what it said. ``lost``: TCP is gone.
-    LinkError, Malformed and OSError, raised by ``shaken`` or ``hear``, end the connection.
+    Whatever ``shaken``, ``hear`` or the library raise over what came ends this connection, and nothing else: no input
+    reaches the event loop as an exception.
     """
 
     def __init__(
@@ -165,27 +188,42 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._made(self)
+        with self._contained():
+            self._made(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
         self.spoke = True
-        self.ws.receive_data(bytes(_BUFFER[:nbytes]))
-        self._proceed()
+        with self._contained():
+            self.ws.receive_data(bytes(_BUFFER[:nbytes]))
+            self._proceed()
 
     def eof_received(self) -> None:
-        self.ws.receive_eof()
-        self._proceed()
+        with self._contained():
+            self.ws.receive_eof()
+            self._proceed()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.ws.receive_eof()
+        with self._contained():
+            self.ws.receive_eof()
         self._finished = True
         self._end(None)
         self._lost(self)
         if self._closing is not None:
             self._closing.cancel()
+
+    @contextlib.contextmanager
+    def _contained(self) -> Iterator[None]:
+        """An error ends the connection on which it came up."""
+        try:
+            yield
+        except EXPECTED as error:
+            self.refuse(error)
+        except Exception as error:
+            self._end(Unexpected(f"{type(error).__name__} over what came on it: {error}"[:200]))
+            self.cut()
 
     def _proceed(self) -> None:
         """Hand over what has arrived."""
@@ -194,7 +232,7 @@ class Wire(asyncio.BufferedProtocol):
                 if self.over:
                     break
                 self._take(event)
-        except (LinkError, m.Malformed, OSError) as error:
+        except EXPECTED as error:
             self.refuse(error)
         self.flush()
         if self.ws.state in (State.CLOSING, State.CLOSED) or self.ws.close_expected():

@@ -71,6 +71,8 @@ _OWN = (signal.SIGCHLD,)
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTIN, signal.SIGTTOU)
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
 _UNCATCHABLE = (signal.SIGKILL, signal.SIGSTOP)
+#: Earlier agents that an agent is told of, the newest.
+MOST_REPLACED = 64
 SOFTWARE = 70
 
 
@@ -163,7 +165,8 @@ class Guard:
             due.append(self._next_look)
         if self._held:
             due.append(now + 0.005)
-        return max(0.0, min(due) - now) if due else 3600.0  # poll counts in milliseconds, and Python rounds up
+        # poll counts in milliseconds, in an int, and Python rounds up
+        return min(3600.0, max(0.0, min(due) - now)) if due else 3600.0
 
     # ------------------------------------------------------------------------------------------------- signals
 
@@ -611,12 +614,9 @@ class Agent:
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as every Python program expects
                 signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            if self.last_death:
-                os.environ["LAUNCHER_PREVIOUS_AGENT"] = self.last_death
-            if self.replaces:
-                os.environ["LAUNCHER_REPLACES"] = ",".join(self.replaces)
-            if self.last_epoch:
-                os.environ["LAUNCHER_LAST_EPOCH"] = self.last_epoch
+            _tell("LAUNCHER_PREVIOUS_AGENT", self.last_death)
+            _tell("LAUNCHER_REPLACES", ",".join(self.replaces[-MOST_REPLACED:]))
+            _tell("LAUNCHER_LAST_EPOCH", self.last_epoch)
             code = self._main(fd)
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -736,6 +736,14 @@ def _catch_signals() -> int:
             signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return read_end
+
+
+def _tell(name: str, value: str) -> None:
+    """A variable of the agent's. One that comes from elsewhere is not ours, and goes."""
+    if value:
+        os.environ[name] = value
+    else:
+        os.environ.pop(name, None)
 
 
 def _signal_name(number: int) -> str:
