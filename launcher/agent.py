@@ -344,9 +344,13 @@ class Agent:
 
     def _learn_network(self, leader: tuple[str, ...]) -> planning.Network | None:
         if self.identity.alone:
-            return None
-        nccl = planning.nccl_version(self.engine.facts)
-        found = planning.network(self.settings, self.identity, self.environ, leader, nccl)
+            alone = planning.network_alone(self.settings, self.identity, self.environ)
+            if alone is None:
+                return None
+            found = alone
+        else:
+            nccl = planning.nccl_version(self.engine.facts)
+            found = planning.network(self.settings, self.identity, self.environ, leader, nccl)
         for warning in found.warnings:
             self.log(warning, level="warning")
         self.log("own address", {"address": found.address, "why": found.why})

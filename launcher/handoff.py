@@ -83,14 +83,23 @@ def _plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Identity, Pla
     if facts is None:
         return None
     checked = engine.check(settings, identity, facts)
-    incarnation, address = os.urandom(6).hex(), identity.address or "127.0.0.1"
+    network = planning.network_alone(settings, identity, environ)
+    incarnation, address = os.urandom(6).hex(), network.address if network else "127.0.0.1"
     shared = Shared(Epoch(1, incarnation), (address,))
-    plan = engine.plan(PlanContext(settings, identity, facts, shared, planning.bind(settings)), 0)
+    plan = engine.plan(PlanContext(settings, identity, facts, shared, planning.bind(settings, address)), 0)
+    plan = planning.with_environment(plan, network.ours if network else {})
     if [len(stage.processes) for stage in plan.stages] != [1] or planning.taken_ports(plan, address):
         return None
     for ours in listening.bind(planning.listen_host(settings), settings.agent_port):
         ours.close()
-    return identity, plan, [*((w, "warning") for w in checked.warnings), *((why, "info") for why in checked.why)]
+    return (
+        identity,
+        plan,
+        [
+            *((w, "warning") for w in (*checked.warnings, *(network.warnings if network else ()))),
+            *((why, "info") for why in checked.why),
+        ],
+    )
 
 
 def _asked() -> int:

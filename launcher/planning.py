@@ -189,6 +189,25 @@ def network(
     return Network(address, why, (*variables, *found.variables), (*warnings, *found.warnings), found.why, facts)
 
 
+def network_alone(settings: Settings, identity: Identity, environ: Mapping[str, str]) -> Network | None:
+    """The same for a group of one: its engine's KV connector, say, is reached by other groups. No RDMA is looked for.
+
+    None where neither --address or POD_IP nor a default route tells an address.
+    """
+    from launcher.network import addresses
+    from launcher.network.environment import Surroundings, collective_environment
+
+    address, why = identity.address or "", "told by --address or POD_IP"
+    if not address:
+        address, why = addresses.default_source(), "the default route starts there"
+    if not address:
+        return None
+    among = addresses.interfaces()
+    chosen = addresses.named(settings.interface, settings.said("interface"), among) if settings.interface else None
+    variables, warnings = collective_environment(Surroundings.here(environ), address, among, chosen)
+    return Network(address, why, variables, warnings if identity.address else ())
+
+
 def _network_status(environ: Mapping[str, str]) -> str:
     """Multus' annotation, from a downwardAPI volume (as a variable it is empty at the first start)."""
     return _text_of(environ.get("LAUNCHER_NETWORK_STATUS") or NETWORK_STATUS_FILE)
@@ -208,12 +227,16 @@ def nccl_version(facts: NodeFacts) -> str | None:
     return next((v for name, v in sorted(facts.versions.items()) if name.startswith("nvidia-nccl")), None)
 
 
-def bind(settings: Settings) -> str:
-    """Where an engine listens for callers by default: everywhere; under ``launcher local`` on the rank's address."""
+def bind(settings: Settings, address: str = "") -> str:
+    """Where an engine listens for callers by default: everywhere; under ``launcher local`` on the rank's address.
+
+    ``address``: this pod's own. Services reach the pod by its family: ``::`` on IPv6, since some servers then take no
+    IPv4 (asyncio's), and those that are not told take IPv4 only.
+    """
     own = settings.address or ""
     if own.startswith("127.") or own == "::1":
         return own
-    return "::" if ":" in own else "0.0.0.0"
+    return "::" if ":" in (own or address) else "0.0.0.0"
 
 
 def listen_host(settings: Settings) -> str | None:

@@ -120,7 +120,8 @@ class PodEngine:
 
     def plan_for(self, shared: Shared) -> Plan:
         """This rank's plan with an epoch's addresses and ports. Raises LauncherError where it can't work."""
-        context = PlanContext(self._settings, self._identity, self.facts, shared, planning.bind(self._settings))
+        bind = planning.bind(self._settings, shared.addresses[self._identity.rank])
+        context = PlanContext(self._settings, self._identity, self.facts, shared, bind)
         plan = self._engine.plan(context, self._identity.rank)
         return planning.with_environment(plan, self.network)
 

@@ -42,7 +42,8 @@ def plan(
     warned += checked.warnings
     if settings.handoff:
         warned.append("--handoff: after the start nobody watches, restarts or drains the engine; the launcher is gone")
-    context = PlanContext(settings, identity, facts, planning.sketch(identity), planning.bind(settings))
+    bind = planning.bind(settings, identity.address or identity.leader)
+    context = PlanContext(settings, identity, facts, planning.sketch(identity), bind)
     plans = [engine.plan(context, rank) for rank in range(identity.size)]
     network = _network(settings, identity, facts, environ, warned)
     around = Surroundings.here(roles.environment(environ, identity.rank), variables.image_environment(environ))
@@ -116,9 +117,13 @@ def _network(
     settings: Settings, identity: Identity, facts: NodeFacts, environ: Mapping[str, str], warned: list[str]
 ) -> tuple[Variable, ...]:
     """What collectives of this rank are told. In a pod that was given its address these are the real values."""
-    if not identity.address or identity.alone:
+    if not identity.address:
         return ()
     own = roles.environment(environ, identity.rank)
+    if identity.alone:
+        alone = planning.network_alone(settings, identity, own)
+        warned += alone.warnings if alone else ()
+        return alone.variables if alone else ()
     try:
         found = planning.network(settings, identity, own, (), planning.nccl_version(facts))
     except ConfigError as error:

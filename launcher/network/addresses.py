@@ -95,12 +95,9 @@ def own_address(
         if local or not is_loopback(source):
             return source, f"the route to the leader {leader} ({target}) starts there"
         failures.append(f"{target}: the route starts at {source}")
-    if all(is_loopback(a) for a in leader_addresses):
-        # Debian's /etc/hosts gives a machine's own name as 127.0.1.1: the leader itself may see only that.
-        for target in NOWHERE:
-            source = _try_source(target)
-            if source and not is_loopback(source):
-                return source, "the default route starts there (the leader's name is a loopback address here)"
+    # Debian's /etc/hosts gives a machine's own name as 127.0.1.1: the leader itself may see only that.
+    if all(is_loopback(a) for a in leader_addresses) and (source := default_source()):
+        return source, "the default route starts there (the leader's name is a loopback address here)"
     raise ConfigError(
         f"this pod's own address cannot be told by its route to the leader {leader} "
         f"({'; '.join(failures) or 'which has no address'})",
@@ -119,6 +116,12 @@ def route_source(target: str) -> str:
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0]).split("%", 1)[0]
+
+
+def default_source() -> str:
+    """The source address of the default route, IPv4 before IPv6; empty where there is none."""
+    found = (_try_source(target) for target in NOWHERE)
+    return next((source for source in found if source and not is_loopback(source)), "")
 
 
 def is_loopback(address: str) -> bool:

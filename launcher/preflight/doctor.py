@@ -213,7 +213,7 @@ async def _resolved(name: str) -> tuple[str, ...]:
 def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
     address = node.network.address if node.network else identity.address or "127.0.0.1"
     outline = planning.outline(identity, address)
-    context = PlanContext(node.settings, identity, node.facts, outline, planning.bind(node.settings))
+    context = PlanContext(node.settings, identity, node.facts, outline, planning.bind(node.settings, address))
     try:
         return engine.plan(context, identity.rank)
     except (LauncherError, ValueError):
