@@ -74,7 +74,9 @@ def translated(words: Sequence[str], engine_args: Sequence[str], takes_value: Ma
             if "--model" in own or any(w.startswith("--model=") for w in own):
                 return None  # the caller says what is wrong with a stray word
             own += ["--model", word]
-            changes.append(f"{word!r} is the model, which is given by --model")
+            changes.append(
+                f"{word!r} is no option: the model is given by --model, and what is meant for the engine goes after --"
+            )
             continue
         values = [value] if equals else []
         while not equals and i < len(words) and not words[i].startswith("-"):
@@ -99,7 +101,7 @@ def translated(words: Sequence[str], engine_args: Sequence[str], takes_value: Ma
             if "--model" in own:
                 return None
             own += ["--model", extra]
-            changes.append(f"{extra!r} is the model, which is given by --model")
+            changes.append(f"{extra!r} is no option: the model is given by --model")
     if not changes:
         return None
     rest = [*engine, *engine_args]

@@ -35,10 +35,16 @@ _versions: dict[tuple[Any, ...], Mapping[str, str]] = {}
 def identity_of(
     settings: Settings, environ: Mapping[str, str], hostname: str | None = None
 ) -> tuple[Identity, tuple[SourceReport, ...], tuple[str, ...]]:
-    """This pod's identity, what each source said, and warnings. Raises ConfigError."""
+    """This pod's identity, what each source said, and warnings. Raises ConfigError.
+
+    ``hostname``: that of a pod elsewhere, of whose files nothing is known; None: this one.
+    """
     from launcher.identity import identify
 
-    return identify(settings, environ, hostname or os.uname().nodename, _text_of(NAMESPACE_FILE))
+    if hostname is not None:
+        return identify(settings, environ, hostname)
+    here = (_text_of(path) for path in (NAMESPACE_FILE, "/etc/resolv.conf", "/etc/hosts"))
+    return identify(settings, environ, os.uname().nodename, *here)
 
 
 def secret_of(settings: Settings) -> bytes | None:
@@ -216,8 +222,8 @@ def _network_status(environ: Mapping[str, str]) -> str:
 def _text_of(path: str) -> str:
     """What a file that the platform may have put there says; empty without it."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 20)
     except OSError:
         return ""
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from launcher.identity import agreement, alone, explicit, job, lws, slurm, statefulset
+from launcher.errors import ConfigError
+from launcher.identity import agreement, alone, explicit, job, lws, names, slurm, statefulset
 from launcher.identity.own_address import own_address
 from launcher.identity.source import Found, Pod
 from launcher.settings import Settings
@@ -29,18 +30,25 @@ SOURCES: tuple[tuple[str, Callable[[Pod], Found | str]], ...] = (
 
 
 def identify(
-    settings: Settings, env: Mapping[str, str], hostname: str, service_account_namespace: str = ""
+    settings: Settings,
+    env: Mapping[str, str],
+    hostname: str,
+    service_account_namespace: str = "",
+    resolv_conf: str = "",
+    hosts: str = "",
 ) -> tuple[Identity, tuple[SourceReport, ...], tuple[str, ...]]:
     """This pod's identity, why each source did or did not apply, and warnings in words.
 
     ``service_account_namespace`` is the text of ``/var/run/secrets/kubernetes.io/serviceaccount/namespace`` where the
-    caller could read it. Raises ConfigError where sources contradict what the user said, or cannot be read.
+    caller could read it; ``resolv_conf`` and ``hosts`` are those of /etc/resolv.conf and /etc/hosts. Raises ConfigError
+    where sources contradict what the user said, or cannot be read.
     """
-    pod = Pod(settings, env, hostname.strip(), service_account_namespace.strip())
+    pod = Pod(settings, env, hostname.strip(), service_account_namespace.strip(), resolv_conf, hosts)
     agreement.check_settings(pod)
     source, found, reports = _first(pod)
     agreement.check(pod, source, found)
     address = own_address(pod)
+    _check_leader(found, address)
     identity = Identity(
         group=settings.group_id or _group(found.namespace or pod.namespace[0], found.leader),
         rank=found.rank,
@@ -53,6 +61,16 @@ def identify(
         waits_forever=found.waits_forever,
     )
     return identity, reports, found.warnings
+
+
+def _check_leader(found: Found, address: str | None) -> None:
+    """A loopback leader is this very machine: right under `launcher local`, whose ranks have loopback addresses."""
+    if found.rank > 0 and names.is_this_machine(found.leader) and not (address and names.is_this_machine(address)):
+        raise ConfigError(
+            f"rank {found.rank}: {found.leader_from} is this machine itself, where no rank 0 runs",
+            "give the name or IP of rank 0's machine; to run all ranks on this machine, use `launcher local --size "
+            f"{found.size}`, or give each rank an --address of its own (127.0.0.{found.rank + 1} here)",
+        )
 
 
 def _first(pod: Pod) -> tuple[str, Found, tuple[SourceReport, ...]]:

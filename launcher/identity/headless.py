@@ -91,10 +91,29 @@ def _namespace(pod: Pod, full: Domain | None) -> str:
 def _cluster_domain(pod: Pod, full: Domain | None) -> str:
     s = pod.settings
     if full is None:
-        return s.cluster_domain
+        if "cluster_domain" in s.origins:
+            return s.cluster_domain
+        return of_search_list(pod.resolv_conf) or s.cluster_domain
     if "cluster_domain" in s.origins:
         _same(s.said("cluster_domain"), s.cluster_domain, "the domain", full.cluster_domain, f"hostname {pod.hostname}")
     return full.cluster_domain
+
+
+def of_search_list(resolv_conf: str) -> str:
+    """The cluster's domain, by what the kubelet writes: ``search NS.svc.DOMAIN svc.DOMAIN DOMAIN``; empty: none.
+
+    Asked of the last such line, as resolv.conf(5) has it.
+    """
+    searched: list[str] = []
+    for line in resolv_conf.splitlines():
+        words = line.split()
+        if words[:1] == ["search"]:
+            searched = [w.rstrip(".").lower() for w in words[1:]]
+    for entry in searched:
+        namespace, svc, domain = ([*entry.split(".", 2), "", ""])[:3]
+        if svc == "svc" and namespace and domain and f"svc.{domain}" in searched:
+            return domain
+    return ""
 
 
 def _same(said: str, value: str, what: str, other: str, other_said: str) -> None:

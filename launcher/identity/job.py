@@ -50,7 +50,7 @@ def _names(pod: Pod, index: int, size: int) -> headless.Names:
         return headless.Names(leader, leader_from, pod.settings.peers)
     host = pod.short_hostname
     base = host.removesuffix(f"-{index}")
-    if base == host:
+    if base == host or pod.host_network:
         raise ConfigError(
             f"the hostname {host} does not end in -{index}, as that of an Indexed Job's pod with {INDEX}={index} does, "
             "so the leader's name cannot be told (hostNetwork, or a hostname of its own?)",

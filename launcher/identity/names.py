@@ -26,6 +26,12 @@ def same(one: str, other: str) -> bool:
     return _plain(one) == _plain(other)
 
 
+def is_this_machine(name: str) -> bool:
+    """Whether a name means whoever asks: localhost, a loopback address, or none at all (0.0.0.0, ::)."""
+    plain = _plain(name)
+    return plain in ("localhost", "0.0.0.0", "::", "::1") or (plain.startswith("127.") and _is_ip(plain))
+
+
 def check(name: str, said: str) -> None:
     """Refuse what cannot be a host: a URL, a port, a list, spaces."""
     if not name or re.search(r"[\s,/\[\]]", name) or (":" in name and name.count(":") < 2):

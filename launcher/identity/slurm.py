@@ -17,7 +17,7 @@ LISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
 def look(pod: Pod) -> Found | str:
     rank = pod.number("SLURM_NODEID")
     if rank is None:
-        return "SLURM_NODEID is not set: not inside a Slurm step"
+        return _outside(pod)
     size_variable = next((v for v in SIZES if pod.text(v)), "")
     list_variable = next((v for v in LISTS if pod.text(v)), "")
     if not size_variable or not list_variable:
@@ -51,6 +51,20 @@ def look(pod: Pod) -> Found | str:
         fix="start one launcher a node: srun --ntasks-per-node=1",
         warnings=_warnings(pod, size),
     )
+
+
+def _outside(pod: Pod) -> str:
+    """Not a step. In a shell of salloc the job's variables are there, and only this machine runs what is typed."""
+    nodes = pod.number("SLURM_NNODES") or pod.number("SLURM_JOB_NUM_NODES") or 1
+    said = pod.settings
+    if pod.text("SLURM_JOB_ID") and nodes > 1 and pod.wanted_size != 1 and said.rank is None:
+        raise ConfigError(
+            f"SLURM_NNODES={nodes} and no SLURM_NODEID: this is a Slurm allocation (salloc) and no step, so the "
+            f"launcher "
+            "runs on this machine only",
+            "start it on every node: srun --ntasks-per-node=1 launcher ...; or give --size 1 to use this machine alone",
+        )
+    return "SLURM_NODEID is not set: not inside a Slurm step"
 
 
 def _check_task(pod: Pod, rank: int, nodes: tuple[str, ...], list_from: str) -> None:

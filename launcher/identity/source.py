@@ -39,6 +39,13 @@ class Pod:
     env: Mapping[str, str]
     hostname: str
     service_account_namespace: str = ""
+    resolv_conf: str = ""  #: text of /etc/resolv.conf
+    hosts: str = ""  #: text of /etc/hosts
+
+    @property
+    def host_network(self) -> bool:
+        """Whether the kubelet says that this pod shares its node's network, and so its node's hostname."""
+        return self.hosts.startswith("# Kubernetes-managed hosts file (host network)")
 
     def text(self, variable: str) -> str:
         """A variable's value. The downward API gives an empty one for a label that is absent: the same as not set."""

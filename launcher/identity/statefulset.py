@@ -61,6 +61,11 @@ def _ordinal(pod: Pod) -> tuple[str, int, str] | str:
     if index is None:
         if not named:
             return f"POD_INDEX is not set, and {variable} {name} does not end in an ordinal"
+        if variable != "POD_NAME" and pod.host_network:
+            raise ConfigError(
+                f"the hostname {name} is the node's, since this pod uses the host network: its number is no ordinal",
+                "set POD_NAME by the downward API (fieldPath: metadata.name)",
+            )
         return named[1], int(named[2]), f"{variable} {name}"
     if named and variable == "POD_NAME" and int(named[2]) != index:
         raise ConfigError(

@@ -502,3 +502,70 @@ def test_every_environment_gives_an_identity_or_an_error_in_words(
     assert sum(r.applied for r in reports) == 1
     assert rank in (None, identity.rank)
     assert size in (None, identity.size)
+
+
+# ------------------------------------------------------------------------------- what the pod's own files tell
+
+KUBELETS = (
+    "search inf.svc.k8s.corp.example svc.k8s.corp.example k8s.corp.example\nnameserver 10.31.0.10\noptions ndots:5\n"
+)
+POD = {"POD_NAME": "ruby-1", "POD_NAMESPACE": "inf", "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("resolv_conf", "domain"),
+    [
+        (KUBELETS, "k8s.corp.example"),
+        ("search inf.svc.cluster.local svc.cluster.local cluster.local\n", "cluster.local"),
+        ("search old.example\nsearch a.svc.x.y. svc.x.y. x.y.\n", "x.y"),
+        ("search corp.example\n", "cluster.local"),
+        ("search a.svc.x.y\n", "cluster.local"),
+        ("search\n", "cluster.local"),
+        ("search svc svc. .svc. svc.\n", "cluster.local"),
+        ("", "cluster.local"),
+    ],
+)
+def test_the_clusters_domain_is_in_the_search_list(resolv_conf: str, domain: str) -> None:
+    settings = Settings(size=2, service="ruby-hl")
+    found, _, _ = identify(settings, POD, "ruby-1", resolv_conf=resolv_conf)
+    assert found.leader == f"ruby-0.ruby-hl.inf.svc.{domain}"
+
+
+def test_a_domain_that_is_given_goes_before_the_search_list() -> None:
+    settings = Settings(
+        size=2, service="ruby-hl", cluster_domain="mine", origins={"cluster_domain": "--cluster-domain"}
+    )
+    assert identify(settings, POD, "ruby-1", resolv_conf=KUBELETS)[0].leader.endswith(".svc.mine")
+
+
+def test_on_the_host_network_the_nodes_name_is_no_ordinal() -> None:
+    settings = Settings(size=2, service="peers")
+    env = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "POD_NAMESPACE": "inf"}
+    hosts = "# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n"
+    with pytest.raises(ConfigError, match=r"gpu-node-17 is the node's") as error:
+        identify(settings, env, "gpu-node-17", hosts=hosts)
+    assert "POD_NAME" in error.value.fix
+    named, _, _ = identify(settings, {**env, "POD_NAME": "opal-1"}, "gpu-node-17", hosts=hosts)
+    assert (named.rank, named.name) == (1, "opal-1")
+    assert identify(settings, env, "opal-1", hosts="# Kubernetes-managed hosts file.\n")[0].rank == 1
+
+
+@pytest.mark.parametrize("leader", ["127.0.0.1", "127.0.1.1", "localhost", "::1", "0.0.0.0", "LOCALHOST."])
+def test_a_workers_leader_is_another_machine(leader: str) -> None:
+    with pytest.raises(ConfigError, match="is this machine itself") as error:
+        identify(Settings(rank=1, size=2, leader=leader), {"POD_IP": "10.0.0.7"}, "box-b")
+    assert "launcher local" in error.value.fix
+    with pytest.raises(ConfigError, match="is this machine itself"):
+        identify(Settings(rank=1, size=2, leader=leader), {}, "box-b")
+    identify(Settings(rank=0, size=2, leader=leader), {}, "box-a")
+    identify(Settings(rank=1, size=2, leader=leader, address="127.0.0.2"), {}, "box-a")
+
+
+def test_an_allocation_of_slurm_is_no_step() -> None:
+    env = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    with pytest.raises(ConfigError, match="salloc") as error:
+        identify(Settings(), env, "login")
+    assert "srun --ntasks-per-node=1" in error.value.fix
+    assert identify(Settings(size=1), env, "login")[0].alone
+    assert identify(Settings(), {**env, "SLURM_NNODES": "1"}, "login")[0].alone
+    assert identify(Settings(), {**env, "SLURM_NODEID": "1"}, "n2")[0].rank == 1
