@@ -4,8 +4,10 @@
 #   ./run.sh demo [--kill]    two ranks find each other, serve a completion, and say what happened
 #   ./run.sh test [ARGS]      the default tests (ARGS go to pytest)
 #   ./run.sh lint             format, lint and types: ruff, mypy --strict
-#   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers; -m chaos: long fault runs
-#   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos
+#   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, 10,000 strangers;
+#                             -m chaos: long fault runs
+#   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos, then 10
+#                             minutes each of idle, slow, talking and storming strangers, 10,000 on each port
 #   ./run.sh bench NAME       a benchmark beside what people use today; see benchmarks/README.md
 #   ./run.sh leader|worker    a Ray cluster with the options of the script that many manifests use; see --help
 #   ./run.sh ANYTHING ELSE    is handed to `launcher`: ./run.sh plan --engine vllm ...
@@ -67,7 +69,7 @@ test)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos" "$@"
+    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos and not strangers" "$@"
     ;;
 lint)
     set_up dev
@@ -80,13 +82,14 @@ slow)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -m "(pods or real or containers) and not chaos" -o timeout=1200 "$@"
+    exec "$bin/python" -m pytest -m "(pods or real or containers or strangers) and not chaos" -o timeout=1200 "$@"
     ;;
 soak)
     set_up dev
     cd "$here"
     "$bin/python" -m tests.simulation --soak "${2:-100000}"
-    LAUNCHER_CHAOS_SECONDS=900 exec "$bin/python" -m pytest -m "chaos and not real" -o timeout=2400 -s
+    LAUNCHER_CHAOS_SECONDS=900 "$bin/python" -m pytest -m "chaos and not real" -o timeout=2400 -s
+    LAUNCHER_STRANGERS_SECONDS=600 exec "$bin/python" -m pytest -m strangers -s
     ;;
 bench)
     set_up bench

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import memory, planning, tasks
+from launcher import descriptors, memory, planning, tasks
 from launcher.engines.base import Engine
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -42,6 +42,7 @@ from launcher.words import Cause, CauseKind, Epoch, Identity, Plan
 
 if TYPE_CHECKING:
     from launcher.group.link import LeaderLink, MemberLink
+    from launcher.visitors import Visitors
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 OF_THE_ENGINE = (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Orphaned, guard.Stopped)
@@ -71,7 +72,8 @@ class Agent:
         self._line = GuardLine(channel, self._hear_guard)
         self.log = Log(self._line.say, self.identity.rank, settings.log_format, settings.log_level)
         self._warnings = list(warnings)
-        self._secret = planning.secret_of(settings)
+        self._secrets = planning.secret_of(settings)
+        self._shares = descriptors.shares(descriptors.raise_limit(), self.identity.size, self.identity.is_leader)
         self._adapter: Engine = planning.engine_of(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[me.Exit] | None = None
@@ -80,6 +82,7 @@ class Agent:
         self._queue: deque[tuple[str, Any, int]] = deque()
         self._pumping = False
         self._leader_link: LeaderLink | None = None
+        self.visitors: Visitors | None = None  #: who asks this pod's pages
         self._member_link: MemberLink | None = None
         self._remembered: tuple[Epoch, leftovers.Snapshot | None] | None = None
         self._last_epoch, self._shm_before = memory.handed_on(environ)
@@ -99,7 +102,7 @@ class Agent:
             self.identity,
             self.environ,
             self.incarnation,
-            self._secret,
+            self._secrets,
             self._line,
             self.log,
             tell=self._to_member,
@@ -183,6 +186,8 @@ class Agent:
     async def _startup(self) -> None:
         for warning in self._warnings:
             self.log(warning, level="warning")
+        if self._secrets is not None:
+            self._secrets.warn = lambda text: self.log(text, level="warning")
         who = self.identity
         self.log(
             "started",
@@ -257,10 +262,17 @@ class Agent:
             return
         from launcher.group.link import LeaderLink
 
+        if not self._shares.enough:
+            self.log(
+                "too few open files for this size of group: raise the container's nofile limit",
+                {"limit": descriptors.engine_limit()[1], "size": self.identity.size},
+                "warning",
+            )
         self._leader_link = LeaderLink(
             self.identity.group,
-            self._secret,
-            most=4 * self.identity.size + 64,
+            self._secrets,
+            most=self._shares.guests,
+            size=self.identity.size,
             heard=lambda conn, message: self._to_coordinator(message, conn),
             closed=lambda conn, why: self._to_coordinator(Closed(why), conn),
             stranger=lambda where, what: self.log(
@@ -268,10 +280,10 @@ class Agent:
             ),
         )
         try:
-            await self._leader_link.listen([host] if host else None, self.settings.group_port)
+            self._leader_link.listen(bind(host, self.settings.group_port))
         except OSError as error:
             raise planning.port_error("group_port", self.settings, error) from None
-        if self._secret is None and not (host or "").startswith("127."):
+        if self._secrets is None and not (host or "").startswith("127."):
             self.log(
                 "the group port is open to whoever reaches it: give --token-file, or a NetworkPolicy",
                 level="warning",
@@ -283,9 +295,9 @@ class Agent:
             await asyncio.wait([self._task(self._engine_started.wait()), self._finished_future], timeout=PAGES_AFTER)
         from launcher import http
 
-        secret = self._secret.decode("utf-8", "replace") if self._secret else ""
+        secret = self._secrets.newest.decode("utf-8", "replace") if self._secrets else ""
         pages = http.Pages(self.ready, lambda: metrics_page(self), lambda: status_object(self), secret)
-        await http.listen(pages, sockets)
+        self.visitors = http.listen(pages, sockets, self._shares.visits)
 
     async def _learn(self) -> None:
         """What must be known before hello: own address, versions, GPUs; and whether all this can work."""
@@ -375,7 +387,7 @@ class Agent:
 
         self._member_link = MemberLink(
             self.identity.group,
-            self._secret,
+            self._secrets,
             self.settings.group_port,
             resolve=self._resolve_leader,
             connected=lambda _: self._to_member(me.Connected()),
@@ -614,6 +626,11 @@ class Agent:
         if self.engine.health is not None and not self.engine.health.ok:
             return False, f"the engine is not well: {self.engine.health.words}"
         return True, "serving"
+
+    @property
+    def turned_away(self) -> int:
+        """Connections to the group port that were closed before they were a member's."""
+        return self._leader_link.turned_away if self._leader_link is not None else 0
 
     @property
     def connection_errors(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What a pod answers over HTTP, from the first second: /livez /readyz /metrics /status.
 
-Its own listener and limits, apart from the group port. It knows nothing of the group: the agent hands it functions
-that give the answers. The websockets library parses the requests (it serves the group link anyway); only GET exists.
+It knows nothing of the group: the agent hands it functions that give the answers. Connections and their limits are in
+`visitors.py`; only GET exists.
 
 /livez is 200 whenever the event loop turns, also while waiting for peers for an hour and while a model loads: a kubelet
 must not kill for that. /readyz asks the agent. /status gives its details to loopback, and to bearers of the secret.
@@ -11,24 +11,16 @@ from __future__ import annotations
 
 import http
 import json
-import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
-from websockets.http11 import Request, Response
+from websockets.http11 import Response
 
 from launcher.group.proof import same
-
-OPEN_SECONDS = 5.0
-
-_SILENT = logging.getLogger("launcher.http")
-_SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False
-_SILENT.setLevel(logging.CRITICAL + 1)
+from launcher.visitors import Visitors, plain
 
 PUBLIC = ("phase", "rank", "size", "ready")
 
@@ -49,32 +41,15 @@ class Pages:
         self.secret = secret  #: hex digest that bearers present; empty: everybody sees everything
 
 
-async def listen(pages: Pages, sockets: Sequence[socket.socket]) -> tuple[Server, ...]:
-    """Serve on sockets that listen already (`network.listening`)."""
+def listen(pages: Pages, sockets: Sequence[socket.socket], most: int) -> Visitors:
+    """Serve on sockets that listen already (`network.listening`), at most ``most`` connections at a time."""
 
-    async def never(connection: ServerConnection) -> None:
-        """No WebSocket is ever accepted."""
+    def answer(method: str, target: str, headers: Headers, peer: str) -> Response:
+        if method != "GET":
+            return plain(405, "Method Not Allowed", "only GET exists here\n", Allow="GET")
+        return respond(pages, target, headers, peer)
 
-    def answer(connection: ServerConnection, request: Request) -> Response:
-        peer = connection.remote_address
-        return respond(pages, request.path, request.headers, str(peer[0]) if isinstance(peer, tuple) else "")
-
-    servers = []
-    for one in sockets:
-        servers.append(
-            await serve(
-                never,
-                sock=one,
-                process_request=answer,
-                compression=None,
-                ping_interval=None,
-                open_timeout=OPEN_SECONDS,
-                close_timeout=0.5,
-                logger=_SILENT,
-                server_header=None,
-            )
-        )
-    return tuple(servers)
+    return Visitors(answer, sockets, most)
 
 
 def respond(pages: Pages, target: str, headers: Mapping[str, str], peer: str) -> Response:

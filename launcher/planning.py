@@ -18,6 +18,7 @@ from launcher.settings import Settings
 from launcher.words import Epoch, Identity, NodeFacts, Plan, Shared, SourceReport
 
 if TYPE_CHECKING:
+    from launcher.group.proof import Secrets
     from launcher.network.environment import Variable
 
 Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
@@ -47,13 +48,13 @@ def identity_of(
     return identify(settings, environ, os.uname().nodename, *here)
 
 
-def secret_of(settings: Settings) -> bytes | None:
+def secret_of(settings: Settings) -> Secrets | None:
     """The group's secret, from ``--token-file``."""
     if settings.token_file is None:
         return None
-    from launcher.group.proof import read_secret
+    from launcher.group.proof import Secrets
 
-    return read_secret(settings.token_file, settings.said("token_file"))
+    return Secrets(settings.token_file, settings.said("token_file"))
 
 
 def engine_of(settings: Settings) -> Engine:
@@ -296,12 +297,21 @@ def with_environment(plan: Plan, variables: Mapping[str, str]) -> Plan:
     return replace(plan, stages=stages)
 
 
-def with_token(shared: Shared, secret: bytes | None, group: str, wanted: bool) -> Shared:
-    """With a secret the epoch's Ray token is derived from it on every rank."""
-    if secret is None or not wanted:
+def with_token(shared: Shared, secrets: Secrets | None, group: str, wanted: bool) -> Shared:
+    """With a secret the epoch's Ray token is derived from it on every rank: the one that the leader names.
+
+    Raises LauncherError where this pod does not have that one: it is being replaced, and is not here yet.
+    """
+    if secrets is None or not wanted:
         return shared
     from launcher.group.proof import ray_token
 
+    secret = secrets.named(shared.token)
+    if secret is None:
+        raise ConfigError(
+            "the leader uses another secret than this pod's --token-file holds",
+            "while a Secret is being replaced, wait until the kubelet has brought it to every pod",
+        )
     return replace(shared, token=ray_token(secret, group, shared.epoch))
 
 

@@ -28,6 +28,7 @@ from launcher.stages import OOM_BESIDE, StageRunner, how_it_ended
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Process, Shared
 
 if TYPE_CHECKING:
+    from launcher.group.proof import Secrets
     from launcher.health import HealthWatch
 
 MOST_REFUSALS = 3  #: in a row, each after some ten seconds: so often a GPU's memory may keep an epoch from starting
@@ -47,7 +48,7 @@ class PodEngine:
         identity: Identity,
         environ: Mapping[str, str],
         incarnation: str,
-        secret: bytes | None,
+        secrets: Secrets | None,
         line: GuardLine,
         log: Log,
         *,
@@ -61,7 +62,7 @@ class PodEngine:
         self._identity = identity
         self._environ = environ
         self._incarnation = incarnation
-        self._secret = secret
+        self._secrets = secrets
         self._line = line
         self._log = log
         self._tell = tell
@@ -115,8 +116,14 @@ class PodEngine:
     # ------------------------------------------------------------------------------------------------------- ready
 
     def mint(self, epoch: Epoch) -> tuple[str, Mapping[str, Any]]:
-        """Ray's token of an epoch, made by the leader. With a secret it is derived on each side and not sent."""
-        return (os.urandom(32).hex() if self._ray_token and not self._secret else "", {})
+        """Ray's token of an epoch, made by the leader. With a secret it is derived on each side: only which is sent."""
+        if not self._ray_token:
+            return "", {}
+        if self._secrets is None:
+            return os.urandom(32).hex(), {}
+        from launcher.group.proof import key_id
+
+        return key_id(self._secrets.newest), {}
 
     def plan_for(self, shared: Shared) -> Plan:
         """This rank's plan with an epoch's addresses and ports. Raises LauncherError where it can't work."""
@@ -131,7 +138,11 @@ class PodEngine:
         Each wait may see this epoch stopped and the next one prepared, or even run: then nothing here is of use.
         """
         self._preparing = shared.epoch
-        shared = planning.with_token(shared, self._secret, self._identity.group, self._ray_token)
+        try:
+            shared = self._with_token(shared)
+        except LauncherError as error:  # the kubelet will bring the secret
+            self._tell(me.NotAble(shared.epoch, Cause(CauseKind.UNABLE, self._identity.rank, str(error))))
+            return
         try:
             self.plan = self.plan_for(shared)
             taken = planning.taken_ports(self.plan, shared.addresses[self._identity.rank])
@@ -170,6 +181,9 @@ class PodEngine:
         environ = {**self._environ, "LAUNCHER_COOKIE": self._cookie or ""}
         self.stages.begin(shared.epoch, self.plan, environ)
         self._tell(me.Able(shared.epoch))
+
+    def _with_token(self, shared: Shared) -> Shared:
+        return planning.with_token(shared, self._secrets, self._identity.group, self._ray_token)
 
     async def _still_not_back(self, epoch: Epoch, taken: str) -> bool:
         """GPU memory that an earlier epoch kept is looked at once more before this one is refused.

@@ -210,6 +210,16 @@ def metrics_page(agent: Agent) -> str:
         agent.connection_errors,
         "kind",
     )
+    page.add(
+        "launcher_connections_turned_away_total",
+        "counter",
+        "connections closed before they had asked or joined: too many, too slow, or not the protocol",
+        {
+            "agent": float(agent.visitors.turned_away) if agent.visitors is not None else 0.0,
+            "group": float(agent.turned_away),
+        },
+        "port",
+    )
     seconds = dict(agent.timeline.seconds)
     page.add("launcher_phase_seconds_total", "counter", "seconds spent in each phase, ended visits", seconds, "phase")
     return page.text()

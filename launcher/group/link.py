@@ -4,9 +4,11 @@ One WebSocket connection from each member to the leader, kept for life, without 
 own pings (the protocol's pings carry the lease). What arrives is decoded and checked (`messages.py`) before anybody
 sees it; with a secret, nothing is decoded before the peer has proven that it knows it (`proof.py`).
 
-Strangers are to be expected on an open port. Whoever says no valid hello within a few seconds, sends too much, too fast
-or something unreadable, is closed and, once a minute, named in the log. A reader that is too slow is closed too: the
-leader never waits for a member's socket. What one connection is, is in `wire.py`.
+Strangers are to be expected on an open port, in any number. Whoever says no valid hello within a few seconds, sends too
+much, too fast or something unreadable, is closed and, once a minute, named in the log. Connections that are not (yet)
+members' have places of their own, by address; where there are too many, the oldest is closed for the newest
+(`places.py`), and never a member. A reader that is too slow is closed too: the leader never waits for a member's
+socket. What one connection is, is in `wire.py`.
 """
 
 from __future__ import annotations
@@ -23,19 +25,27 @@ from typing import Any, cast
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import WebSocketException
-from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
+from launcher import tasks
+from launcher.acceptor import Acceptor, Silent, adopt
 from launcher.group import messages as m
 from launcher.group import proof
-from launcher.group.wire import CLOSE_SECONDS, SILENT, Allowance, Errors, LinkError, Unexpected, Wire
+from launcher.group.wire import CLOSE_SECONDS, SILENT, Allowance, Errors, LinkError, Prepared, Unexpected, Wire
+from launcher.places import Places
 
 HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
 OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much
 SHAKE_SECONDS = 10.0  #: for the handshake of one that answers: a leader to whom a thousand come at once is busy
+PENDING_BYTES = 8 << 20  #: of unfinished messages of all who have not joined, together
+PROOF = "Launcher-Proof"  #: header of a member's request: the version of its proof
+OLD_PROOF = "with --token-file every pod of a group must run launcher 0.2 or later"
+
+#: A secret for life, or one that is read again when its file changes.
+Secret = bytes | proof.Secrets | None
 
 # ---------------------------------------------------------------------------------------------------- the leader
 
@@ -44,71 +54,92 @@ class LeaderLink:
     """The leader's end: many connections, numbered from 1 (0 is rank 0's own, which needs no socket).
 
     ``heard(conn, message)`` and ``closed(conn, why)`` are called in the order of arrival; a connection that never said
-    hello is never reported. ``stranger(address, what)`` tells of peers that are not members.
+    hello is never reported. ``stranger(address, what)`` tells of peers that are not members. ``most`` connections may
+    be open that have not said hello, enough for each of ``size`` members to come from one and the same address.
     """
 
     def __init__(
         self,
         group: str,
-        secret: bytes | None,
+        secret: Secret,
         most: int,
         heard: Callable[[int, Any], None],
         closed: Callable[[int, str], None],
         stranger: Callable[[str, str], None],
         *,
+        size: int = 1,
         hello_seconds: float = HELLO_SECONDS,
     ) -> None:
         self._group = group
         self._secret = secret
-        self._most = most
         self._heard = heard
         self._closed = closed
         self._stranger = stranger
         self._hello_seconds = hello_seconds
+        self._known: dict[str, None] = {}  # addresses of members, the latest last
+        self._most_known = 2 * size
+        # Before hello a connection is in one of these: silent; talking, not proven; proven. After it, or when it has
+        # been refused, it is a member's, or on its way out.
+        talking = max(2, min(most // 2, 512 + 2 * size))
+        silent = max(2, most - talking)
+        self._silent: Places[Silent] = Places(silent, max(size + 8, silent * 3 // 4), self._is_known)
+        self._talking: Places[Wire] = Places(talking, max(size + 8, talking * 3 // 4), self._is_known)
+        self._proven: Places[Wire] = Places(2 * size + 8, 2 * size + 8)
+        self._leaving: Places[Wire] = Places(talking, talking)
+        self._most_members = 2 * size + 64
         self._guests: dict[Wire, asyncio.TimerHandle] = {}  # who has not said hello, and until when he may
         self._members: dict[int, Wire] = {}
         self._numbers: dict[Wire, int] = {}
-        self._unsent: dict[Wire, list[bytes]] = {}
+        self._unsent: dict[Wire, list[Prepared]] = {}
         self._next = 0
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
         self._open: set[Wire] = set()
         self._emptied = asyncio.Event()
         self._named: dict[str, float] = {}
         self.errors = Errors()
+        self.turned_away = 0  #: connections that were closed or refused before they were a member's
 
-    async def listen(self, hosts: Sequence[str] | None, port: int) -> None:
-        """Listen on ``port`` of these addresses; None: of all, IPv4 and IPv6. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._wire, list(hosts) if hosts else None, port, backlog=2048)
+    def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Serve on sockets that listen already."""
+        self._acceptor = Acceptor(
+            sockets, self._silent, self._hello_seconds, self._spoke, self._name_address, self._expel
+        )
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Where it listens."""
+        return self._acceptor.addresses if self._acceptor is not None else ()
 
     def say(self, conns: Sequence[int], message: Any) -> None:
         """Send one message, encoded once, with the next :meth:`flush`. Unknown connections are passed over."""
         there = [wire for wire in map(self._members.get, conns) if wire is not None]
         if not there:
             return
-        frame = Frame(Opcode.TEXT, m.encode(message).encode()).serialize(mask=False)
+        prepared = Prepared(m.encode(message), self._secret is not None)
         for wire in there:
-            self._unsent.setdefault(wire, []).append(frame)
+            self._unsent.setdefault(wire, []).append(prepared)
+            if isinstance(message, m.Accepted):
+                self._know(wire.peer[0])
 
     def flush(self) -> None:
         """What was said goes out, to each member in one piece. Never waits."""
         unsent, self._unsent = self._unsent, {}
-        for wire, frames in unsent.items():
-            wire.write(frames)
+        for wire, messages in unsent.items():
+            wire.write(messages)
 
     def hang(self, conn: int) -> None:
         """Close a connection; ``closed`` will not be called for it."""
         wire = self._members.pop(conn, None)
         if wire is not None:
             wire.write(self._unsent.pop(wire, []))
-            wire.hang()
+            self._hang(wire)
 
     async def close(self) -> None:
         """Send what is buffered, close all, stop listening."""
-        if self._server is None:
+        if self._acceptor is None:
             return
         self.flush()
-        self._server.close()
+        self._acceptor.close()
         for wire in list(self._open):
             wire.hang(1001)
         if self._open:
@@ -117,26 +148,72 @@ class LeaderLink:
 
     # ------------------------------------------------------------------------------------------- one of its wires
 
-    def _wire(self) -> Wire:
-        return Wire(
+    def _spoke(self, sock: socket.socket, silent: Silent) -> None:
+        """A connection has said its first word: from now on it is a wire, and a guest until its hello."""
+        wire = Wire(
             ServerProtocol(max_size=m.MAX_FROM_MEMBER, logger=SILENT),
-            made=self._arrived,
+            made=lambda wire: None,
             shaken=self._shaken,
             ended=self._ended,
             lost=self._lost,
+            grew=self._grew,
             allowance=Allowance(),
         )
-
-    def _arrived(self, wire: Wire) -> None:
+        wire.peer = (silent.host, silent.port)
+        loop = asyncio.get_running_loop()
         self._open.add(wire)
         self._emptied.clear()
-        if len(self._open) > self._most:
-            self._name(wire, f"more than {self._most} connections")
+        left = silent.since + self._hello_seconds - time.monotonic()
+        self._guests[wire] = loop.call_later(left, self._turn_away, wire, "said no hello in time")
+        victim = self._talking.enter(wire, silent.host)
+        if victim is not None:
+            self._turn_away(victim, "said no hello, and made room for a newer connection", cut=True)
+        tasks.start(self._adopt(wire, sock))
+
+    async def _adopt(self, wire: Wire, sock: socket.socket) -> None:
+        await adopt(wire, sock)
+        if wire.gone:  # it never began
+            wire.connection_lost(None)
+
+    def _turn_away(self, wire: Wire, why: str, cut: bool = False) -> None:
+        wire.refuse(LinkError(why))
+        if cut:
             wire.cut()
-            return
-        self._guests[wire] = asyncio.get_running_loop().call_later(
-            self._hello_seconds, wire.refuse, LinkError("said no hello in time")
-        )
+
+    def _expel(self) -> None:
+        """A descriptor is needed: the guest goes who would go for a newcomer."""
+        for places in (self._leaving, self._talking, self._proven):
+            victim = places.expel()
+            if victim is not None:
+                self._turn_away(victim, "said no hello, and made room for others", cut=True)
+                return
+
+    def _grew(self, wire: Wire) -> None:
+        """Unfinished messages of guests are kept in memory: all together only so much."""
+        if wire in self._guests and sum(guest.pending for guest in self._guests) > PENDING_BYTES:
+            self._turn_away(
+                max(self._guests, key=lambda guest: guest.pending), "sent too much without a hello", cut=True
+            )
+
+    def _hang(self, wire: Wire) -> None:
+        wire.hang()
+        self._leaves(wire)
+
+    def _leaves(self, wire: Wire) -> None:
+        """It is on its way out, which may take CLOSE_SECONDS: of those, too, there may only be so many."""
+        if wire in self._open and wire not in self._leaving:
+            victim = self._leaving.enter(wire, "")
+            if victim is not None:
+                victim.cut()
+
+    def _is_known(self, address: str) -> bool:
+        return address in self._known
+
+    def _know(self, address: str) -> None:
+        self._known.pop(address, None)
+        self._known[address] = None
+        if len(self._known) > self._most_known:
+            del self._known[next(iter(self._known))]
 
     def _shaken(self, wire: Wire, request: Any) -> None:
         """A request has come: an upgrade is accepted, everything else answered in words."""
@@ -156,26 +233,57 @@ class LeaderLink:
             wire.flush()
             return
         nonce = secrets.token_hex(16)
-        wire.hear = self._greeted if self._secret is None else partial(self._proven, nonce, self._secret)
-        wire.say({"is": "open", "protocol": m.PROTOCOL, "prove": self._secret is not None, "nonce": nonce})
+        opening = {"is": "open", "protocol": m.PROTOCOL, "prove": self._secret is not None, "nonce": nonce}
+        if self._secret is None:
+            wire.hear = self._greeted
+        elif request.headers.get_all(PROOF) != [str(proof.VERSION)]:
+            wire.refuse(LinkError(OLD_PROOF), 4001)  # said before it gives its proof: only so does 0.1 log our words
+            return
+        else:
+            opening["bound"] = proof.VERSION
+            wire.hear = partial(self._prove, nonce, _accepted(self._secret))
+        wire.say(opening)
 
-    def _proven(self, nonce: str, secret: bytes, wire: Wire, text: str) -> None:
+    def _prove(self, nonce: str, accepted: Sequence[bytes], wire: Wire, text: str) -> None:
         answer = _object(text, "prove")
-        theirs, mac = str(answer.get("nonce", ""))[:64], str(answer.get("mac", ""))[:128]
-        if not proof.same(mac, proof.member_mac(secret, self._group, nonce, theirs)):
+        theirs = str(answer.get("nonce", ""))[:64]
+        also = answer.get("also")
+        macs = [str(mac)[:128] for mac in (answer.get("mac", ""), *(also if isinstance(also, list) else ())[:3])]
+        for secret in accepted:
+            expected = proof.member_mac(secret, self._group, nonce, theirs)
+            if any(proof.same(mac, expected) for mac in macs):
+                break
+        else:
             raise LinkError("did not prove the group's secret (--token-file)")
+        self._talking.leave(wire)
+        victim = self._proven.enter(wire, wire.peer[0])
+        if victim is not None:
+            self._turn_away(victim, "said no hello, and made room for a newer connection", cut=True)
         wire.hear = self._greeted
         wire.say({"is": "proven", "mac": proof.leader_mac(secret, self._group, nonce, theirs)})
+        wire.seal_out, wire.seal_in = proof.seals(secret, self._group, nonce, theirs)
 
     def _greeted(self, wire: Wire, text: str) -> None:
         hello = m.decode(text, m.MEMBER_SAYS)
         if not isinstance(hello, m.Hello):
             raise m.Malformed("the first word was not hello")
-        self._guests.pop(wire).cancel()
+        if len(self._members) >= self._most_members:
+            raise LinkError(f"said hello when {len(self._members)} others had")
+        self._no_guest(wire)
         self._next += 1
         self._members[self._next], self._numbers[wire] = wire, self._next
         wire.hear = partial(self._listened, self._next)
         self._heard(self._next, hello)
+
+    def _no_guest(self, wire: Wire) -> bool:
+        """It has joined or is refused. False: it was no guest."""
+        timer = self._guests.pop(wire, None)
+        if timer is None:
+            return False
+        timer.cancel()
+        self._talking.leave(wire)
+        self._proven.leave(wire)
+        return True
 
     def _listened(self, number: int, wire: Wire, text: str) -> None:
         if number in self._members:  # else given up: what it still says is nobody's
@@ -185,11 +293,9 @@ class LeaderLink:
         """It has closed, or said (``error``) what it may not say."""
         if error is not None:
             self.errors.count(error)
-        guest = self._guests.pop(wire, None)
-        if guest is not None:
-            guest.cancel()
-            if error is not None or wire.spoke:
-                self._name(wire, _words(error) if error is not None else f"left without a hello ({wire.why})")
+        self._leaves(wire)
+        if self._no_guest(wire):
+            self._name(wire, _words(error) if error is not None else f"left without a hello ({wire.why})")
             return
         number = self._numbers.get(wire)
         if number is None or self._members.pop(number, None) is None:
@@ -200,19 +306,25 @@ class LeaderLink:
 
     def _lost(self, wire: Wire) -> None:
         self._open.discard(wire)
+        self._leaving.leave(wire)
         self._numbers.pop(wire, None)
         self._unsent.pop(wire, None)
         if not self._open:
             self._emptied.set()
 
     def _name(self, wire: Wire, what: str) -> None:
-        host, now = wire.peer[0], time.monotonic()
+        self._name_address(":".join(map(str, wire.peer)), what)
+
+    def _name_address(self, address: str, what: str) -> None:
+        """Once a minute and host: a stranger may come ten thousand times."""
+        self.turned_away += 1
+        host, now = address.rpartition(":")[0], time.monotonic()
         if now - self._named.get(host, -1e9) < 60:
             return
         if len(self._named) > 1000:
             self._named.clear()
         self._named[host] = now
-        self._stranger(":".join(map(str, wire.peer)), what)
+        self._stranger(address, what)
 
 
 # ---------------------------------------------------------------------------------------------------- a member
@@ -227,7 +339,7 @@ class MemberLink:
     def __init__(
         self,
         group: str,
-        secret: bytes | None,
+        secret: Secret,
         port: int,
         resolve: Callable[[], Awaitable[Sequence[str]]],
         connected: Callable[[str], None],
@@ -340,16 +452,25 @@ class MemberLink:
         if self._secret is None:
             _done(ready)
             return
+        if opening.get("bound") != proof.VERSION:
+            raise LinkError(f"it does not bind messages to the proof, as launcher 0.1 did not: {OLD_PROOF}")
         theirs, nonce = str(opening.get("nonce", ""))[:64], secrets.token_hex(16)
-        expected = proof.leader_mac(self._secret, self._group, theirs, nonce)
+        accepted = _accepted(self._secret)
+        first, *also = (proof.member_mac(secret, self._group, theirs, nonce) for secret in accepted)
         self._proving = wire
-        wire.hear = partial(self._proven, ready, expected)
-        wire.say({"is": "prove", "nonce": nonce, "mac": proof.member_mac(self._secret, self._group, theirs, nonce)})
+        wire.hear = partial(self._proven, ready, accepted, theirs, nonce)
+        wire.say({"is": "prove", "nonce": nonce, "mac": first, "also": also})
 
-    def _proven(self, ready: asyncio.Future[None], expected: str, wire: Wire, text: str) -> None:
-        answer = _object(text, "proven")
-        if not proof.same(str(answer.get("mac", ""))[:128], expected):
+    def _proven(
+        self, ready: asyncio.Future[None], accepted: Sequence[bytes], theirs: str, nonce: str, wire: Wire, text: str
+    ) -> None:
+        mac = str(_object(text, "proven").get("mac", ""))[:128]
+        for secret in accepted:
+            if proof.same(mac, proof.leader_mac(secret, self._group, theirs, nonce)):
+                break
+        else:
             raise LinkError("it does not know the group's secret (--token-file)")
+        wire.seal_in, wire.seal_out = proof.seals(secret, self._group, theirs, nonce)
         _done(ready)
 
     def _listened(self, wire: Wire, text: str) -> None:
@@ -369,7 +490,9 @@ class MemberLink:
 
 def _ask(wire: Wire) -> None:
     ws = cast(ClientProtocol, wire.ws)
-    ws.send_request(ws.connect())
+    request = ws.connect()
+    request.headers[PROOF] = str(proof.VERSION)
+    ws.send_request(request)
     wire.flush()
 
 
@@ -379,6 +502,11 @@ def _done(ready: asyncio.Future[None]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _accepted(secret: bytes | proof.Secrets) -> tuple[bytes, ...]:
+    """What proves membership now, the newest first."""
+    return secret.accepted() if isinstance(secret, proof.Secrets) else (secret,)
 
 
 def _is_upgrade(request: Request) -> bool:

@@ -3,18 +3,30 @@
 The leader opens with a nonce. The member answers with a nonce of its own and a MAC, the leader with the other MAC; only
 then is anything else said. Each MAC covers its direction, the group and both nonces, so it can neither be replayed nor
 reflected, nor used in another group that shares the secret. The secret itself never crosses the wire.
+
+The proof alone would hold for its moment only: a relay could let it pass and then speak itself. So every later message
+carries a tag (`Seal`), made with a key that only these two nonces and the secret give. A message that was altered,
+repeated, left out or moved does not verify. Messages are not encrypted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher.errors import ConfigError
 from launcher.words import Epoch
 
 LEAST_BYTES = 16
+VERSION = 2  #: of the proof; the first, of launcher 0.1, did not bind the messages that follow
+TAG_BYTES = 32  #: of a message's tag: 128 bits in hexadecimal digits, for messages are texts
+#: How long a secret is still accepted after its file has changed: pods are restarted one by one, and the kubelet takes
+#: a minute or two to bring the new content to each.
+KEEP_SECONDS = 3600.0
 
 
 def read_secret(path: str, said: str) -> bytes:
@@ -33,14 +45,108 @@ def read_secret(path: str, said: str) -> bytes:
     return secret
 
 
+class Secrets:
+    """The secret in ``--token-file``, newest first: the file is read again when it changes.
+
+    The content before stays good for ``KEEP_SECONDS``. A file that has become unreadable changes nothing; ``warn``
+    hears of it once.
+    """
+
+    def __init__(self, path: str, said: str, warn: Callable[[str], None] = lambda text: None) -> None:
+        self._path, self._said, self.warn = path, said, warn
+        self._stat = self._look()
+        self._newest = read_secret(path, said)
+        self._former: list[tuple[bytes, float]] = []  # and until when
+
+    def accepted(self) -> tuple[bytes, ...]:
+        """All that prove membership now."""
+        self._read_again()
+        now = time.monotonic()
+        self._former = [(secret, until) for secret, until in self._former if until > now]
+        return (self._newest, *(secret for secret, _ in self._former))
+
+    @property
+    def newest(self) -> bytes:
+        return self.accepted()[0]
+
+    def named(self, key: str) -> bytes | None:
+        """The accepted secret with this :func:`key_id`."""
+        return next((secret for secret in self.accepted() if same(key_id(secret), key)), None)
+
+    def _read_again(self) -> None:
+        found = self._look()
+        if found == self._stat:
+            return
+        self._stat = found
+        try:
+            secret = read_secret(self._path, self._said)
+        except ConfigError as error:
+            self.warn(f"{error.message}; the secret read before stays in use")
+            return
+        if secret == self._newest:
+            return
+        until = time.monotonic() + KEEP_SECONDS
+        former = [pair for pair in self._former if pair[0] != secret]
+        self._former = [(self._newest, until), *former][:3]
+        self._newest = secret
+        self.warn(
+            f"{self._said} has changed; the secret before is accepted for another {KEEP_SECONDS / 60:.0f} minutes"
+        )
+
+    def _look(self) -> tuple[int, ...]:
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            return (error.errno or 0,)
+        return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+class Seal:
+    """One direction of a proven connection: each message gets, or must have, the tag of its place in the order.
+
+    The tag covers the direction and the connection (by the key), the number of the message, and its text.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._count = 0
+
+    def tag(self, digest: bytes) -> bytes:
+        """The tag of the next message; ``digest`` is :func:`digest_of` its text."""
+        self._count += 1
+        return hmac.digest(self._key, self._count.to_bytes(8, "big") + digest, "sha256")[:16].hex().encode()
+
+    def opened(self, message: bytes) -> bytes | None:
+        """The text of the next message that arrived, without its tag. None: it is not what the other side sent next."""
+        text = message[TAG_BYTES:]
+        return text if hmac.compare_digest(message[:TAG_BYTES], self.tag(digest_of(text))) else None
+
+
+def digest_of(text: bytes) -> bytes:
+    """What a tag covers of a text: one that goes to a thousand members is hashed once."""
+    return hashlib.sha256(text).digest()
+
+
+def seals(secret: bytes, group: str, leader_nonce: str, member_nonce: str) -> tuple[Seal, Seal]:
+    """For the messages of a proven connection: of the leader's, and of the member's."""
+    nonces = (group, leader_nonce, member_nonce)
+    leaders, members = (_mac(secret, f"messages of the {who}", *nonces) for who in ("leader", "member"))
+    return Seal(bytes.fromhex(leaders)), Seal(bytes.fromhex(members))
+
+
+def key_id(secret: bytes) -> str:
+    """Which secret it is, for those who have it; it says nothing of it to others."""
+    return _mac(secret, "key id")[:16]
+
+
 def member_mac(secret: bytes, group: str, leader_nonce: str, member_nonce: str) -> str:
     """What a member sends to the leader."""
-    return _mac(secret, "member to leader", group, leader_nonce, member_nonce)
+    return _mac(secret, "member to leader, messages bound", group, leader_nonce, member_nonce)
 
 
 def leader_mac(secret: bytes, group: str, leader_nonce: str, member_nonce: str) -> str:
     """What the leader answers."""
-    return _mac(secret, "leader to member", group, leader_nonce, member_nonce)
+    return _mac(secret, "leader to member, messages bound", group, leader_nonce, member_nonce)
 
 
 def ray_token(secret: bytes, group: str, epoch: Epoch) -> str:

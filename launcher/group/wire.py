@@ -21,6 +21,7 @@ from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
 from launcher.group import messages as m
+from launcher.group.proof import TAG_BYTES, Seal, digest_of
 
 CLOSE_SECONDS = 0.5  #: for the other side's goodbye, then the connection is cut
 UNREAD_BYTES = 4 << 20  #: a peer that leaves more than this unread is closed
@@ -58,6 +59,30 @@ class Errors:
             self.protocol += 1
 
 
+class Prepared:
+    """One message of the leader, encoded once for all who get it."""
+
+    def __init__(self, text: str, sealed: bool) -> None:
+        self._text = text.encode()
+        self._digest = digest_of(self._text) if sealed else b""
+        self._head = _head(len(self._text) + (TAG_BYTES if sealed else 0))
+
+    def pieces(self, seal: Seal | None) -> tuple[bytes, ...]:
+        """The frame for one member."""
+        if seal is None:
+            return (self._head, self._text)
+        return (self._head, seal.tag(self._digest), self._text)
+
+
+def _head(length: int) -> bytes:
+    """Of an unmasked text frame (RFC 6455, 5.2)."""
+    if length < 126:
+        return bytes((0x81, length))
+    if length < 1 << 16:
+        return b"\x81\x7e" + length.to_bytes(2, "big")
+    return b"\x81\x7f" + length.to_bytes(8, "big")
+
+
 class Allowance:
     """How much one peer may send: a burst, and a number of frames per second."""
 
@@ -82,7 +107,7 @@ class Wire(asyncio.BufferedProtocol):
     ``made``: TCP is there. ``shaken``: the handshake's request or response has come. ``ended(error)``: nothing more
     will be heard, because the other side has left (None) or because of what it said. ``lost``: TCP is gone.
     Whatever ``shaken``, ``hear`` or the library raise over what came ends this connection, and nothing else: no input
-    reaches the event loop as an exception.
+    reaches the event loop as an exception. ``grew``: bytes wait here for the rest of their message.
     """
 
     def __init__(
@@ -93,26 +118,32 @@ class Wire(asyncio.BufferedProtocol):
         shaken: Callable[[Wire, Any], None],
         ended: Callable[[Wire, Exception | None], None],
         lost: Callable[[Wire], None] = lambda wire: None,
+        grew: Callable[[Wire], None] = lambda wire: None,
         allowance: Allowance | None = None,
     ) -> None:
         self.ws = ws
         self.hear: Callable[[Wire, str], None] = _too_soon
         self.spoke = False  #: something has arrived
+        self.pending = 0  #: bytes that have arrived of what is not complete yet
+        self.seal_out: Seal | None = None  #: once proven: for what is said
+        self.seal_in: Seal | None = None  #: and for what is heard
         self._made = made
         self._shaken = shaken
         self._ended = ended
         self._lost = lost
+        self._grew = grew
         self._allowance = allowance
         self.over = False  #: nothing more will be heard
         self._finished = False  # our half is closed
+        self._doomed = False  # cut before TCP was handed to us
+        self.peer: tuple[str, int] = ("an unknown address", 0)  #: address and port of the other side
         self._transport: asyncio.Transport | None = None
         self._closing: asyncio.TimerHandle | None = None
 
     @property
-    def peer(self) -> tuple[Any, ...]:
-        """Address and port of the other side."""
-        found = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return tuple(found[:2]) if isinstance(found, tuple) else ("an unknown address",)
+    def gone(self) -> bool:
+        """It never had a transport, and will have none."""
+        return self._transport is None
 
     @property
     def own(self) -> str:
@@ -133,15 +164,16 @@ class Wire(asyncio.BufferedProtocol):
 
     def say_text(self, text: str) -> None:
         if self.ws.state is State.OPEN:
-            self.ws.send_text(text.encode())
+            said = text.encode()
+            self.ws.send_text(said if self.seal_out is None else self.seal_out.tag(digest_of(said)) + said)
             self.flush()
 
-    def write(self, frames: list[bytes]) -> None:
-        """Frames that are ready to be sent. One that reads too slowly is cut off."""
+    def write(self, messages: list[Prepared]) -> None:
+        """Messages of the leader that are ready to be sent. One that reads too slowly is cut off."""
         transport = self._transport
-        if transport is None or self._finished or not frames or self.ws.state is not State.OPEN:
+        if transport is None or self._finished or not messages or self.ws.state is not State.OPEN:
             return
-        transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        transport.write(b"".join(piece for one in messages for piece in one.pieces(self.seal_out)))
         if transport.get_write_buffer_size() > UNREAD_BYTES:
             transport.abort()
 
@@ -153,7 +185,10 @@ class Wire(asyncio.BufferedProtocol):
                 continue
             if data == SEND_EOF:
                 self._finished = True
-                transport.write_eof()
+                try:
+                    transport.write_eof()
+                except OSError:  # the other side has gone, and asyncio does not know yet
+                    transport.abort()
             else:
                 transport.write(data)
         if transport is not None and transport.get_write_buffer_size() > UNREAD_BYTES:
@@ -161,21 +196,23 @@ class Wire(asyncio.BufferedProtocol):
         if self.ws.close_expected() and self._closing is None:
             self._closing = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.cut)
 
-    def refuse(self, error: Exception) -> None:
-        """Nothing more is heard of it."""
+    def refuse(self, error: Exception, code: int = 1000) -> None:
+        """Nothing more is heard of it. With another ``code`` it is told why."""
         self._end(error)
-        self.hang()
+        self.hang(code, str(error) if code >= 4000 else "")
 
-    def hang(self, code: int = 1000) -> None:
+    def hang(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye, and be gone soon; ``ended`` will not be called."""
         self.over = True
         if self.ws.state is State.OPEN:
-            self.ws.send_close(code)
+            self.ws.send_close(code, reason)
             self.flush()
         elif self.ws.state is State.CONNECTING:
             self.cut()
 
     def cut(self) -> None:
+        """Be gone at once."""
+        self._doomed = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -188,6 +225,9 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._doomed:
+            self._transport.abort()
+            return
         with self._contained():
             self._made(self)
 
@@ -196,9 +236,12 @@ class Wire(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.spoke = True
+        self.pending += nbytes
         with self._contained():
             self.ws.receive_data(bytes(_BUFFER[:nbytes]))
             self._proceed()
+        if self.pending and not self.over:
+            self._grew(self)
 
     def eof_received(self) -> None:
         with self._contained():
@@ -229,6 +272,7 @@ class Wire(asyncio.BufferedProtocol):
         """Hand over what has arrived."""
         try:
             for event in self.ws.events_received():
+                self.pending = 0
                 if self.over:
                     break
                 self._take(event)
@@ -246,8 +290,14 @@ class Wire(asyncio.BufferedProtocol):
         elif event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             if event.opcode is not Opcode.TEXT or not event.fin:
                 raise m.Malformed("not a text in one piece")
+            data = bytes(event.data)
+            if self.seal_in is not None:
+                opened = self.seal_in.opened(data)
+                if opened is None:
+                    raise LinkError("a message was altered, repeated, left out or moved on its way (its MAC is wrong)")
+                data = opened
             try:
-                text = str(event.data, "utf-8")
+                text = str(data, "utf-8")
             except UnicodeDecodeError:
                 raise m.Malformed("not UTF-8") from None
             self.hear(self, text)

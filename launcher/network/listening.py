@@ -9,7 +9,7 @@ import contextlib
 import errno
 import socket
 
-BACKLOG = 128
+BACKLOG = 2048  #: the kernel takes at most net.core.somaxconn of it
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  #: no IPv6 on this machine
 
 

@@ -7,6 +7,7 @@ import re
 import resource
 from collections.abc import Iterator
 
+from launcher.descriptors import engine_limit
 from launcher.preflight.finding import Finding, fail, ok, warn
 from launcher.preflight.node import Node, cgroup, size_text, text
 
@@ -41,7 +42,7 @@ def judge_memlock(limit: int | None, capable: bool, rdma: bool) -> Finding:
 
 
 def check_nofile(node: Node) -> Iterator[Finding]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = engine_limit()  # not the agent's, which has raised its own
     yield judge_nofile(soft if soft != resource.RLIM_INFINITY else 1 << 30, hard)
 
 

@@ -89,7 +89,9 @@ class Group:
         workers: int = 1,
         start: bool = True,
         group_id: str = "",
+        nofile: tuple[int, int] | None = None,
     ) -> None:
+        self.nofile = nofile  #: soft and hard limit of open files of the launchers
         chance = random.SystemRandom()
         self.folder, self.size, self.workers = folder, size, workers
         self.args, self.env, self.group_id = args, dict(env or {}), group_id
@@ -112,7 +114,11 @@ class Group:
         extra, more_dashes, more_engine = self._split(more)
         ports = ["--port", str(self.port), "--agent-port", str(self.agent_port), "--group-port", str(self.group_port)]
         fixed = ["run", "--engine", "reference", *ports, "--master-port", str(self.peer_port)]
-        return [str(LAUNCHER), *fixed, *own, *extra, *(dashes or more_dashes), *engine, *more_engine]
+        command = [str(LAUNCHER), *fixed, *own, *extra, *(dashes or more_dashes), *engine, *more_engine]
+        if self.nofile is None:
+            return command
+        soft, hard = self.nofile
+        return ["sh", "-c", f'ulimit -Sn {soft}; ulimit -Hn {hard}; exec "$@"', "sh", *command]
 
     @staticmethod
     def _split(args: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

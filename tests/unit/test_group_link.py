@@ -20,6 +20,7 @@ from websockets.uri import parse_uri
 
 from launcher.group import link
 from launcher.group import messages as m
+from launcher.network.listening import bind
 
 HOST = "127.0.0.1"
 
@@ -55,7 +56,7 @@ async def listening(**more: Any) -> AsyncIterator[Leader]:
     broken: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
     leader = Leader(**more)
-    await leader.link.listen([HOST], leader.port)
+    leader.link.listen(bind(HOST, leader.port))
     try:
         yield leader
     finally:
@@ -246,16 +247,19 @@ def test_who_says_no_hello_is_hung_up_on() -> None:
     asyncio.run(test())
 
 
-def test_no_more_connections_than_that() -> None:
+def test_the_oldest_makes_room_for_the_newest() -> None:
     async def test() -> None:
-        async with listening(most=3) as leader:
-            held = [await asyncio.open_connection(HOST, leader.port) for _ in range(3)]
-            assert not await raw(leader, upgrade())
-            assert leader.strangers == ["more than 3 connections"]
-            for _, writer in held:
-                writer.close()
+        async with listening(most=24) as leader:
+            held = [await asyncio.open_connection(HOST, leader.port) for _ in range(40)]
+            await until(lambda: leader.link.turned_away >= 28)
+            assert leader.strangers == ["said nothing, and made room for a newer connection"]
+            reader, _ = held[0]
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 20) == b""
             Member(leader)
             await until(lambda: leader.heard)
+            for _, writer in held:
+                writer.close()
 
     asyncio.run(test())
 

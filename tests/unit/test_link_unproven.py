@@ -21,8 +21,9 @@ from websockets.exceptions import ConnectionClosed
 
 from launcher.group import messages as m
 from launcher.group import proof
-from launcher.group.link import LeaderLink, MemberLink
+from launcher.group.link import PROOF, LeaderLink, MemberLink
 from launcher.group.wire import BURST
+from launcher.network.listening import bind
 from tests.unit.test_group_messages import MESSAGES
 
 HOST, GROUP, SECRET = "127.0.0.1", "default/engine-0", b"0123456789abcdef"
@@ -91,16 +92,21 @@ class Leader:
         self.port = 0
 
     async def __aenter__(self) -> Leader:
-        await self.link.listen([HOST], 0)
-        assert self.link._server is not None
-        self.port = next(iter(self.link._server.sockets)).getsockname()[1]
+        self.link.listen(bind(HOST, 0))
+        self.port = self.link.addresses[0][1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.link.close()
 
     async def dialled(self) -> ClientConnection:
-        return await connect(f"ws://{HOST}:{self.port}/group", compression=None, proxy=None, ping_interval=None)
+        return await connect(
+            f"ws://{HOST}:{self.port}/group",
+            compression=None,
+            proxy=None,
+            ping_interval=None,
+            additional_headers={PROOF: str(proof.VERSION)},
+        )
 
     async def empty(self) -> None:
         """No connection is left, nor counted."""
@@ -219,7 +225,7 @@ async def pretend(words: Sequence[str | bytes]) -> tuple[list[Any], list[str]]:
 
     async def false_leader(c: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
-            await c.send(json.dumps({"is": "open", "protocol": m.PROTOCOL, "prove": True, "nonce": nonce}))
+            await c.send(json.dumps({"is": "open", "protocol": m.PROTOCOL, "prove": True, "nonce": nonce, "bound": 2}))
             proven = json.loads(await c.recv())
             for word in words:
                 name = word.removeprefix("proven by ") if isinstance(word, str) else ""
