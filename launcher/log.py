@@ -44,10 +44,12 @@ class Log:
         if text:
             self(text if text != before else f"still {text}", fields)
 
-    def block(self, lines: list[str]) -> None:
+    def block(self, lines: list[str], level: str = "error") -> None:
         """Several lines that belong together: the first failure and its last words."""
+        if LEVELS.index(level) < self._least:
+            return
         if self._style == "json":
-            self._write(self._line(lines[0].strip(), {"detail": lines[1:]}, "error"))
+            self._write(self._line(lines[0].strip(), {"detail": lines[1:]}, level))
         else:
             self._write("".join(f"{plain(line)}\n" for line in lines))
 

@@ -25,6 +25,7 @@ from launcher.words import Cause, CauseKind, Epoch
 
 KILLED = "the launcher was killed, possibly out of memory (it left no mark of a clean end)"
 MOST_BYTES = 1 << 20  #: 4,096 members take 74 kB, and 25 long lines that are not ASCII 60 kB
+MOST_TAIL = 1 << 17  #: bytes of the first failure's last lines
 MOST_EPOCH = 100_000  #: characters that the guard hands on
 MOST_N = 2**40  #: epochs: one a second for 30,000 years. A larger number is no count
 AHEAD = 3600.0  #: seconds that a time may lie in the future: a clock was set back
@@ -74,7 +75,7 @@ class Keeper:
         self._now = now = replace(self._now, **changes)
         body = asdict(now) | {
             "last": epoch_text(*now.last) if now.last else None,
-            "first_failure": cause_object(now.first_failure) if now.first_failure else None,
+            "first_failure": cause_object(now.first_failure, MOST_TAIL) if now.first_failure else None,
         }
         with self._lock:
             behind, self._waiting = self._writing, json.dumps(body).encode()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import planning, traces, vital
 from launcher.data import replace
+from launcher.engines import limits
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError
 from launcher.group import member as me
@@ -224,6 +225,7 @@ class PodEngine:
         os._exit(0)
 
     def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0) -> None:
+        cause = limits.explained(cause)
         if not self.draining and not self._identity.is_leader:  # there the group's log says it in the same moment
             self._log("failure", {"cause": cause.text, "process": cause.process}, "error")
             self._said = replace(cause, rank=self._identity.rank)
@@ -244,7 +246,7 @@ class PodEngine:
             self._settings,
             health,
             name,
-            lambda cause, noticed: self._broke(epoch, replace(cause, tail=self.stages.output.last), noticed),
+            lambda cause, noticed: self._broke(epoch, replace(cause, tail=self.stages.output.telling), noticed),
             lambda: self._tell(me.Idle(epoch)),
             planning.api_traffic(self.plan),
         )
@@ -358,6 +360,12 @@ class PodEngine:
             if self._state() in (me.State.STARTING, me.State.RUNNING):
                 self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm), frozen)
         self._vital.see(procs, self._vital_names())
+        for one in self.stages.overdue(now):
+            waits = (
+                f"{one.process.name} is not ready after {now - one.since:.0f} s: waiting until {one.process.gate.words}"
+            )
+            last = [f"launcher:   | {line}" for line in one.lines.last[-3:]]
+            self._log.block([f"launcher: {waits}{'; its last lines:' if last else ''}", *last], "info")
         starting = self._state() is me.State.STARTING  # once it serves, tokens tell whether it works
         self._report(watch.activity(procs) + self.stages.bytes if starting else 0)
 
@@ -375,7 +383,11 @@ class PodEngine:
         if end.status == 0 and end.parent_lives:
             self._log("an engine process exited with 0 and its parent runs on", {"pid": end.pid, "process": end.name})
             return
-        who, rank, tail = f"process {end.pid} ({end.name}) of the engine", self._identity.rank, self.stages.output.last
+        who, rank, tail = (
+            f"process {end.pid} ({end.name}) of the engine",
+            self._identity.rank,
+            self.stages.output.telling,
+        )
         if end.status is None:
             text, kind = f"{who} ended although nobody asked it to", CauseKind.DIED
             if self._oom_killed():

@@ -19,7 +19,7 @@ from launcher.engines.base import Engine, PlanContext
 from launcher.errors import ConfigError, NoIdentityError
 from launcher.network.environment import Surroundings, Variable
 from launcher.settings import Settings
-from launcher.words import Identity, NodeFacts, Plan, Process, SourceReport
+from launcher.words import Gate, Identity, NodeFacts, Plan, Process, SourceReport
 
 MASK = "***"
 SAME_AS = "the same as rank {}, but for its own address and rank"
@@ -279,14 +279,7 @@ def _command(argv: Sequence[str]) -> str:
 
 def _ready(gate: str) -> str:
     kind, _, target = gate.partition(" ")
-    words = {
-        "started": "it runs",
-        "exited": "it has ended with 0",
-        "line": f"it prints a line that begins with {target}",
-        "tcp": f"{target} takes connections",
-        "http": f"{target} answers 200",
-    }
-    return words.get(kind, gate)
+    return Gate(kind, target).words
 
 
 def _shape(rank: Mapping[str, Any], who: Mapping[str, Any]) -> str:

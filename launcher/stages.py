@@ -8,44 +8,23 @@ stopped) it says nothing more of that epoch. It decides nothing.
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from launcher import probe, tasks
 from launcher.data import dataclass, field
+from launcher.last_lines import LastLines, Lines, probes_of, without_colours
 from launcher.process import channel as guard
 from launcher.process import tree
 from launcher.words import Cause, CauseKind, Epoch, Gate, Plan, Process
 
 #: A root often ends with a code of its own because the kernel killed a worker deep in its tree.
 OOM_BESIDE = "in this epoch the kernel has killed processes of this pod: out of memory (raise the pod's memory limit)"
-TAIL_LINES = 20
-LINE_LENGTH = 400
 POLL_FIRST, POLL_LAST = 0.05, 1.0  #: seconds between looks at a gate: quick at first, then easy on a loading engine
-
-
-class Lines:
-    """The last lines of an output that arrives in pieces."""
-
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
-        self._part = ""
-
-    def feed(self, text: str) -> list[str]:
-        """Take in a piece; the lines that it completes. A carriage return starts a line anew (progress bars)."""
-        *whole, part = (self._part + text).split("\n")
-        self._part = part[-LINE_LENGTH * 4 :]
-        new = [line.rstrip("\r").rpartition("\r")[2][:LINE_LENGTH] for line in whole]
-        self._lines.extend(line for line in new if line.strip())
-        return new
-
-    @property
-    def last(self) -> tuple[str, ...]:
-        part = self._part.rpartition("\r")[2][:LINE_LENGTH]
-        return tuple([*self._lines, part][-TAIL_LINES:] if part.strip() else self._lines)
+REMIND_FIRST, REMIND_LAST = 60.0, 300.0  #: seconds after which the log says for what a gate waits, doubling
 
 
 @dataclass
@@ -58,7 +37,9 @@ class Running:
     start_time: int = 0
     gate_open: bool = False
     ended: bool = False
-    lines: Lines = field(default_factory=Lines)  #: of both streams, as they came
+    since: float = field(default_factory=time.monotonic)
+    remind: float = REMIND_FIRST  #: seconds after ``since`` at which the log says what it waits for
+    lines: LastLines = field(default_factory=LastLines)  #: of both streams, as they came
     streams: dict[int, Lines] = field(default_factory=lambda: {1: Lines(), 2: Lines()})
 
 
@@ -88,15 +69,19 @@ class StageRunner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
         self.running: dict[str, Running] = {}
-        self.output = Lines()  #: of all processes together: the last words of this rank
-        self.bytes = 0  #: of output so far: a sign of life
+        self._probes: re.Pattern[str] | None = None
+        self.output = LastLines()  #: of all processes together: the last words of this rank
+        self.bytes = 0  #: of output so far that no probe caused: a sign of life
 
     def begin(self, epoch: Epoch, plan: Plan, environ: Mapping[str, str]) -> None:
         """A new epoch: what will be run, and the environment that it is laid over."""
         self._epoch, self._plan, self._environ = epoch, plan, environ
         self._live, self._stage = True, -1
         self.running.clear()
-        self.output = Lines()
+        gates = [p.gate for stage in plan.stages for p in stage.processes]
+        urls = [plan.health.url, plan.health.metrics_url, *(g.target for g in gates if g.kind == "http")]
+        self._probes = probes_of(urls)
+        self.output = LastLines(self._probes)
 
     def start(self, stage: int) -> None:
         """Start this rank's processes of a stage; ``done`` follows when all their gates are open."""
@@ -107,7 +92,10 @@ class StageRunner:
         for process in processes:
             self._count += 1
             name = f"{process.name}-{self._count}"
-            self.running[name] = Running(process, stage)
+            one = self.running[name] = Running(process, stage, lines=LastLines(self._probes))
+            for stream in one.streams.values():
+                one.lines.follow(stream)
+                self.output.follow(stream)
             self._order(guard.Spawn(name, process.name, process.argv, process.environment(self._environ), process.cwd))
         if not processes:
             self._check_done()
@@ -155,22 +143,18 @@ class StageRunner:
             self._hear_exit(one, report)
 
     def _hear_output(self, one: Running, report: guard.Output) -> None:
-        self.bytes += len(report.data)
-        self.output.feed(report.data)
-        one.lines.feed(report.data)
-        gate = one.process.gate
-        if gate.kind != "line" or one.gate_open:
-            return
-        for line in one.streams[report.stream].feed(report.data):  # pieces of the other stream may come in between
-            if line.startswith(gate.target):
-                self._open_gate(one)
+        new = one.streams[report.stream].feed(report.data)  # pieces of the other stream may come in between
+        one.lines.add(new)
+        self.bytes += max(0, len(report.data) - self.output.add(new))
+        if not one.gate_open and any(_opens(one.process.gate, line) for line in new):
+            self._open_gate(one)
 
     def _hear_exit(self, one: Running, report: guard.Exited) -> None:
         one.ended = True
         if report.code == 0 and (one.process.gate.kind == "exited" or one.process.completes):
             self._open_gate(one)
             return
-        tail = one.lines.last or tuple(line for line in report.tail.splitlines() if line.strip())[-TAIL_LINES:]
+        tail = one.lines.telling or _telling(report.tail)
         if report.told and one not in self._went_before:
             return  # by our own stop, or by the guard at the deadline, of which it will tell
         cause = how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom)
@@ -188,6 +172,17 @@ class StageRunner:
         self._broke(self._epoch, cause, max(0.0, now - at) if at else 0.0)
 
     # ------------------------------------------------------------------------------------------------------ gates
+
+    def overdue(self, now: float) -> list[Running]:
+        """Processes whose gates have been closed for long, each now and then: the log shall say what they wait for."""
+        if not self._live or self._plan is None:
+            return []
+        work = len(self._plan.stages) - 1 if self._plan.completes else -1  # it may take days, and is no start
+        waiting = [r for r in self.running.values() if r.pid and not r.ended and not r.gate_open and r.stage != work]
+        found = [r for r in waiting if now - r.since >= r.remind]
+        for one in found:
+            one.remind = now - one.since + min(one.remind, REMIND_LAST)
+        return found
 
     def _watch_gate(self, one: Running) -> None:
         gate = one.process.gate
@@ -223,6 +218,20 @@ class StageRunner:
         mine = [r for r in self.running.values() if r.stage == self._stage]
         if all(r.gate_open for r in mine):
             self._done(self._epoch, self._stage)
+
+
+def _opens(gate: Gate, line: str) -> bool:
+    """Whether this line is the one that a gate waits for. Log lines have prefixes and colours."""
+    if gate.kind == "line":
+        return gate.target in without_colours(line)
+    return gate.kind == "pattern" and re.search(gate.target, without_colours(line)) is not None
+
+
+def _telling(text: str) -> tuple[str, ...]:
+    kept, source = LastLines(), Lines()
+    kept.follow(source)
+    kept.add(source.feed(text))
+    return kept.telling
 
 
 async def _gate_answers(gate: Gate) -> bool:

@@ -71,7 +71,8 @@ class Gate:
 
     - ``started``: it was executed and still lives after ``settle`` seconds;
     - ``exited``: it ended with 0 (anything else is a failure);
-    - ``line``: it printed a line that starts with ``target`` on its standard output;
+    - ``line``: it printed a line that contains ``target`` (colours are taken out before);
+    - ``pattern``: it printed a line in which the regular expression ``target`` matches (without colours, too);
     - ``tcp``: ``target`` = ``host:port`` accepts a connection;
     - ``http``: a GET of the URL ``target`` is answered with 200.
     """
@@ -79,6 +80,18 @@ class Gate:
     kind: str = "started"
     target: str = ""
     settle: float = 0.0  #: seconds
+
+    @property
+    def words(self) -> str:
+        """What it waits for: "until ..."."""
+        return {
+            "started": f"it has run for {self.settle:g} s" if self.settle else "it runs",
+            "exited": "it has ended with 0",
+            "line": f"it prints a line that contains {self.target!r}",
+            "pattern": f"it prints a line in which /{self.target}/ matches",
+            "tcp": f"{self.target} takes connections",
+            "http": f"{self.target} answers 200",
+        }.get(self.kind, self.kind)
 
 
 @dataclass(frozen=True)
@@ -200,6 +213,7 @@ class Cause:
     process: str = ""
     code: int | None = None  #: exit code; 128 + n for signal n
     tail: tuple[str, ...] = ()  #: last lines of output, oldest first
+    limit: str = ""  #: the engine's own limit that ran out because all is slow, if its last lines tell of one
 
     def __str__(self) -> str:
         return f"rank {self.rank}: {self.text}"

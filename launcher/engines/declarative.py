@@ -8,10 +8,11 @@ so that planning itself stays a pure function.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.engines import arguments, ports, topology
+from launcher.engines import arguments, patterns, ports, topology
 from launcher.engines.arguments import Owned
 from launcher.engines.base import Checked, PlanContext
 from launcher.engines.engine_file import API, LEADER, EngineFile, GateSpec, HealthSpec, Step, load
@@ -124,11 +125,19 @@ class DeclarativeEngine:
         """What the file says; else the health of the leader's last command, else that it was started."""
         if spec is None:
             return Gate("http", health) if health else Gate()
-        target = fill(spec.target, values) if spec.target is not None else ""
+        target = ""
+        if spec.target is not None:
+            target = _pattern(spec.target, values) if spec.kind == "pattern" else fill(spec.target, values)
         if spec.kind == "tcp" and not target.rpartition(":")[2].isdigit():
             raise _bad(spec.target, target, "no host:port", 'write target = "{address:8000}"')
         if spec.kind == "http" and not target.startswith(("http://", "https://")):
             raise _bad(spec.target, target, "no URL", 'write target = "http://{address:8000}/health"')
+        if spec.kind == "line" and not target.strip():
+            raise _bad(spec.target, target, "empty, and every line contains that", 'write target = "ready"')
+        if spec.kind == "pattern" and (wrong := patterns.problem(target)):
+            raise _bad(
+                spec.target, target, wrong, 'write target = "listening on .*:8000"; braces are doubled: [0-9]{{4}}'
+            )
         return Gate(spec.kind, target, spec.settle)
 
     def _health(self, spec: HealthSpec, values: Values) -> Health:
@@ -224,6 +233,17 @@ def _filled(value: Any, values: Values) -> Any:
 
 def _uses(slot: Slot, port: str) -> bool:
     return slot.detail == port or (slot.name == port and not slot.detail)
+
+
+def _pattern(template: Template, values: Values) -> str:
+    """A regular expression with its values; in them nothing has a meaning of its own."""
+    filled = fill(template, values)  # says what has no value
+    if not template.slots:
+        return filled
+    parts = (
+        p if isinstance(p, str) else re.escape(fill(Template(template.where, (p,)), values)) for p in template.parts
+    )
+    return "".join(parts)
 
 
 def _bad(text: Template | None, value: str, is_what: str, fix: str) -> ConfigError:

@@ -24,7 +24,7 @@ else:
 LARGEST = 1 << 20
 LEADER, WORKER, ALL = "leader", "worker", "all"
 API = "api"  #: the port of [ports] that --port overrides
-GATES = ("started", "exited", "line", "tcp", "http")
+GATES = ("started", "exited", "line", "pattern", "tcp", "http")
 ENGINE_STAGE = "engine"  #: name of the only stage where the file has no [[stages]]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -349,6 +349,7 @@ class Reader:
         kind = table.choice("kind", GATES)
         target, settle = self.template(table, "target"), table.seconds("settle")
         examples = {"tcp": "{address:8000}", "http": "http://{address:8000}/health", "line": "ready"}
+        examples["pattern"] = "listening on .*:8000"
         if kind in examples and target is None:
             raise table.missing("target", f'a gate of kind {kind} needs one: target = "{examples[kind]}"')
         if kind not in examples and target is not None:

@@ -24,6 +24,8 @@ from launcher.words import Fingerprint, Health, Identity, NodeFacts, Plan, Port,
 NEWEST = "0.5.23"
 PIPELINE = "0.4.10.post2"  #: first known with --pp-size (and --nccl-port)
 EP_SIZE = "0.4.10.post2"  #: before it --enable-ep-moe took the tensor parallel size
+QUIET_PROBES = "0.5.8"  #: first that can leave paths out of its access log
+QUIET_FLAG = "--uvicorn-access-log-exclude-prefixes"
 PORT = 30000
 DIST_PORT = 20000
 #: /health makes a token unless others are being made, looks once a second, and answers 503 itself after 20 s
@@ -144,6 +146,8 @@ def _arguments(context: PlanContext, engine: Release, rank: int) -> tuple[str, .
         flags += ["--host", context.bind]  # its default is 127.0.0.1, which no Service reaches
     if settings.port is not None:
         flags += ["--port", str(settings.port)]
+    if engine.at_least(QUIET_PROBES) and not has(own, QUIET_FLAG, "--config"):
+        flags += [QUIET_FLAG, "/health", "/metrics"]
     if not has(own, "--enable-metrics"):
         flags.append("--enable-metrics")
     return (*flags, *own)

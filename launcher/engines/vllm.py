@@ -31,6 +31,8 @@ from launcher.words import Fingerprint, Health, Identity, NodeFacts, Plan, Port,
 PORT = 8000
 MASTER_PORT = 29501
 DP_RPC_PORT = 29550
+QUIET_PROBES = "0.16.0"  #: first that can leave paths out of its access log
+ACCESS_LOG = ("--disable-access-log-for-endpoints", "--disable-uvicorn-access-log", "--log-config-file")
 _API_SERVERS = ("--api-server-count", "-asc")
 
 
@@ -142,8 +144,10 @@ def _arguments(context: PlanContext, backend: Backend, rank: int) -> tuple[str, 
         flags += ["--host", context.bind]
     if backend.release.at_least("0.18.1") and not has(settings.engine_args, "--shutdown-timeout"):
         flags += ["--shutdown-timeout", str(shutdown_timeout(settings))]
-    flags += _distributed(context, backend, rank)
     own = settings.engine_args
+    if rank == 0 and backend.release.at_least(QUIET_PROBES) and not has(own, *ACCESS_LOG, "--config"):
+        flags += [ACCESS_LOG[0], "/health,/metrics"]
+    flags += _distributed(context, backend, rank)
     # vLLM refuses a count of API servers on a headless rank, where there are none.
     return (*flags, *(without(own, *_API_SERVERS) if "--headless" in flags else own))
 

@@ -19,6 +19,9 @@ from launcher.words import Cause, CauseKind
 _OUTSIDE = {CauseKind.LOST, CauseKind.LEADER, CauseKind.AGENT, CauseKind.DRAIN, CauseKind.JOIN}
 #: This many failures in a row at one point, before the engine was ever ready, end the group with the reason.
 SAME_POINT = 3
+#: An engine that runs into a limit of its own, since all is slow, gets more attempts, further apart: pauses begin with
+#: this part of the longest, and end with this many times it.
+SAME_LIMIT, SLOW_FIRST, SLOW_LONGEST = 6, 0.25, 8.0
 #: Serving this long (seconds) means that the trouble before is over: back-off and the first failure start anew.
 STEADY = 600.0
 
@@ -50,7 +53,7 @@ class Budget:
         self._first = first
         self._longest = longest
         self._charges: deque[float] = deque()
-        self._in_a_row = 0
+        self._in_a_row = self._slow_in_a_row = 0
         self._point: tuple[object, ...] | None = None
         self._at_point = 0
         self.total = 0  #: restarts since this launcher began
@@ -91,7 +94,12 @@ class Budget:
             self._in_a_row = 0
         self._in_a_row += 1
         # full jitter would allow no wait at all; half keeps members of many groups apart all the same
-        delay = min(self._longest, self._first * 2 ** min(self._in_a_row - 1, 16)) * (0.5 + 0.5 * self._rng.random())
+        first, longest = self._first, self._longest
+        self._slow_in_a_row = self._slow_in_a_row + 1 if cause.limit else 0
+        if cause.limit:
+            first, longest = max(first, SLOW_FIRST * longest), SLOW_LONGEST * longest
+        in_a_row = self._slow_in_a_row or self._in_a_row
+        delay = min(longest, first * 2 ** min(in_a_row - 1, 16)) * (0.5 + 0.5 * self._rng.random())
         if not charge:
             return Verdict(False, delay=delay)
         self.total += 1
@@ -102,7 +110,9 @@ class Budget:
                 return Verdict(True, "no restart is allowed (--max-restarts 0)")
             return Verdict(True, f"{self._max} restarts within {self._window:g} s are spent (--max-restarts)")
         if self._same_point(cause, stage, served):
-            return Verdict(True, f"it failed {SAME_POINT} times in a row at the same point before it was ever ready")
+            return Verdict(
+                True, f"it failed {self._at_point} times in a row at the same point before it was ever ready"
+            )
         return Verdict(False, delay=delay)
 
     def _same_point(self, cause: Cause, stage: str, served: float | None) -> bool:
@@ -112,4 +122,4 @@ class Budget:
         point = (cause.kind, cause.process, cause.code, stage)
         self._at_point = self._at_point + 1 if point == self._point else 1
         self._point = point
-        return self._at_point >= SAME_POINT
+        return self._at_point >= (SAME_LIMIT if cause.limit else SAME_POINT)

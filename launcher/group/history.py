@@ -32,7 +32,7 @@ _BY_ITSELF = (CauseKind.EXITED, CauseKind.DIED)  #: a process ended as it chose 
 _LEAST = 6
 WINDOW = 1.0
 BESIDE = "at the same time"
-BOTH_LINES = 12
+BOTH_LINES = 100
 
 
 def explains_better(new: Cause, old: Cause) -> bool:

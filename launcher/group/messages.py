@@ -24,6 +24,7 @@ MAX_CHARGES = 1000
 MAX_SECONDS = 1e9  #: of a duration or an age
 MAX_DIGITS = 20  #: of a whole number: more than 64 bits hold
 MOST_WORDS = 1000  #: characters of what is said to people of a cause, a refusal or an abort
+TAIL_LINES, TAIL_BYTES = 240, 28 * 1024  #: of a cause: a traceback and the last lines; a hello may hold two of them
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
 
 
@@ -163,7 +164,8 @@ def _cause(value: Any) -> Cause:
         text=_text(MOST_WORDS)(value.get("text")),
         process=_text(100)(value.get("process", "")),
         code=_optional(_whole(0, 255))(value.get("code")),
-        tail=_list(_text(500), 40)(value.get("tail", [])),
+        tail=_list(_text(500), TAIL_LINES)(value.get("tail", [])),
+        limit=_text(100)(value.get("limit", "")),
     )
 
 
@@ -506,16 +508,28 @@ def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
         raise Malformed(f"{word} lacks a field") from None
 
 
-def cause_object(value: Cause) -> dict[str, Any]:
-    """A cause as JSON, cut to what the other side takes."""
+def cause_object(value: Cause, room: int = TAIL_BYTES) -> dict[str, Any]:
+    """A cause as JSON, cut to what the other side takes; ``room``: bytes for its last lines."""
     return {
         "kind": value.kind.value,
         "rank": value.rank,
         "text": value.text[:MOST_WORDS],
         "process": value.process[:100],
         "code": value.code,
-        "tail": [line[:500] for line in value.tail[-40:]],
+        "tail": _newest(value.tail, room),
+        "limit": value.limit[:100],
     }
+
+
+def _newest(lines: tuple[str, ...], room: int) -> list[str]:
+    """As many of the last lines as there is room for."""
+    kept: list[str] = []
+    for line in reversed(lines[-TAIL_LINES:]):
+        room -= len(line[:500].encode("utf-8", "replace")) + 4
+        if room < 0:
+            break
+        kept.append(line[:500])
+    return kept[::-1]
 
 
 def cause_from(value: Any) -> Cause:

@@ -17,6 +17,7 @@ import pytest
 from tests.load import busy
 from tests.pods import Cluster
 from tests.real import recipes
+from tests.real.forking_helpers.sitecustomize import DELAYS, WAYS
 from tests.real.install import NotInstallable
 from tests.real.launched import LaunchedGroup, engine_arguments
 
@@ -56,26 +57,28 @@ def test_helpers_of_real_workers_end_and_the_group_serves_on(cluster: Cluster, k
     env = {"PYTHONPATH": str(HELPERS), "FORKING_HELPERS_LOG": log, "FORKING_HELPERS_ROUNDS": str(ROUNDS)}
     group = _group(cluster, kind, env)
     expected = recipes.expected_completion(kind.partition("-")[0])
+    began = time.monotonic()
+    group.start_all()
+    group.until_serving(seconds=READY)
+    ready = time.monotonic() - began
+
+    def rounds() -> Counter[str]:
+        said = [pod.exec(["sh", "-c", f"cat {log} 2>/dev/null || true"]).stdout for pod in group.pods.values()]
+        return Counter(line.split()[0] for text in said for line in text.splitlines())
+
     with busy(load(30)):
-        began = time.monotonic()
-        group.start_all()
-        group.until_serving(seconds=READY)
-        ready = time.monotonic() - began
-
-        def rounds() -> Counter[str]:
-            said = [pod.exec(["sh", "-c", f"cat {log} 2>/dev/null || true"]).stdout for pod in group.pods.values()]
-            return Counter(line.split()[0] for text in said for line in text.splitlines())
-
+        for pod in group.pods.values():
+            pod.exec(["touch", f"{log}.begin"])
         completions = 0
         until_then = time.monotonic() + READY
-        while len(rounds()) < 2 or min(rounds().values()) < ROUNDS:
+        while len(rounds()) < 2 or min(rounds().values()) < len(DELAYS) * ROUNDS:
             assert time.monotonic() < until_then, f"{rounds()}\n{group.logs()}"
             assert group.complete() == expected
             completions += 1
             check_calm(group)
             time.sleep(1)
         check_calm(group)
-    forked = sum(rounds().values()) * 24
+    forked = sum(rounds().values()) * len(WAYS)
     print(f"\n{kind}: ready after {ready:.0f} s, {completions} completions beside {forked} helpers, no restart")
     said = re.findall("an engine process exited with 0 and its parent runs on.*", group.logs(100_000))
     print(f"{kind}: {len(said)} exits with 0 were told and passed over")

@@ -351,3 +351,31 @@ def test_it_is_an_engine_that_the_registry_loads(tmp_path: Path) -> None:
     assert isinstance(engine, Engine) and (engine.name, engine.summary) == ("small", "what it is")
     assert engine.interpreter(Settings()) == "/p" and engine.interpreter(Settings(python="/q")) == "/q"
     assert "stages" not in engine.check(Settings(), identity(2), NodeFacts()).warnings
+
+
+def test_a_pattern_takes_placeholders_as_they_are() -> None:
+    """An address has no meaning of its own in it, and a brace is doubled."""
+    text = """
+name = "x"
+[all]
+command = ["e"]
+gate = { kind = "pattern", target = '^\d{{4}}-.*up at {address:8000}$' }
+"""
+    leader, _ = plans(declared(text), 2)
+    assert leader.stages[0].processes[0].gate == Gate("pattern", r"^\d{4}-.*up at 10\.0\.0\.1:8000$")
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ("kind = 'pattern', target = '(a+)+$'", "too slow"),
+        ("kind = 'pattern', target = '[unclosed'", "no regular expression"),
+        ("kind = 'pattern', target = '.*.*.*x'", "more than two repeats"),
+        ("kind = 'line', target = ' '", "every line contains that"),
+    ],
+)
+def test_a_gate_that_cannot_work_is_refused(gate: str, words: str) -> None:
+    engine = declared(f'name = "x"\n[all]\ncommand = ["e"]\ngate = {{ {gate} }}\n')
+    with pytest.raises(ConfigError) as refused:
+        plans(engine, 2)
+    assert "all.gate.target is" in str(refused.value) and words in str(refused.value)

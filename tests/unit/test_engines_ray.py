@@ -37,6 +37,7 @@ def test_two_pods() -> None:
     )
     assert command(leader) == (
         "python3 -P -m vllm.entrypoints.cli.main serve m --tensor-parallel-size 4 --shutdown-timeout 23"
+        " --disable-access-log-for-endpoints /health,/metrics"
         " --distributed-executor-backend ray"
     )
     assert worker.stages[1].processes == ()

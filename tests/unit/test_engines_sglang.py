@@ -16,6 +16,8 @@ SERVE = "python3 -m sglang.launch_server --model-path m "
 NEW = facts(sglang="0.5.23")
 DP_ATTENTION = ("--enable-dp-attention",)
 
+QUIET = "--uvicorn-access-log-exclude-prefixes /health /metrics"
+
 
 def said(**values: object) -> Settings:
     origins = {name: "--" + name.replace("_", "-") for name in values}
@@ -34,7 +36,7 @@ def test_it_is_an_engine() -> None:
             said(tp=2, port=8080, served_model_name=("x",)),
             1,
             NEW,
-            [SERVE + "--tp-size 2 --served-model-name x --host 0.0.0.0 --port 8080 --enable-metrics"],
+            [SERVE + f"--tp-size 2 --served-model-name x --host 0.0.0.0 --port 8080 {QUIET} --enable-metrics"],
             id="one pod",
         ),
         pytest.param(
@@ -43,7 +45,7 @@ def test_it_is_an_engine() -> None:
             NEW,
             [
                 SERVE + f"--tp-size 4 --pp-size 2 --ep-size 4 --dist-init-addr 10.0.0.1:20000 --nnodes 2"
-                f" --node-rank {rank} --host 0.0.0.0 --enable-metrics --mem-fraction-static 0.8"
+                f" --node-rank {rank} --host 0.0.0.0 {QUIET} --enable-metrics --mem-fraction-static 0.8"
                 for rank in (0, 1)
             ],
             id="two pods",
@@ -65,7 +67,7 @@ def test_it_is_an_engine() -> None:
             NEW,
             [
                 SERVE + f"--tp-size 8 --dp-size 8 --dist-init-addr 10.0.0.1:5000 --nnodes 2 --node-rank {rank}"
-                " --host 0.0.0.0 --enable-metrics --enable-dp-attention"
+                f" --host 0.0.0.0 {QUIET} --enable-metrics --enable-dp-attention"
                 for rank in (0, 1)
             ],
             id="data parallel attention lies inside tensor parallelism",
@@ -75,6 +77,24 @@ def test_it_is_an_engine() -> None:
 def test_commands(settings: Settings, size: int, known: NodeFacts, expected: list[str]) -> None:
     check(ENGINE, settings, size, known)
     assert [command(plan(ENGINE, settings, size, rank, known)) for rank in range(size)] == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "own", "quiet"),
+    [
+        ("0.5.7", (), False),
+        ("0.5.8", (), True),
+        ("0.5.8.post1", (), True),
+        ("0.5.23", ("--uvicorn-access-log-exclude-prefixes", "/mine"), False),
+        ("0.5.23", ("--config", "/my.yaml"), False),
+        ("0.5.23", ("--log-level=info",), True),
+    ],
+)
+def test_probes_are_left_out_of_the_access_log_where_that_can_be_said(
+    version: str, own: tuple[str, ...], quiet: bool
+) -> None:
+    settings = said(engine_args=own)
+    assert (QUIET in command(plan(ENGINE, settings, 1, 0, facts(sglang=version)))) is quiet
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ SERVE = "python3 -P -m vllm.entrypoints.cli.main serve m "
 NEW = facts(vllm="0.33.0", python="3.11.9")
 RAY = facts(vllm="0.33.0", python="3.12.1", ray="2.60.0")
 
+QUIET = "--disable-access-log-for-endpoints /health,/metrics"
+
 
 def said(**values: object) -> Settings:
     origins = {name: "--" + name.replace("_", "-") for name in values}
@@ -43,17 +45,17 @@ def test_it_is_an_engine() -> None:
             said(tp=2, pp=2, grace=60),
             1,
             RAY,
-            [SERVE + "--tensor-parallel-size 2 --pipeline-parallel-size 2 --shutdown-timeout 53"],
+            [SERVE + "--tensor-parallel-size 2 --pipeline-parallel-size 2 --shutdown-timeout 53 " + QUIET],
             id="one pod: no Ray, no nodes",
         ),
-        pytest.param(said(), 1, NEW, [SERVE + "--shutdown-timeout 23"], id="nothing said"),
+        pytest.param(said(), 1, NEW, [SERVE + "--shutdown-timeout 23 " + QUIET], id="nothing said"),
         pytest.param(
             said(tp=4, ep=True, port=9000, served_model_name=("a", "b")),
             2,
             NEW,
             [
                 SERVE + "--tensor-parallel-size 4 --enable-expert-parallel --served-model-name a b --port 9000"
-                " --shutdown-timeout 23 --distributed-executor-backend mp --nnodes 2 --node-rank 0"
+                f" --shutdown-timeout 23 {QUIET} --distributed-executor-backend mp --nnodes 2 --node-rank 0"
                 " --master-addr 10.0.0.1 --master-port 29501",
                 SERVE + "--tensor-parallel-size 4 --enable-expert-parallel --served-model-name a b --port 9000"
                 " --shutdown-timeout 23 --distributed-executor-backend mp --nnodes 2 --node-rank 1"
@@ -94,7 +96,8 @@ def test_it_is_an_engine() -> None:
             facts(vllm="0.17.0"),
             [
                 "python3 -m vllm.entrypoints.cli.main serve m --tensor-parallel-size 4 --data-parallel-size 2"
-                " --distributed-executor-backend mp"
+                + (" " + QUIET if rank == 0 else "")
+                + " --distributed-executor-backend mp"
                 f" --nnodes 4 --node-rank {rank} --master-addr 10.0.0.1 --master-port 29501"
                 + (" --headless -dpp 13345" if rank else " --api-server-count 3 -dpp 13345")
                 for rank in range(4)
@@ -106,6 +109,30 @@ def test_it_is_an_engine() -> None:
 def test_commands(settings: Settings, size: int, known: NodeFacts, expected: list[str]) -> None:
     check(ENGINE, settings, size, known)
     assert commands(settings, size, known) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "own", "quiet"),
+    [
+        ("0.15.1", (), False),
+        ("0.16.0", (), True),
+        ("0.17.0rc1", (), True),
+        ("0.33.0", ("--disable-access-log-for-endpoints=/mine",), False),
+        ("0.33.0", ("--disable_access_log_for_endpoints", "/mine"), False),
+        ("0.33.0", ("--disable-uvicorn-access-log",), False),
+        ("0.33.0", ("--no-disable-uvicorn-access-log",), False),
+        ("0.33.0", ("--log-config-file", "/my.json"), False),
+        ("0.33.0", ("--config", "/my.yaml"), False),
+        ("0.33.0", ("--max-model-len=8192",), True),
+    ],
+)
+def test_probes_are_left_out_of_the_access_log_where_that_can_be_said(
+    version: str, own: tuple[str, ...], quiet: bool
+) -> None:
+    known = facts(vllm=version, python="3.12.1")
+    leader, worker = commands(said(tp=2, engine_args=own), 2, known)
+    assert (QUIET in leader) is quiet
+    assert QUIET not in worker, "a headless rank has no API"
 
 
 @pytest.mark.parametrize(

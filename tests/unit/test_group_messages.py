@@ -201,7 +201,10 @@ def test_a_newer_peer_may_say_more() -> None:
 def test_long_words_are_cut_where_they_are_ours_and_refused_where_they_are_not() -> None:
     long = Cause(CauseKind.EXITED, 1, "x" * 5000, "p" * 500, 1, tuple("t" * 900 for _ in range(90)))
     heard = m.decode(m.encode(m.Failed(Epoch(1, "a"), long)), m.MEMBER_SAYS)
-    assert (len(heard.cause.text), len(heard.cause.process), len(heard.cause.tail)) == (1000, 100, 40)
+    assert (len(heard.cause.text), len(heard.cause.process)) == (1000, 100)
+    assert 40 < len(heard.cause.tail) < m.TAIL_BYTES / 500 and set(map(len, heard.cause.tail)) == {500}
+    many = Cause(CauseKind.EXITED, 1, "x", tail=tuple(map(str, range(1000))))
+    assert m.decode(m.encode(m.Failed(Epoch(1, "a"), many)), m.MEMBER_SAYS).cause.tail == many.tail[-m.TAIL_LINES :]
     with pytest.raises(m.Malformed):
         m.decode(json.dumps({"is": "hello", "group": "g" * 601, "rank": 0, "size": 1}), m.MEMBER_SAYS)
 
@@ -210,7 +213,7 @@ def test_the_largest_messages_fit_the_link() -> None:
     """1,024 members on IPv6 addresses; the longest hello; failures with all their last lines."""
     incarnations, addresses = ("0123456789abcdef",) * 1024, ("fd00:1234:5678:9abc:def0:1234:5678:9abc",) * 1024
     assert len(m.encode(m.Prepare(Epoch(2**53, "x" * 32), incarnations, addresses))) < m.MAX_FROM_LEADER / 2
-    failure = Cause(CauseKind.EXITED, 1023, "t" * 1000, "p" * 100, 255, tuple("l" * 500 for _ in range(40)))
+    failure = Cause(CauseKind.EXITED, 1023, "t" * 1000, "p" * 100, 255, tuple("l" * 500 for _ in range(240)))
     hello = m.Hello(
         "g" * 600,
         1023,

@@ -1,8 +1,8 @@
 """Put on PYTHONPATH of an engine: once one of its processes is named a worker, it forks helpers, as TorchInductor does.
 
 Each takes from 0 to 5 s from fork to exec, or never execs; they exit with 0, with a code, or by a signal. A bounded
-number of them, one after the other and some at a time; each is reaped. What was forked is written to the file that
-FORKING_HELPERS_LOG names.
+number of them, one after the other and some at a time; each is reaped. They begin when the file FORKING_HELPERS_LOG +
+".begin" exists; what was forked is written to FORKING_HELPERS_LOG.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def named() -> bool:
 
 
 def fork_helpers(log: str, rounds: int) -> None:
-    while not named():
+    while not named() or not os.path.exists(log + ".begin"):
         time.sleep(0.5)
     for _ in range(rounds):
         for delay in DELAYS:
@@ -46,8 +46,8 @@ def fork_helpers(log: str, rounds: int) -> None:
             for pid in children:
                 with contextlib.suppress(ChildProcessError):  # the engine reaps what it did not start
                     os.waitpid(pid, 0)
-        with open(log, "a") as file:
-            file.write(f"{os.uname().nodename}.{os.getpid()} {len(DELAYS) * len(WAYS)}\n")
+            with open(log, "a") as file:
+                file.write(f"{os.uname().nodename}.{os.getpid()} {len(WAYS)}\n")
 
 
 if os.environ.get("FORKING_HELPERS_LOG"):
