@@ -7,6 +7,7 @@ It is `launcher local --size 2 --engine reference` with somebody watching; every
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -15,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from launcher import again
 
 DEADLINE = 60.0  #: seconds for each step; a noisy machine is no failure
+ADDRESSES = ("127.0.0.1", "127.0.0.2")  #: of the two ranks
 PROMPT = "a group of two ranks"
 
 
@@ -38,7 +41,11 @@ def main() -> int:
 
 
 def _demo(kill: bool, log: Any) -> int:
-    api, agent, group, peers = _free_ports(4)
+    with _held_ports(4) as ports:
+        return _show(kill, log, *ports)
+
+
+def _show(kill: bool, log: Any, api: int, agent: int, group: int, peers: int) -> int:
     print("Two ranks on this machine: rank 0 on 127.0.0.1, rank 1 on 127.0.0.2, the embedded reference engine.\n")
     began = time.monotonic()
     command = [again.python(), "-m", "launcher", "local", "--size", "2", "--engine", "reference"]
@@ -145,20 +152,33 @@ def _complete(api: int) -> tuple[str, float]:
         return str(json.load(reply)["choices"][0]["text"]).strip(), time.monotonic() - began
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free on every loopback address that the demo uses."""
-    found: list[int] = []
-    port = 18000
-    while len(found) < count:
-        port += 1
-        try:
-            for address in ("127.0.0.1", "127.0.0.2"):
-                with socket.socket() as probe:
-                    probe.bind((address, port))
-        except OSError:
-            continue
-        found.append(port)
-    return found
+@contextlib.contextmanager
+def _held_ports(count: int) -> Iterator[list[int]]:
+    """Ports on the loopback addresses of both ranks that no other process takes while the demo runs.
+
+    The kernel chooses them, and they stay bound here. They are not listened on, and SO_REUSEADDR is set, as the ranks'
+    servers set it: so these may listen there, again after each restart, and nobody is given the ports meanwhile.
+    """
+    with contextlib.ExitStack() as held:
+        found: list[int] = []
+        for _ in range(100 * count):
+            sockets = contextlib.ExitStack()
+            port = 0
+            try:
+                for address in ADDRESSES:
+                    one = sockets.enter_context(socket.socket())
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    one.bind((address, port))
+                    port = one.getsockname()[1]
+            except OSError:  # taken on the second address: let go of the first
+                sockets.close()
+                continue
+            held.enter_context(sockets)
+            found.append(port)
+            if len(found) == count:
+                yield found
+                return
+        raise TimeoutError(f"no {count} ports are free on {' and '.join(ADDRESSES)}")
 
 
 if __name__ == "__main__":

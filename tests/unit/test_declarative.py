@@ -355,7 +355,7 @@ def test_it_is_an_engine_that_the_registry_loads(tmp_path: Path) -> None:
 
 def test_a_pattern_takes_placeholders_as_they_are() -> None:
     """An address has no meaning of its own in it, and a brace is doubled."""
-    text = """
+    text = r"""
 name = "x"
 [all]
 command = ["e"]
