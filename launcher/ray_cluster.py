@@ -86,6 +86,8 @@ def parse(args: Sequence[str]) -> Wanted:
         raise UsageError("run.sh leader needs --ray_cluster_size", "give the number of pods: --ray_cluster_size=2")
     if role == "worker" and not found.get("address"):
         raise UsageError("run.sh worker needs --ray_address", "give the leader's name or IP: --ray_address=HOST")
+    if role == "worker":
+        _check_address(found["address"], found.get("port", "6379"))
     return Wanted(
         role,
         _number("--ray_port", found.get("port", "6379"), 1, 65535),
@@ -93,6 +95,34 @@ def parse(args: Sequence[str]) -> Wanted:
         found.get("address", ""),
         _number("--ray_init_timeout", found.get("timeout", "300"), 1, 10**9),
         tuple(rest),
+    )
+
+
+def _check_address(text: str, port: str) -> None:
+    """A host, and nothing around it: an address that never resolves would be waited for until the timeout."""
+    if "$" in text:
+        raise UsageError(
+            f"--ray_address={text} is a variable that nothing has replaced",
+            "Kubernetes replaces $(NAME) in command and args, where env has NAME; $NAME and ${NAME} are a shell's",
+        )
+    rest = text.partition("://")[2] if "://" in text else text
+    rest = rest.split("/", 1)[0].rpartition("@")[2]
+    if rest.startswith("["):
+        host, _, after = rest[1:].partition("]")
+        wanted = after.removeprefix(":")
+    elif rest.count(":") == 1:
+        host, _, wanted = rest.partition(":")
+    else:
+        host, wanted = rest, ""
+    if host == text and not any(c in text for c in " ,/[]"):
+        return
+    if not host or any(c in host for c in " ,/[]"):
+        raise UsageError(
+            f"--ray_address={text} is not a DNS name or an IP", "give the leader's name: --ray_address=HOST"
+        )
+    raise UsageError(
+        f"--ray_address={text} is more than a host",
+        f"give --ray_address={host} --ray_port={wanted if wanted.isdecimal() else port}",
     )
 
 

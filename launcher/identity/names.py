@@ -33,7 +33,12 @@ def is_this_machine(name: str) -> bool:
 
 
 def check(name: str, said: str) -> None:
-    """Refuse what cannot be a host: a URL, a port, a list, spaces."""
+    """Refuse what cannot be a host: a URL, a port, a list, spaces, a variable that nothing has replaced."""
+    if "$" in name:
+        raise ConfigError(
+            f"{name!r} in {said} is a variable that nothing has replaced",
+            "Kubernetes replaces $(NAME) in command and args, where env has NAME; $NAME and ${NAME} are a shell's",
+        )
     if not name or re.search(r"[\s,/\[\]]", name) or (":" in name and name.count(":") < 2):
         raise ConfigError(
             f"{name!r} in {said} is not a DNS name or an IP",

@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher.engines.arguments import last
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.node import Node, home, size_text
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".tensors")
 POINTER = b"version https://git-lfs"  # a Git LFS file whose content was not fetched
 MOST_CONFIG = 16 << 20
+#: --load-format of vLLM and SGLang that take no weight files from the model's folder.
+FROM_ELSEWHERE = ("dummy", "runai_streamer", "runai_streamer_sharded", "tensorizer", "ipc_cache", "remote",
+                  "remote_instance")  # fmt: skip
 FETCH = "copy the model again, whole (a download that was cut off leaves such a folder)"
 
 
@@ -23,13 +27,29 @@ def check(node: Node) -> Iterator[Finding]:
     if not model:
         yield skipped("model", "--model is not given")
         return
+    if "$" in model:
+        yield fail(
+            "model",
+            f"{model} is a variable that nothing has replaced",
+            "the engine takes it for a name on a hub and fails",
+            "Kubernetes replaces $(NAME) in command and args, where env has NAME; $NAME and ${NAME} are a shell's",
+        )
+        return
+    if "://" in model:
+        yield skipped("model", f"{model} is in an object store, from which the engine streams it: not looked at here")
+        return
     path = Path(model)
-    if not path.exists():
+    try:
+        there, is_file = path.exists(), path.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        yield fail("model", f"{model!r} cannot be a path: {error}", "the engine cannot open it", "correct --model")
+        return
+    if not there:
         yield _absent(node, model)
-    elif path.is_file():
+    elif is_file:
         yield ok("model", f"{model} is a file of {size_text(path.stat().st_size)}")
     else:
-        yield from _folder(path)
+        yield from _folder(node, path)
 
 
 def weight_bytes(model: str | None) -> int:
@@ -74,7 +94,7 @@ def _absent(node: Node, model: str) -> Finding:
     return skipped("model", f"{model} is a name on a hub: every pod downloads it into {cache}")
 
 
-def _folder(path: Path) -> Iterator[Finding]:
+def _folder(node: Node, path: Path) -> Iterator[Finding]:
     try:
         raw = _read(path / "config.json")
         sizes = _sizes(path)
@@ -103,6 +123,9 @@ def _folder(path: Path) -> Iterator[Finding]:
     elif raw is None and not sizes:
         what = f"{path} has no config.json and no weight files"
         yield warn("model", what, "most engines cannot load that", "give --model the folder of config.json", facts)
+    elif not sizes and node.uses_torch and last(node.settings.engine_args, "--load-format") not in FROM_ELSEWHERE:
+        what = f"{path} has config.json and no weight files"
+        yield fail("model", what, "the engine ends with 'cannot find any model weights'", FETCH, facts)
     else:
         kind = (config or {}).get("architectures") or [(config or {}).get("model_type")]
         shown = f"{path}: {kind[0] if kind and kind[0] else 'no config.json'}"

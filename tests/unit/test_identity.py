@@ -569,3 +569,9 @@ def test_an_allocation_of_slurm_is_no_step() -> None:
     assert identify(Settings(size=1), env, "login")[0].alone
     assert identify(Settings(), {**env, "SLURM_NNODES": "1"}, "login")[0].alone
     assert identify(Settings(), {**env, "SLURM_NODEID": "1"}, "n2")[0].rank == 1
+
+
+@pytest.mark.parametrize("leader", ["$LEADER", "$(LWS_LEADER_ADDRESS)", "${X}-0"])
+def test_a_variable_that_nothing_has_replaced(leader: str) -> None:
+    with pytest.raises(ConfigError, match="nothing has replaced"):
+        identify(Settings(rank=1, size=2, leader=leader), {}, "box-b")

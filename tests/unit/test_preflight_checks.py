@@ -310,6 +310,33 @@ def test_a_folder_without_a_model(node: Node) -> None:
     assert worst(model.check(node)).level is Level.WARN
 
 
+def test_a_folder_without_weights(node: Node) -> None:
+    weights(node, 10)
+    (Path(node.settings.model or "") / "model.safetensors").unlink()
+    found = worst(model.check(node))
+    assert found.level is Level.FAIL and "no weight files" in found.what
+    for args in (("--load-format", "dummy"), ("--load-format=runai_streamer",)):
+        assert worst(model.check(said(node, engine_args=args))).level is Level.OK
+    assert worst(model.check(said(node, engine="reference"))).level is Level.OK
+
+
+@pytest.mark.parametrize("name", ["$MODEL", "$(MODEL)", "${MODEL}/w", "/models/$NAME"])
+def test_a_model_whose_name_is_a_variable(node: Node, name: str) -> None:
+    found = worst(model.check(said(node, model=name)))
+    assert found.level is Level.FAIL and "nothing has replaced" in found.what
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/m", "gs://bucket/m", "az://a/b"])
+def test_a_model_in_an_object_store(node: Node, name: str) -> None:
+    found = worst(model.check(said(node, model=name)))
+    assert found.level is Level.SKIPPED and "object store" in found.what
+
+
+@pytest.mark.parametrize("name", ["m" * 5000, "/" + "m" * 300])
+def test_a_model_that_is_no_path(node: Node, name: str) -> None:
+    assert worst(model.check(said(node, model=name))).level is Level.FAIL
+
+
 # ---------------------------------------------------------------------------------------------------- the software
 
 
