@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 
-COMMANDS = ("plan", "doctor", "status", "engines", "local", "render", "completion")
+COMMANDS = ("plan", "doctor", "status", "status-token", "engines", "local", "render", "completion")
 GROUPED = ("--group", "--collective")
 ASKS = ("--help", "-h", "--version")
 

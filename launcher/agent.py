@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import descriptors, memory, planning, tasks
+from launcher import descriptors, memory, planning, redaction, tasks
+from launcher.data import replace
 from launcher.engines.base import Engine
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -88,12 +89,17 @@ class Agent:
         self._last_epoch, self._shm_before = memory.handed_on(environ)
         self._kept_news: m.News | None = None
         self.phase = "setup"  #: as people see it
-        self._telling = Telling(self.log, settings.termination_log)
+        self._telling = Telling(self.log, settings.termination_log, settings.last_lines == "on")
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
         #: How the launcher before us in this pod ended, unless in good order: the guard saw how, the file only that.
         self._died = _former_death(environ, self.identity.rank) or self._keeper.before.killed(self.identity.rank)
         self._recalled = False  # whether --state-dir speaks of us, and no more of the launcher before
         self.environ = planning.engine_environment(environ, self.identity.rank)
+        self._known_secrets = redaction.known(
+            settings.engine_args,
+            self.environ,
+            *([self._secrets.newest.decode("utf-8", "replace")] if self._secrets else ()),
+        )
         self.lookout = Lookout(settings, self.identity, self.environ, self.log)
         self.member = self._new_member(environ)
         self.engine = PodEngine(
@@ -184,7 +190,7 @@ class Agent:
         self._line.send(guard.Incarnation(self.incarnation))
 
     async def _startup(self) -> None:
-        for warning in self._warnings:
+        for warning in (*self._warnings, *planning.secret_warnings(self.settings)):
             self.log(warning, level="warning")
         if self._secrets is not None:
             self._secrets.warn = lambda text: self.log(text, level="warning")
@@ -295,8 +301,14 @@ class Agent:
             await asyncio.wait([self._task(self._engine_started.wait()), self._finished_future], timeout=PAGES_AFTER)
         from launcher import http
 
-        secret = self._secrets.newest.decode("utf-8", "replace") if self._secrets else ""
-        pages = http.Pages(self.ready, lambda: metrics_page(self), lambda: status_object(self), secret)
+        pages = http.Pages(
+            self.ready,
+            lambda: metrics_page(self),
+            lambda: status_object(self),
+            secrets=lambda: self._secrets.accepted() if self._secrets else (),
+            details=self.settings.status_details,
+            host_network=lambda: planning.on_host_network(self.environ),
+        )
         self.visitors = http.listen(pages, sockets, self._shares.visits)
 
     async def _learn(self) -> None:
@@ -400,6 +412,8 @@ class Agent:
     # ------------------------------------------------------------------------------------------------- the one queue
 
     def _to_member(self, event: Any) -> None:
+        if isinstance(getattr(event, "cause", None), Cause):  # from here it goes to the leader, and to all who ask
+            event = replace(event, cause=redaction.cause(event.cause, self._known_secrets))
         self._queue.append(("member", event, 0))
         self._pump()
 

@@ -32,7 +32,7 @@ Start = Callable[[Settings, Mapping[str, str], Sequence[str]], int]  #: a run, o
 # Variables of this prefix that are no options.
 OWN_VARIABLES = {
     *("LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH"),
-    *("LAUNCHER_DOCTOR", "LAUNCHER_DOCTOR_TOKEN", "LAUNCHER_DOCTOR_ORDER"),
+    *("LAUNCHER_DOCTOR", "LAUNCHER_DOCTOR_TOKEN", "LAUNCHER_DOCTOR_ORDER", "LAUNCHER_STATUS_TOKEN"),
     *("LAUNCHER_SYSFS", "LAUNCHER_DEV", "LAUNCHER_PROC", "LAUNCHER_NETWORK_STATUS", "LAUNCHER_IMAGE_ENV"),
 }
 
@@ -162,6 +162,14 @@ OUTPUT = (
     _option("--log-format", metavar="text|json", help="[text]"),
     _option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [info]"),
     _option("--termination-log", metavar="FILE", help="[/dev/termination-log]"),
+    _option(
+        "--last-lines", metavar="on|off", help="An engine's last lines in the log and the termination message. [on]"
+    ),
+    _option(
+        "--status-details",
+        metavar="none|loopback|all",
+        help="Who reads the details of /status without a token. [loopback]",
+    ),
 )
 SECTIONS = (
     ("Engine", ENGINE),
@@ -409,7 +417,10 @@ def local(ctx: click.Context, /, **flags: Any) -> None:
     "--agent-port", type=int, default=None, envvar="LAUNCHER_AGENT_PORT", help="Its port, on this pod. [9471]"
 )
 @click.option(
-    "--token-file", metavar="FILE", envvar="LAUNCHER_TOKEN_FILE", help="The group's secret, for details from afar."
+    "--token-file",
+    metavar="FILE",
+    envvar="LAUNCHER_TOKEN_FILE",
+    help="The group's secret, for details from afar. Only a token derived from it is sent (see status-token).",
 )
 @click.option("--json", "as_json", is_flag=True, help="The object as it came.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
@@ -418,6 +429,28 @@ def status(url: str | None, agent_port: int | None, token_file: str | None, as_j
     from launcher import show_status
 
     sys.exit(show_status.run(url, agent_port, token_file, as_json, watch))
+
+
+@cli.command("status-token")
+@click.option("--token-file", metavar="FILE", envvar="LAUNCHER_TOKEN_FILE", help="The group's secret.")
+def status_token(token_file: str | None) -> None:
+    """Print the token that opens the details of /status. Paste this, never the secret.
+
+    \b
+    curl -H "Authorization: Bearer $(launcher status-token --token-file FILE)" http://POD_IP:9471/status
+    LAUNCHER_STATUS_TOKEN=... launcher status --url http://POD_IP:9471
+        where the secret itself is not at hand
+    """
+    from launcher.group import proof
+
+    if not token_file:
+        raise UsageError("status-token needs --token-file", "give the file with the group's secret")
+    said = f"--token-file {token_file}"
+    secret = proof.read_secret(token_file, said)
+    warning = proof.exposure(token_file, said)
+    if warning:
+        click.echo(f"launcher: warning: {warning}", err=True)
+    click.echo(proof.status_token(secret))
 
 
 @cli.command()

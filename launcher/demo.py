@@ -19,10 +19,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from launcher import again
+from launcher import again, http_client
 
 DEADLINE = 60.0  #: seconds for each step; a noisy machine is no failure
 ADDRESSES = ("127.0.0.1", "127.0.0.2")  #: of the two ranks
+LARGEST = 4 << 20  #: bytes of an answer
 PROMPT = "a group of two ranks"
 
 
@@ -129,27 +130,19 @@ def _until_ready(process: subprocess.Popen[bytes], agent: int, epoch: int, since
 
 
 def _get(agent: int) -> dict[str, Any]:
-    import urllib.error
-    import urllib.request
-
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{agent}/status", timeout=5) as reply:
-            status: dict[str, Any] = json.load(reply)
-            return status
+        status: dict[str, Any] = json.loads(http_client.ask(f"http://127.0.0.1:{agent}/status", 5.0, LARGEST).body)
+        return status
     except (OSError, ValueError):
         return {}
 
 
 def _complete(api: int) -> tuple[str, float]:
-    import urllib.request
-
     body = json.dumps({"model": "reference", "prompt": PROMPT, "max_tokens": 6}).encode()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{api}/v1/completions", body, {"Content-Type": "application/json"}
-    )
+    url, kind = f"http://127.0.0.1:{api}/v1/completions", {"Content-Type": "application/json"}
     began = time.monotonic()
-    with urllib.request.urlopen(request, timeout=DEADLINE) as reply:
-        return str(json.load(reply)["choices"][0]["text"]).strip(), time.monotonic() - began
+    reply = http_client.ask(url, DEADLINE, LARGEST, kind, body)
+    return str(json.loads(reply.body)["choices"][0]["text"]).strip(), time.monotonic() - began
 
 
 @contextlib.contextmanager

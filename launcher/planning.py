@@ -57,6 +57,16 @@ def secret_of(settings: Settings) -> Secrets | None:
     return Secrets(settings.token_file, settings.said("token_file"))
 
 
+def secret_warnings(settings: Settings) -> tuple[str, ...]:
+    """What is wrong with the way the secret is kept, in words."""
+    if settings.token_file is None:
+        return ()
+    from launcher.group.proof import exposure
+
+    text = exposure(settings.token_file, settings.said("token_file"))
+    return (text,) if text else ()
+
+
 def engine_of(settings: Settings) -> Engine:
     from launcher.engines.registry import load
 
@@ -213,6 +223,14 @@ def network_alone(settings: Settings, identity: Identity, environ: Mapping[str, 
     chosen = addresses.named(settings.interface, settings.said("interface"), among) if settings.interface else None
     variables, warnings = collective_environment(Surroundings.here(environ), address, among, chosen)
     return Network(address, why, variables, warnings if identity.address else ())
+
+
+def on_host_network(environ: Mapping[str, str]) -> bool:
+    """Whether this pod has ``hostNetwork``, for all that can be seen from inside."""
+    from launcher import access
+    from launcher.network import rdma
+
+    return access.shares_host_network(_text_of("/etc/hosts"), str(rdma.roots(environ)[0]))
 
 
 def _network_status(environ: Mapping[str, str]) -> str:

@@ -88,6 +88,8 @@ class Settings:
     log_format: str = "text"
     log_level: str = "info"
     termination_log: str = "/dev/termination-log"
+    last_lines: str = "on"  #: off: no line of an engine's output in the launcher's own log and termination message
+    status_details: str = "loopback"  #: who reads the details of /status without a token: none, loopback or all
 
     #: where each value came from: field name -> "--tp", "LAUNCHER_TP" or "launcher.toml: tp"; absent: the default
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False)
@@ -176,6 +178,8 @@ _CHECKS = (
     _choice("preflight", ("on", "off")),
     _choice("worker_ready", ("group", "never")),
     _choice("log_format", ("text", "json")),
+    _choice("last_lines", ("on", "off")),
+    _choice("status_details", ("none", "loopback", "all")),
     _choice("log_level", ("debug", "info", "warning", "error")),
     _ports_apart,
     _lease,

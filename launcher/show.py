@@ -21,7 +21,6 @@ from launcher.network.environment import Surroundings, Variable
 from launcher.settings import Settings
 from launcher.words import Gate, Identity, NodeFacts, Plan, Process, SourceReport
 
-MASK = "***"
 SAME_AS = "the same as rank {}, but for its own address and rank"
 
 
@@ -36,6 +35,7 @@ def plan(
     identity, sources = _identity(settings, environ, warned, hostname)
     engine = planning.engine_of(settings)
     planning.secret_of(settings)
+    warned += planning.secret_warnings(settings)
     elsewhere = NodeFacts(gpus=settings.gpus_per_pod)
     facts = _facts(settings, engine, environ, warned) if hostname is None else elsewhere
     checked = engine.check(settings, identity, facts)
@@ -192,7 +192,10 @@ def _process(process: Process, environ: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": process.name,
         "argv": list(arguments.mask(process.argv)),
-        "env": {k: MASK if k in process.secret_env or arguments.is_secret(k) else v for k, v in sorted(env.items())},
+        "env": {
+            k: arguments.MASK if k in process.secret_env or arguments.is_secret(k) else v
+            for k, v in sorted(env.items())
+        },
         "unset": [k for k in process.unset if k in environ],
         "ready": gate.kind if not gate.target else f"{gate.kind} {gate.target}",
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from launcher.settings import AGENT_PORT
 
 SHOWN_MEMBERS = 40
 SHOWN_FINDINGS = 5
+SECONDS = 5.0  #: for the whole answer
 LARGEST = 4 << 20  #: bytes of an answer that are read: 1,024 members take 200 KiB
 
 
@@ -43,32 +44,45 @@ def run(url: str | None, port: int | None, token_file: str | None, as_json: bool
 
 
 def fetch(base: str, token_file: str | None) -> dict[str, Any]:
-    """The /status object of the pod at ``base``, a URL. Raises UnavailableError, UsageError."""
-    import requests
+    """The /status object of the pod at ``base``, a URL. Raises UnavailableError, UsageError, ConfigError.
+
+    With ``token_file`` the token that is derived from the secret is sent, else that of LAUNCHER_STATUS_TOKEN.
+    """
+    from launcher import http_client
 
     headers = {}
-    if token_file:
-        try:
-            headers["Authorization"] = f"Bearer {Path(token_file).read_text(encoding='utf-8').strip()}"
-        except OSError as error:
-            raise UsageError(
-                f"--token-file {token_file} cannot be read: {error.strerror}", "give the mounted file"
-            ) from None
+    token = _token(token_file)
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    foreign = UnavailableError(f"{base}/status is not a launcher's", "give the agent's port (--agent-port, 9471)")
     try:
-        with requests.get(f"{base}/status", headers=headers, timeout=5, allow_redirects=False, stream=True) as reply:
-            status = json.loads(reply.raw.read(LARGEST, decode_content=True))
-    except (ValueError, RecursionError):
-        raise UnavailableError(
-            f"{base}/status is not a launcher's", "give the agent's port (--agent-port, 9471)"
-        ) from None
-    except requests.exceptions.RequestException as error:
-        why = "no connection" if isinstance(error, requests.exceptions.ConnectionError) else "no answer"
+        reply = http_client.ask(f"{base}/status", SECONDS, LARGEST, headers)
+        status = json.loads(reply.body)
+    except http_client.TooLong:
+        raise foreign from None
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else "no connection"
         raise UnavailableError(
             f"{base}/status: {why}", "run it in the pod, or give --url http://POD_IP:9471; is the launcher running?"
         ) from None
+    except (ValueError, RecursionError):
+        raise foreign from None
     if not isinstance(status, dict):
-        raise UnavailableError(f"{base}/status is not a launcher's", "give the agent's port (--agent-port, 9471)")
+        raise foreign
+    if reply.status == 401:
+        raise UnavailableError(f"{base}/status: {_clean(status.get('error'))}", "see `launcher status-token --help`")
     return status
+
+
+def _token(token_file: str | None) -> str:
+    if not token_file:
+        token = os.environ.get("LAUNCHER_STATUS_TOKEN", "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise UsageError("LAUNCHER_STATUS_TOKEN is no token", "set it to what `launcher status-token` prints")
+        return token
+    from launcher.group import proof
+
+    return proof.status_token(proof.read_secret(token_file, f"--token-file {token_file}"))
 
 
 def _port(base: str) -> int:
@@ -99,7 +113,7 @@ def table(status: Mapping[str, Any], port: int = AGENT_PORT) -> str:
         lines.append(f"  {_clean(get('note'))}")
     failure = get("first_failure")
     if isinstance(failure, dict):
-        lines.append(f"  {_when(failure)}: rank {_clean(failure.get('rank'))}: {_clean(failure.get('text'))}")
+        lines.append(f"  {_when(failure)}: rank {_clean(failure.get('rank'))}: {_clean(_what(failure))}")
         lines += [f"    | {_clean(line)}" for line in _list(failure.get("tail"))[-5:]]
     lines += _findings([f for f in _list(get("findings")) if isinstance(f, dict)])
     members = [m for m in _list(get("members")) if isinstance(m, dict)]
@@ -116,6 +130,15 @@ def table(status: Mapping[str, Any], port: int = AGENT_PORT) -> str:
     if timeline:
         lines += ["", "  " + " > ".join(timeline)]
     return "\n".join(lines)
+
+
+def _what(failure: Mapping[str, Any]) -> str:
+    """Its sentence; without one, for those who don't get the details, its kind and process."""
+    if "text" in failure:
+        return str(failure["text"])
+    process = f", process {failure['process']}" if failure.get("process") else ""
+    code = f", exit code {failure['exit_code']}" if failure.get("exit_code") is not None else ""
+    return f"{failure.get('cause')}{process}{code}"
 
 
 def _when(failure: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from launcher.data import replace
 from launcher.log import Log
 from launcher.status import failure_block, termination_message
 from launcher.words import Cause
@@ -12,8 +13,9 @@ from launcher.words import Cause
 class Telling:
     """Tells each first failure once."""
 
-    def __init__(self, log: Log, termination_log: str) -> None:
+    def __init__(self, log: Log, termination_log: str, last_lines: bool = True) -> None:
         self._log = log
+        self._last_lines = last_lines  #: whether an engine's own lines may be in it
         self._path = termination_log
         self._told: Cause | None = None
 
@@ -21,13 +23,16 @@ class Telling:
         """``giving_up``: why the group does; then it is said again in a line."""
         if cause != self._told:
             self._told = cause
-            self._log.block(failure_block(cause, giving_up or "", restarts))
+            self._log.block(failure_block(self._shown(cause), giving_up or "", restarts))
         elif giving_up is not None:
             self._log.block([f"launcher: giving up: {giving_up} (first failure: {cause})"])
 
+    def _shown(self, cause: Cause) -> Cause:
+        return cause if self._last_lines else replace(cause, tail=())
+
     def termination(self, cause: Cause | None, code: int, text: str) -> None:
         """Where the platform has made a file for it. One that can't be written is said, and changes nothing."""
-        words = termination_message(cause, code, text)
+        words = termination_message(cause and self._shown(cause), code, text)
         if not words or not os.path.exists(self._path):
             return
         try:

@@ -16,7 +16,6 @@ from launcher.words import Plan, Process
 
 #: ``env -0`` of the image as it was built (images/): what of the environment is not the user's.
 IMAGE_FILE = "/opt/launcher/image.env"
-MASK = "***"
 UNSET = "(unset)"
 RELEVANT = (
     *("NCCL_", "GLOO_", "TP_SOCKET_", "UCX_", "NVSHMEM_", "MC_", "MLX5_", "FI_", "RDMAV_", "PCIDEVICE_"),
@@ -70,8 +69,8 @@ def _of_process(process: Process, around: Surroundings) -> Iterator[Variable]:
     for name, value in process.env.items():
         why = WHY.get(name, f"the plan of {process.name}")
         if name in around.env and around.env[name] != value:
-            why += f"; instead of {MASK if arguments.is_secret(name) else around.env[name]}"
-        yield Variable(name, MASK if name in process.secret_env else value, "launcher", why)
+            why += f"; instead of {arguments.MASK if arguments.is_secret(name) else around.env[name]}"
+        yield Variable(name, arguments.MASK if name in process.secret_env else value, "launcher", why)
     for name in process.unset:
         if name in around.env and name not in process.env:
             yield Variable(name, UNSET, "launcher", WHY.get(name, f"{process.name} must not see it"))
@@ -82,7 +81,7 @@ def _of_process(process: Process, around: Surroundings) -> Iterator[Variable]:
 def _masked(variable: Variable) -> Variable:
     if not variable.value or not arguments.is_secret(variable.name):
         return variable
-    return Variable(variable.name, MASK, variable.setter, variable.why)
+    return Variable(variable.name, arguments.MASK, variable.setter, variable.why)
 
 
 def table(variables: Sequence[Variable], indent: str = "    ") -> list[str]:

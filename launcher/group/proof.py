@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,36 @@ def leader_mac(secret: bytes, group: str, leader_nonce: str, member_nonce: str) 
 def ray_token(secret: bytes, group: str, epoch: Epoch) -> str:
     """Ray's token of one epoch: the same on all ranks, and never sent."""
     return _mac(secret, "ray token", group, str(epoch.n), epoch.leader)
+
+
+def status_token(secret: bytes) -> str:
+    """What bearers present for the details of /status. It opens nothing else, and the secret cannot be told from it."""
+    return _mac(secret, "status token")
+
+
+def exposure(path: str, said: str) -> str:
+    """A warning if more users than needed can read or change the file; empty if not, or if nobody knows.
+
+    A Secret mounted 0440 with fsGroup is as closed as it gets: the kubelet owns it and our group reads it.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    mode = stat.S_IMODE(found.st_mode)
+    mounted = mode & 0o777 == 0o440 and found.st_gid in (os.getegid(), *os.getgroups())
+    group_reads = bool(mode & stat.S_IRGRP) and found.st_uid == os.geteuid() and not mounted
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        who = "every user here"
+    elif mode & stat.S_IWGRP or group_reads:
+        who = "its whole group"
+    else:
+        return ""
+    does = "changed" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
+    return (
+        f"{said} can be {does} by {who} (mode {mode:04o}): chmod 0400; a Secret's volume is 0644 unless it has "
+        "`defaultMode: 0400` (0440 with fsGroup)"
+    )
 
 
 def same(one: str, other: str) -> bool:

@@ -182,7 +182,8 @@ def _settings(settings: Settings, engine: Engine, identity: Identity | None, fac
     except LauncherError as error:
         return [fail("settings", error.message, "the launcher will not start with this", error.fix)]
     said = "; ".join(checked.why) or f"engine {engine.name}"
-    return [ok("settings", said), *(warn("settings", text, "", "") for text in checked.warnings)]
+    warnings = (*checked.warnings, *planning.secret_warnings(settings))
+    return [ok("settings", said), *(warn("settings", text, "", "") for text in warnings)]
 
 
 async def _network(node: Node, trouble: dict[str, str]) -> planning.Network | None:

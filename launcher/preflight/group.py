@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher import again, planning
 from launcher.engines.base import Checked, PlanContext
-from launcher.errors import ConfigError, UsageError
+from launcher.errors import ConfigError, UnavailableError, UsageError
 from launcher.settings import Settings
 from launcher.words import Fingerprint, Gate, Identity, NodeFacts, Plan, Process, Stage
 
@@ -138,6 +138,11 @@ def _of_the_running(settings: Settings, here: str, as_json: bool, collective: bo
         leader = str(next((m["address"] for m in status.get("members", []) if m.get("rank") == 0), ""))
         host = f"[{leader}]" if ":" in leader else leader
         status = show_status.fetch(f"http://{host}:{settings.agent_port}", settings.token_file)
+    if "note" in status:
+        raise UnavailableError(
+            f"the leader does not show what it knows of the pods: {status['note']}",
+            "run it in rank 0's pod, or with --token-file; --status-details all shows them to every pod",
+        )
     page = report.of_status(status)
     print(json.dumps(page, indent=2) if as_json else report.as_text(page))
     return 0 if page["ok"] else 1

@@ -157,6 +157,7 @@ class Guard:
         """Seconds until something is due without an event."""
         now = time.monotonic()
         due = [at for at, _ in self._stops]
+        due += [writer.due for writer in self._writers if writer.due < float("inf")]
         if self._lease is not None and not self._expired:
             due.append(self._lease)
         if self._agent.restart_at is not None:
@@ -247,6 +248,8 @@ class Guard:
 
     def _mind_output(self, now: float) -> None:
         """Let engines wait while our own stdout is full and its reader keeps up; tell the agent what was dropped."""
+        for writer in self._writers:
+            writer.mind(now)
         held = [writer.holds(now) for writer in self._writers]
         self._held = any(held)
         for fd, (child, pipe) in self._pipes.items():
@@ -265,7 +268,7 @@ class Guard:
             self._agent.dropped = 0
 
     def _say(self, text: str) -> None:
-        self._writers[1].put(f"launcher guard: {text}\n".encode("utf-8", "replace"))
+        self._writers[1].say(f"launcher guard: {text}\n".encode("utf-8", "replace"), time.monotonic())
 
     # ---------------------------------------------------------------------------------------------------- agent
 
@@ -374,7 +377,7 @@ class Guard:
         elif isinstance(order, Remember):
             self._agent.last_epoch = order.text[:100_000]
         elif isinstance(order, Say):
-            self._writers[order.stream != 1].put(order.text.encode("utf-8", "backslashreplace"))
+            self._writers[order.stream != 1].say(order.text.encode("utf-8", "backslashreplace"), time.monotonic())
 
     def _spawn(self, order: Spawn) -> None:
         self._mind_lease(time.monotonic())

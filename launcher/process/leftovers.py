@@ -8,7 +8,9 @@ asks again until it is satisfied or its bound is over.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +24,8 @@ CGROUPS = "/sys/fs/cgroup"
 GPU_QUERY = ("nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits")
 #: MiB by which a GPU may differ from before: the driver keeps a little of what contexts used.
 GPU_TOLERANCE = 256
+
+_F_SETSIG = 10  #: in `fcntl` since Python 3.11 only
 
 #: Path and inode of each file: a name that was used again for a new file is a new file.
 Snapshot = frozenset[tuple[str, int]]
@@ -39,9 +43,10 @@ def remove(before: Snapshot, folder: str = SHM, proc: str = PROC) -> tuple[str, 
     """Remove files that are not in ``before``, belong to our user, and are mapped or open nowhere; their paths.
 
     NCCL, torch, vLLM and Ray put segments of up to many GiB there, and a killed process cannot remove its own. Whoever
-    uses one is found in ``/proc/*/maps`` and ``/proc/*/fd``, by device and inode. Processes in other PID namespaces
-    that share the folder (a sidecar) are not seen; nor can a process of another user be looked into without the right
-    to: then only files that such a process could not have opened are removed.
+    uses one is found in ``/proc/*/maps`` and ``/proc/*/fd``, by device and inode. Not seen there are processes in other
+    PID namespaces that share the folder (a sidecar), and those of other users: so the kernel itself is asked whether
+    a file is open anywhere (`_held`). Where it doesn't say, and some process could not be looked into, only files that
+    such a process could not have opened are removed.
     """
     new = {(i.st_dev, i.st_ino): (path, i) for path, i in _files(folder) if (path, i.st_ino) not in before}
     new = {key: (path, info) for key, (path, info) in new.items() if info.st_uid == os.geteuid()}
@@ -50,13 +55,40 @@ def remove(before: Snapshot, folder: str = SHM, proc: str = PROC) -> tuple[str, 
     used, all_seen = _used(set(new), proc)
     removed = []
     for key, (path, info) in new.items():
-        if key not in used and (all_seen or not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)):
+        if key in used:
+            continue
+        held = _held(path, key)
+        private = not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        if held is False or (held is None and (all_seen or private)):
             try:
                 os.unlink(path)
                 removed.append(path)
             except OSError:  # somebody was faster
                 continue
     return tuple(sorted(removed))
+
+
+def _held(path: str, key: tuple[int, int]) -> bool | None:
+    """Whether anybody has the file open or mapped, whatever user or namespace he is in. None: nobody tells.
+
+    The kernel grants a write lease (fcntl(2), F_SETLEASE) to a file's owner only while no one else has it open. Should
+    somebody open it in that moment, he waits for our close, and we get SIGURG, which does nothing (SIGIO would kill).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        info = os.fstat(fd)
+        if (info.st_dev, info.st_ino) != key:
+            return None  # another file by now
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        return False
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None
+    finally:
+        os.close(fd)
 
 
 def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:

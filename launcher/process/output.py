@@ -20,6 +20,8 @@ LIMIT = 4 << 20
 CHUNK = 1 << 16
 #: How long an engine waits for a reader that falls behind, and how much such a reader has to take in that time.
 PATIENCE, PROGRESS = 1.0, 1 << 20
+#: How long a line of ours waits for an engine to end the line that it has begun: a large one comes in several reads.
+UNFINISHED = 0.1
 
 
 class Writer:
@@ -38,6 +40,9 @@ class Writer:
         self._failed = 0  # the thread
         self._full_since: float | None = None
         self._mark = 0
+        self._midline = False  #: what was queued last is the beginning of a line
+        self._lines: list[bytes] = []  #: ours, that wait for the end of that line
+        self.due = float("inf")  #: when they wait no more; monotonic
 
     @property
     def waiting(self) -> int:
@@ -50,10 +55,50 @@ class Writer:
         return self._refused + self._failed
 
     def put(self, data: bytes, *, force: bool = False) -> None:
-        """Queue ``data``, or drop it when the queue is full. ``force``: last words, at most a pipe's worth."""
+        """Queue an engine's ``data``, or drop it when the queue is full. ``force``: last words, at most a pipe's worth.
+
+        Lines of ours that wait go in after the line that the engine has begun.
+        """
+        if self._lines and b"\n" in data:
+            end = data.index(b"\n") + 1
+            self._queue_up(data[:end], force)
+            self.settle()
+            data = data[end:]
+        self._queue_up(data, force)
+
+    def say(self, lines: bytes, now: float) -> None:
+        """Queue whole lines of the launcher's own, never in the middle of an engine's line.
+
+        While the engine has begun one they wait for its end, ``UNFINISHED`` seconds at most; then it is broken.
+        """
+        if self._midline:
+            if not self._lines:
+                self.due = now + UNFINISHED
+            self._lines.append(lines)
+            if sum(map(len, self._lines)) > CHUNK:
+                self.settle()
+        else:
+            self._queue_up(lines, False)
+
+    def mind(self, now: float) -> None:
+        """Lines that have waited long enough go in."""
+        if self._lines and now >= self.due:
+            self.settle()
+
+    def settle(self) -> None:
+        """Lines that wait go in now, after a line end if the engine has not written one."""
+        lines, self._lines = self._lines, []
+        self.due = float("inf")
+        if lines:
+            self._queue_up((b"\n" if self._midline else b"") + b"".join(lines), False)
+
+    def _queue_up(self, data: bytes, force: bool) -> None:
+        if not data:
+            return
         if self.waiting + len(data) > LIMIT and not force:
             self._refused += len(data)
             return
+        self._midline = not data.endswith(b"\n")
         self._queue.append(data)
         self._put += len(data)
         if not self._runs:
@@ -79,6 +124,7 @@ class Writer:
 
     def flush(self, idle: float, total: float) -> None:
         """Wait until the queue is empty, nothing moved for ``idle`` seconds, or ``total`` seconds passed."""
+        self.settle()
         end = time.monotonic() + total
         taken, moved = self._taken, time.monotonic()
         while self.waiting and time.monotonic() < min(end, moved + idle):

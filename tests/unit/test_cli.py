@@ -55,6 +55,8 @@ def test_every_option_has_a_variable() -> None:
             "preflight": "off",
             "worker_ready": "never",
             "log_format": "json",
+            "last_lines": "off",
+            "status_details": "all",
         }.get(name, "info")
         found, warnings = settings([], {f"LAUNCHER_{name.upper()}": text})
         assert name in found.origins, f"{name} has no variable"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,16 @@ from pathlib import Path
 import pytest
 
 from launcher.process import leftovers
+
+#: Holds one file open and another mapped until its standard input ends.
+HOLDER = """
+import mmap, sys
+opened = open(sys.argv[1])
+with open(sys.argv[2], "r+b") as file:
+    mapped = mmap.mmap(file.fileno(), 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -57,6 +69,34 @@ def test_a_descriptor_that_cannot_be_looked_at_hides_no_other(shm: Path, tmp_pat
     (tmp_path / "7" / "maps").write_text("")
     assert leftovers.remove(frozenset(), str(shm), str(tmp_path)) == ()
     assert used.exists()
+
+
+def test_a_process_that_cannot_be_looked_into_keeps_no_file(
+    shm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that all may read, free and in use; the kernel knows which is which, whoever has them."""
+    for name in ("free", "opened", "mapped"):
+        (shm / name).write_text(name)
+        (shm / name).chmod(0o666)
+    (tmp_path / "8").mkdir()
+
+    def closed(folder: str) -> list[str]:
+        if folder == f"{tmp_path}/8/fd":
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", closed)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(shm / "opened"), str(shm / "mapped")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    assert leftovers.remove(frozenset(), str(shm), str(tmp_path)) == (str(shm / "free"),)
+    holder.communicate(timeout=60)
+    assert set(leftovers.remove(frozenset(), str(shm), str(tmp_path))) == {str(shm / "mapped"), str(shm / "opened")}
 
 
 def test_ports() -> None:
