@@ -21,7 +21,7 @@ from typing import Any
 
 from launcher import again, http_client
 
-DEADLINE = 60.0  #: seconds for each step; a noisy machine is no failure
+DEADLINE = 120.0  #: seconds for each step; a noisy machine is no failure
 ADDRESSES = ("127.0.0.1", "127.0.0.2")  #: of the two ranks
 LARGEST = 4 << 20  #: bytes of an answer
 PROMPT = "a group of two ranks"

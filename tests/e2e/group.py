@@ -26,7 +26,7 @@ from launcher.process.children import adopt_orphans
 from launcher.process.tree import Key, Proc, descendants, read, scan
 from launcher.reference.tokens import expected_text
 
-PATIENCE = 45.0  #: the machine is noisy: how long anything may take before a test calls it lost
+PATIENCE = 120.0  #: the machine is noisy: how long anything may take before a test calls it lost
 POLL = 0.04  #: a look at the process table or at a page costs some milliseconds of the cores that the group needs
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 LAUNCHER = Path(sys.executable).with_name("launcher")
@@ -237,7 +237,7 @@ class Group:
         self.complete("is anybody there?", 5)
         return self.epoch()
 
-    def complete(self, prompt: str, tokens: int = 8, timeout: float = 30.0) -> str:
+    def complete(self, prompt: str, tokens: int = 8, timeout: float = 120.0) -> str:
         """Ask for tokens; the answer is right or the test fails."""
         answer = fetch(
             self.addresses[0], self.port, "/v1/completions", {"prompt": prompt, "max_tokens": tokens}, timeout

@@ -242,7 +242,7 @@ def test_nobody_reads_our_stdout(launch: Launch) -> None:
     begun = time.monotonic()
     os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 143
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     os.close(write_end)
     os.close(read_end)
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.group import PATIENCE, until
+
+pytestmark = pytest.mark.timing
 
 #: SIGKILL does nothing to `sleep` until a file is there: a process in state D, imitated.
 UNKILLABLE = """

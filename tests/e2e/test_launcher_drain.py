@@ -17,6 +17,8 @@ from launcher.reference.tokens import expected_text
 from tests.e2e.group import Group, fetch, running
 from tests.lifetimes import Ends
 
+pytestmark = pytest.mark.timing
+
 Print = pytest.CaptureFixture[str]
 DRAIN = ("--drain-settle", "0.5", "--grace", "20", "--restart-backoff", "0.3", "--lease", "3")
 #: An engine that cuts its requests the moment it gets TERM: nothing but the launcher's drain can keep them whole.
@@ -29,11 +31,11 @@ class Stream:
     def __init__(self, group: Group, prompt: str, tokens: int) -> None:
         self.wanted = expected_text(prompt, tokens, group.size, group.workers)
         self.text, self.ended, self.begun = "", False, threading.Event()
-        self._connection = http.client.HTTPConnection(group.addresses[0], group.port, timeout=60)
+        self._connection = http.client.HTTPConnection(group.addresses[0], group.port, timeout=120)
         self._body = json.dumps({"prompt": prompt, "max_tokens": tokens, "stream": True})
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self.begun.wait(30)
+        assert self.begun.wait(120)
 
     def _read(self) -> None:
         try:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.e2e.group import running
 
+pytestmark = pytest.mark.timing
+
 
 def test_worker_first(tmp_path: Path) -> None:
     with running(tmp_path, 2, start=False) as group:

@@ -6,8 +6,12 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.group import fetch, running
 from tests.e2e.test_launcher_one_fate import check_end
+
+pytestmark = pytest.mark.timing
 
 NO_RESTART = ("--max-restarts", "0", "--stop-grace", "1")
 

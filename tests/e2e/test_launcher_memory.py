@@ -10,9 +10,13 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launcher.memory import KILLED, Keeper
 from launcher.words import Epoch
 from tests.e2e.group import Group, running
+
+pytestmark = pytest.mark.timing
 
 QUICK = ("--restart-backoff", "0.3", "--stop-grace", "1", "--lease", "3", "--drain-settle", "0")
 

@@ -16,6 +16,8 @@ import pytest
 from tests.e2e.group import Group, running, seconds
 from tests.kernel import tells_the_reaped
 
+pytestmark = pytest.mark.timing
+
 Print = pytest.CaptureFixture[str]
 NO_RESTART = ("--max-restarts", "0", "--stop-grace", "1")
 

@@ -7,8 +7,12 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.group import PATIENCE, Group, until
 from tests.e2e.test_launcher_edges import local
+
+pytestmark = pytest.mark.timing
 
 #: After TERM it tidies up for a moment and then kills itself, as SGLang's watchdog does (kill_process_tree).
 KILLS_ITSELF = """

@@ -12,6 +12,8 @@ import pytest
 from tests.e2e.group import Group, Witness, running, seconds, until
 from tests.lifetimes import began, now
 
+pytestmark = pytest.mark.timing
+
 Print = pytest.CaptureFixture[str]
 QUICK = ("--restart-backoff", "0.3", "--max-restarts", "100", "--stop-grace", "1", "--lease", "3")
 

@@ -131,7 +131,7 @@ class Cluster:
         return self.process.stdout.readline().rstrip("\n")
 
     def end(self) -> int:
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=90)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code

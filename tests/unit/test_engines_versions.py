@@ -16,7 +16,7 @@ from launcher.words import NodeFacts
 
 def ask(*names: str, cwd: Path | None = None) -> dict[str, str]:
     run = subprocess.run(
-        versions.argv(sys.executable, names), capture_output=True, text=True, check=True, timeout=30, cwd=cwd
+        versions.argv(sys.executable, names), capture_output=True, text=True, check=True, timeout=100, cwd=cwd
     )
     return dict(versions.parse(run.stdout, sys.executable))
 

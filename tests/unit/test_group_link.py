@@ -91,7 +91,7 @@ async def until(true: Callable[[], Any]) -> None:
         while not true():  # noqa: ASYNC110  # of many kinds of things
             await asyncio.sleep(0.005)
 
-    await asyncio.wait_for(poll(), 20)
+    await asyncio.wait_for(poll(), 90)
 
 
 async def raw(leader: Leader, *pieces: bytes) -> bytes:
@@ -102,7 +102,7 @@ async def raw(leader: Leader, *pieces: bytes) -> bytes:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        said = await asyncio.wait_for(reader.read(-1), 20)
+        said = await asyncio.wait_for(reader.read(-1), 90)
     writer.close()
     return said
 
@@ -255,7 +255,7 @@ def test_the_oldest_makes_room_for_the_newest() -> None:
             assert leader.strangers == ["said nothing, and made room for a newer connection"]
             reader, _ = held[0]
             with contextlib.suppress(ConnectionResetError):
-                assert await asyncio.wait_for(reader.read(), 20) == b""
+                assert await asyncio.wait_for(reader.read(), 90) == b""
             Member(leader)
             await until(lambda: leader.heard)
             for _, writer in held:
@@ -287,7 +287,7 @@ def test_how_a_member_ends_is_told_once(said: bytes, why: str) -> None:
             if not said:
                 writer.transport.abort()
             await until(lambda: leader.closed)
-            await asyncio.wait_for(reader.read(-1), 20) if said else None
+            await asyncio.wait_for(reader.read(-1), 90) if said else None
             writer.close()
             assert [conn for conn, _ in leader.closed] == [1]
             assert leader.closed[0][1].startswith(why)

@@ -42,7 +42,7 @@ def test_what_ends_an_epoch(status: str, body: str, dead: int, asked: int, words
         )
         watch.start()
         try:
-            return await asyncio.wait_for(told, 30)
+            return await asyncio.wait_for(told, 90)
         finally:
             watch.stop()
             server.close()

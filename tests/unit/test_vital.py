@@ -18,6 +18,8 @@ from launcher.process.children import adopt_orphans
 from launcher.vital import End, Vital
 from tests.kernel import tells_the_reaped
 
+pytestmark = pytest.mark.timing
+
 KILLED = int(signal.SIGKILL)  # the wait status
 
 ROOT = """
@@ -72,7 +74,7 @@ class Pod:
 
     async def until_told(self) -> End:
         guard = asyncio.ensure_future(self.guard())
-        for _ in range(2000):
+        for _ in range(9000):
             await asyncio.sleep(0.01)
             if self.ends:
                 break
@@ -166,7 +168,7 @@ def test_an_older_kernel_never_tells_what_it_does_not_know(monkeypatch: pytest.M
 
 def test_what_had_begun_to_end_before_a_stop_is_told_however_late() -> None:
     async def stop(pod: Pod) -> None:
-        for _ in range(500):
+        for _ in range(9000):
             if tree.ending(pod.worker):
                 break
             await asyncio.sleep(0.01)
