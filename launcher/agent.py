@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import time
@@ -74,6 +75,8 @@ class Agent:
         self.log = Log(self._line.say, self.identity.rank, settings.log_format, settings.log_level)
         self._warnings = list(warnings)
         self._secrets = planning.secret_of(settings)
+        if self._secrets is not None:
+            _leave_no_core()  # it would hold the secret; engines are started by the guard, and keep their limit
         self._shares = descriptors.shares(descriptors.raise_limit(), self.identity.size, self.identity.is_leader)
         self._adapter: Engine = planning.engine_of(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -704,6 +707,13 @@ def _is_ours(context: Mapping[str, Any]) -> bool:
         return True  # handed on by `_failed`
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(name.partition(".")[0] == "launcher" for name in modules)
+
+
+def _leave_no_core() -> None:
+    """A limit of 1 byte: too small for a file, and the one that a core_pattern with a pipe heeds (core(5))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    with contextlib.suppress(OSError, ValueError):  # a hard limit of 0 is below
+        resource.setrlimit(resource.RLIMIT_CORE, (1, hard))
 
 
 def join_timeout(settings: Settings, identity: Identity) -> float | None:

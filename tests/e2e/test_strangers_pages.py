@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.group import proof
+from launcher.process.tree import read
 from tests.e2e.group import LAUNCHER, Group, fetch, running
 
 WORD = "a long and secret word, never to be printed"
@@ -108,6 +110,8 @@ def test_a_secret_that_is_sent_is_refused_in_words(tmp_path: Path) -> None:
             answer = group.ask(0, "/status", Authorization=f"Bearer {token}")
             return answer.status, json.loads(answer.body)
 
+        limits = Path(f"/proc/{group.agent(0)}/limits").read_text().splitlines()
+        assert next(line.split()[4] for line in limits if line.startswith("Max core file size")) in ("0", "1")
         code, told = ask(WORD)
         assert code == 401 and "status-token" in str(told["error"]) and "phase" not in told
         code, told = ask(proof.status_token(WORD.encode()))
@@ -144,6 +148,21 @@ command = [{json.dumps(sys.executable)}, "-c", {json.dumps(script)}, "{{args}}"]
 """
     )
     return ["--engine-file", str(path), "--restart-backoff", "5", "--", "--api-key", KEY]
+
+
+def test_guard_and_agent_killed_at_once(tmp_path: Path) -> None:
+    """Not PID 1: what the guard started dies with it. docs/security.md says what may be left, and why."""
+    with running(tmp_path, 1) as group:
+        group.until_serving()
+        root, both = group.root(0), (group.guard(0), group.agent(0))
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # so that neither can act for the other
+            for pid in both:
+                os.kill(pid, number)
+        group.until("the engine's root is gone", lambda: (found := read(root)) is None or found.gone)
+        for proc in group.left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(proc.pid, signal.SIGKILL)
+        group.until("all are gone", lambda: not group.left())
 
 
 def local(group: Group, **headers: str) -> dict[str, object]:
