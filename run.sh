@@ -69,7 +69,7 @@ test)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos and not strangers" "$@"
+    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos and not strangers and not mutations" "$@"
     ;;
 lint)
     set_up dev
@@ -82,7 +82,7 @@ slow)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -m "(pods or real or containers or strangers) and not chaos" -o timeout=1200 "$@"
+    exec "$bin/python" -m pytest -m "(pods or real or containers or strangers or mutations) and not chaos" -o timeout=1200 "$@"
     ;;
 soak)
     set_up dev

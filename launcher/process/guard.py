@@ -213,7 +213,7 @@ class Guard:
             self._drain(fd, last=True)
         del self._children[child.pid]
         self._hasten_stops()
-        if child.failed or child.orphan:
+        if child.failed:
             return
         killed = os.WIFSIGNALED(status)
         code = None if killed else os.WEXITSTATUS(status)
@@ -243,7 +243,7 @@ class Guard:
         if data and not child.capture:
             self._writers[pipe.stream - 1].put(data, force=last)
         text = pipe.text.decode(data, final=not data)
-        if text and not child.orphan and not self._agent.report(Output(child.id, pipe.stream, text), OUTPUT_BOUND):
+        if text and not self._agent.report(Output(child.id, pipe.stream, text), OUTPUT_BOUND):
             self._agent.dropped += len(data)
 
     def _mind_output(self, now: float) -> None:
@@ -293,8 +293,6 @@ class Guard:
                 self._obey(order)
         died = self._agent.ended(status)
         self._lease = None
-        for child in self._children.values():
-            child.orphan = True
         if not died and self._agent.code == 0 and self._agent.handoff is not None:
             self._code = self._hand_off(self._agent.handoff)
             return
@@ -385,7 +383,7 @@ class Guard:
             self._agent.report(NotStarted(order.id, 62, "the lease has run out"))  # ETIME
         elif any(stop.everything for _, stop in self._stops):
             self._agent.report(NotStarted(order.id, 16, "everything is being stopped"))  # EBUSY
-        elif any(child.id == order.id and not child.orphan for child in self._children.values()):
+        elif any(child.id == order.id and not child.failed for child in self._children.values()):
             self._agent.report(NotStarted(order.id, 17, f"there is a process {order.id} already"))  # EEXIST
         else:
             try:
@@ -416,9 +414,7 @@ class Guard:
             report: Report = NotStarted(child.id, *children.verdict(data))
         else:
             report = Started(child.id, child.pid, child.start_time)
-        if not child.orphan:
-            self._agent.report(report)
-        child.orphan = child.orphan or child.failed  # its id may be used again
+        self._agent.report(report)
 
     def _deliver(self, order: Deliver) -> None:
         for child in self._roots(order.ids):
@@ -430,7 +426,7 @@ class Guard:
                 self._say(f"signal {order.signal} to {child.name}: {error.strerror}")
 
     def _roots(self, ids: Collection[str] | None) -> list[Child]:
-        return [c for c in self._children.values() if not c.orphan and (ids is None or c.id in ids)]
+        return [c for c in self._children.values() if not c.failed and (ids is None or c.id in ids)]
 
     # ------------------------------------------------------------------------------------------ stops and the lease
 

@@ -81,6 +81,7 @@ class Launched:
         before: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         fifo: bool = True,
+        program: str = "mini_agent.py",
         **options: object,
     ) -> None:
         self.log_path = folder / "log"
@@ -95,7 +96,7 @@ class Launched:
             os.mkfifo(folder / "orders")
             self._orders = os.open(folder / "orders", os.O_RDWR)
             variables["MINI_ORDERS"] = str(folder / "orders")
-        command = [*before, PYTHON, str(HERE / "mini_agent.py"), *map(str, argv)]
+        command = [*before, PYTHON, str(HERE / program), *map(str, argv)]
         self.process = subprocess.Popen(
             command, stdout=stdout, stderr=subprocess.PIPE, env={**os.environ, **variables, **(env or {})}
         )

@@ -84,6 +84,7 @@ class MiniAgent:
             if self.orders in ready:
                 for line in os.read(self.orders, 1 << 16).splitlines():
                     self.channel.send(decode(line))
+                    self.note("ordered", {})
             for report in self.channel.receive():
                 self.take(report)
             if self.seen:
