@@ -670,16 +670,14 @@ class Coordinator:
         seat = self._seat_of(conn)
         if seat is None:
             return
-        seat.leaving = now + message.grace
-        self._say(conn, m.Goodbye())
+        seat.leaving = now + message.grace  # it exits at once: nothing runs there
         if self.phase is Phase.WAITING:
             self._consider(conn, message, now)
 
     def _leaves(self, conn: int, message: m.Leaving, now: float) -> Seat | None:
         seat = self._seat_of(conn)
         if seat is not None:
-            by = now + message.grace
-            seat.leaving = by if seat.leaving is None else min(by, seat.leaving)
+            seat.leaving = now + message.grace  # a second time it has no grace
         return seat
 
     def _leave_unserved(self, conn: int, message: m.Leaving, now: float) -> None:

@@ -567,8 +567,7 @@ class Member:
     def _leader_lost(self, closed: Closed, now: float) -> None:
         self._connected = False
         text = f"the leader is gone: the connection closed{' (' + closed.why + ')' if closed.why else ''}"
-        left = max(0.0, (self._pings.deadline or now) - now)
-        self._stop_alone(Cause(CauseKind.LEADER, 0, text), min(self.config.stop_grace, left), now)
+        self._stop_alone(Cause(CauseKind.LEADER, 0, text), self.config.stop_grace, now)  # the guard's deadline stands
 
     def _cut(self, closed: Closed, now: float) -> None:
         """The connection closed while stopping: go on, and look for the leader when all is gone."""

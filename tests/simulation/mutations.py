@@ -662,6 +662,36 @@ class DrainsForEver(c.Coordinator):
         self._watch(conn, tick, now)
 
 
+@leader("a failure in a drain ends it", "fails_in_a_drain")
+class DrainGoesOn(c.Coordinator):
+    def _drain_failed(self, conn: int, message: m.Failed, now: float) -> None:
+        """Do nothing."""
+
+
+@leader("who leaves before an epoch begins takes part in none", "leaves_with_its_node")
+class LeavingUnheard(c.Coordinator):
+    def _farewell(self, conn: int, message: m.Leaving, now: float) -> None:
+        """Do nothing."""
+
+
+@leader("an epoch that fails has the whole grace to stop, if nobody leaves")
+class StopsInHaste(c.Coordinator):
+    def _grace_left(self, now: float) -> float:
+        return 0.0
+
+    def _end(self, cause: Cause, now: float, noticed: float = 0.0) -> None:
+        config, self.config = self.config, replace(self.config, stop_grace=0.1)
+        super()._end(cause, now, noticed)
+        self.config = config
+
+
+@leader("the connection that a launcher has left is hung up")
+class OldConnectionsKept(c.Coordinator):
+    def _return(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
+        super()._return(seat, conn, hello, now)
+        self._out = [a for a in self._out if not isinstance(a, Hang)]
+
+
 @leader("who was told to go may leave when the epoch is over", "one_leaves_slowly")
 class NoGoodbye(c.Coordinator):
     def handle(self, event: Any, conn: int, now: float) -> list[c.Action]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.group.coordinator import Phase
 from launcher.group.member import State
+from launcher.group.messages import Leaving
 from launcher.words import CauseKind
 from tests.simulation.cluster import Cluster, Trouble
 from tests.simulation.network import EVERYBODY
@@ -226,6 +227,29 @@ def long_request(cluster: Cluster) -> None:
     assert leader is not None
     leader.in_flight += 1
     one_leaves_slowly(cluster)
+
+
+def fails_in_a_drain(cluster: Cluster) -> None:
+    """A worker is told to go while a long request is in flight; a second later another worker's engine ends."""
+    long_request(cluster)
+    cluster.world.at(1.0, _rank_fails, cluster, 2)
+
+
+def leaves_with_its_node(cluster: Cluster) -> None:
+    """While the group is not whole a worker says that it leaves, and its node is lost before more is heard of it."""
+    cluster.wanted.discard(2)
+    _kill_rank(cluster, 2)
+    cluster.world.at(1.2 * LEASE, _leaves_and_is_lost, cluster)
+
+
+def _leaves_and_is_lost(cluster: Cluster) -> None:
+    pod = _pod(cluster, 1)
+    assert pod.agent is not None and pod.agent.link is not None
+    cluster.truth.told_to_go(pod)
+    pod.agent.link.send(Leaving(cluster.plan.grace))
+    cluster.wanted.discard(1)
+    _kill(cluster, pod, silent=True)
+    cluster.make_pod(2)
 
 
 def taken_over_and_back(cluster: Cluster) -> None:
@@ -538,6 +562,8 @@ PLOTS: dict[str, Plot] = {
         leader_killed_while_stopping, more={"term_time": (0.7, 0.9), "max_restarts": 0}
     ),
     "long_request": Plot(long_request, lasts=2 * LEASE),
+    "fails_in_a_drain": Plot(fails_in_a_drain, more={"longest_request": 0.5}, lasts=2 * LEASE),
+    "leaves_with_its_node": Plot(leaves_with_its_node),
     "taken_over_and_back": Plot(taken_over_and_back, lasts=4 * LEASE),
     "replaced_in_its_pod": Plot(replaced_in_its_pod),
     "charge_grows_old": Plot(charge_grows_old, more={"restart_window": 20.0}, lasts=5 * LEASE),

@@ -93,7 +93,8 @@ class Truth:
         self._causes: dict[str, Cause] = {}  #: by leader: how its latest epoch ended, as it tells now
         #: by leader: members of an epoch that were seated again; False: by a hello held up until they were dead
         self._lived_on: dict[tuple[str, Epoch, int], bool] = {}
-        self._accepted: dict[str, set[int]] = {}  #: by leader: connections that were told whether they are taken
+        self._leaving: set[str] = set()  #: launchers that have said that they leave, and whose leader has heard it
+        self.answered: dict[str, set[int]] = {}  #: by leader: connections that were told whether they are taken
         self._deaths_told: dict[str, set[str]] = {}  #: by leader: launchers whose successors have told it of their end
 
     # ------------------------------------------------------------------------------------------------ what happens
@@ -125,14 +126,16 @@ class Truth:
         if truth.failed_at is None:
             truth.failed_at = self.world.now
         self._must_die(truth, pod)
+        answers = 2 * (self.cluster.net.base + self.cluster.net.jitter) + 0.5
         if kind is CauseKind.UNABLE:
-            net = self.cluster.net
-            answers = self.cluster.plan.prepare_time[1] + 2 * (net.base + net.jitter) + 0.5
+            answers += self.cluster.plan.prepare_time[1]
+            self.world.at(answers, self._check_ended, truth, rank, self.world.now)
+        elif truth.drain_by is not None:  # the others have the time of the grace, but only to end
             self.world.at(answers, self._check_ended, truth, rank, self.world.now)
 
     def _check_ended(self, truth: EpochTruth, rank: int, since: float) -> None:
         if truth.ended_at is None and truth.leader.alive and self.calm(since):
-            self.world.broken("one fate", f"rank {rank} cannot prepare {truth.epoch}, and nobody has ended it")
+            self.world.broken("one fate", f"rank {rank} failed in {truth.epoch}, and nobody has ended it")
 
     def killed(self, what: str, pod: Pod) -> None:
         """An agent or a whole pod is killed, and the kernel closes its connections."""
@@ -296,6 +299,9 @@ class Truth:
         truth = self.epochs.get(epoch) if epoch is not None else None
         if truth is not None:
             truth.calm = False  # the word to start may still be on its way to another rank
+        hasty = action.grace < self.cluster.plan.stop_grace and action.cause.kind is not CauseKind.LEADER
+        if truth is not None and hasty and not any(at >= truth.made_at - 0.5 for at in self.terms_told.values()):
+            self.world.broken("one fate", f"{agent.pod.name} stops {epoch} within {action.grace:g} s: {action.cause}")
         if truth is None or agent.pod.rank != 0 or action.cause.kind is not CauseKind.DRAIN or not agent.in_flight:
             return
         if truth.failed_at is not None or truth.hurried or not self.calm(truth.made_at):
@@ -368,6 +374,8 @@ class Truth:
             self._epoch_over(agent, leader)
         if made is not None:
             self.restarts.begins(agent, leader, made)
+        if type(event) is m.Leaving and conn in leader._by_conn:
+            self._leaving.add(leader.seats[leader._by_conn[conn]].hello.incarnation)
         if type(event) is m.Hello:
             if event.group != leader.config.group and any(
                 type(getattr(a, "message", 0)) is m.Accepted for a in actions
@@ -393,7 +401,7 @@ class Truth:
 
     def _told_why(self, leader: c.Coordinator, event: Any, actions: list[Any]) -> None:
         """Who is turned away hears why, unless what he said was said before what he says now."""
-        known = self._accepted.setdefault(leader.config.incarnation, set())
+        known = self.answered.setdefault(leader.config.incarnation, set())
         said = {a.conn for a in actions if type(a) is Say and type(a.message) in (m.Accepted, m.Rejected, m.Abort)}
         known |= said
         for action in actions:
@@ -417,7 +425,7 @@ class Truth:
             self.world.broken("one epoch", f"{prepare.epoch} was made twice")
         if len(prepare.incarnations) != self.cluster.plan.size:
             self.world.broken("whole", f"{prepare.epoch} has {len(prepare.incarnations)} members")
-        if any(seat.leaving is not None for seat in leader.seats.values()):
+        if self._leaving & set(prepare.incarnations):
             self.world.broken("drain", f"{prepare.epoch} begins while a present member is leaving")
         told = [s.hello.first_failure for s in leader.seats.values() if s.hello.first_failure is not None]
         if leader.history.ended:

@@ -209,9 +209,13 @@ def _nothing_has_grown(world: World, cluster: Cluster) -> None:
     leader = _leader(cluster).coordinator
     assert leader is not None
     size = cluster.plan.size
+    ends = _leader(cluster).ends.items()
+    answered = cluster.truth.answered.get(leader.config.incarnation, set()) - leader._by_conn.keys()
+    nobodys = [c for c, end in ends if c in answered and not end.dark and not end.peer.dark]
     sizes = {
         "seats": (len(leader.seats), size),
         "connections": (len(leader._by_conn), size),
+        "connections of nobody": (len(nobodys), 0),
         "fences": (len(leader._fences.lost), 0),
         "foreign epochs": (len(leader._fences.foreign), 4),
         "superseded": (len(leader._superseded), 64),

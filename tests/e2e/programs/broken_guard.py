@@ -1,4 +1,4 @@
-"""A mini_agent under a guard with one rule broken: its source is changed before it is loaded. MINI_BROKEN names the rule.
+"""A mini_agent under a guard with one rule broken: its source is changed before it is loaded. MINI_BROKEN names it.
 
 MINI_LET_GO is a file: until it is there SIGKILL does nothing to `sleep` (a process in state D, imitated), and how often
 is written beside it. MINI_BUG is one, too: once it is there the guard's loop raises.
@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
@@ -184,7 +183,7 @@ ALL: dict[str, Broken] = {
 }
 
 
-def load(name: str) -> ModuleType:
+def load(name: str) -> Any:
     """The guard, with a rule broken if ``name`` is not empty."""
     spec = importlib.util.find_spec("launcher.process.guard")
     assert spec is not None and spec.origin is not None
