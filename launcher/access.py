@@ -35,6 +35,8 @@ OPEN: Mapping[str, tuple[str, ...]] = {
     "members": ("rank", "state", "address", "last_seen_s"),
     "timeline": ("phase", "at", "seconds"),
 }
+#: And these of each member where there is no token: `doctor --group` in a worker's pod compares the pods by them.
+OPEN_WITHOUT_TOKEN = ("facts",)
 
 #: Headers that a proxy adds; most proxies add more than one.
 _FORWARDED = frozenset(
@@ -197,10 +199,11 @@ def on_loopback(address: str) -> bool:
     return len(parts) == 4 and parts[0] == "127" and all(p.isdigit() and int(p) < 256 for p in parts)
 
 
-def opened(status: Mapping[str, Any]) -> dict[str, Any]:
+def opened(status: Mapping[str, Any], has_token: bool) -> dict[str, Any]:
     """The part of a /status object that is for anybody."""
     shown: dict[str, Any] = {}
-    for name, fields in OPEN.items():
+    members = OPEN["members"] if has_token else (*OPEN["members"], *OPEN_WITHOUT_TOKEN)
+    for name, fields in {**OPEN, "members": members}.items():
         if name not in status:
             continue
         value = status[name]

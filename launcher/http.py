@@ -67,12 +67,13 @@ def _metrics(pages: Pages, asker: access.Asker) -> Response:
 
 
 def _status(pages: Pages, asker: access.Asker) -> Response:
-    verdict = access.reads(asker, pages.secrets(), pages.details)
+    secrets = pages.secrets()
+    verdict = access.reads(asker, secrets, pages.details)
     if verdict.status == 401:
         return _reply(http.HTTPStatus.UNAUTHORIZED, json.dumps({"error": verdict.why}) + "\n", "application/json")
     status = dict(pages.status())
     if not verdict.ok:
-        status = {**access.opened(status), "note": verdict.why}
+        status = {**access.opened(status, bool(secrets)), "note": verdict.why}
     return _reply(http.HTTPStatus.OK, json.dumps(status) + "\n", "application/json")
 
 

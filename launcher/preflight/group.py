@@ -138,10 +138,11 @@ def _of_the_running(settings: Settings, here: str, as_json: bool, collective: bo
         leader = str(next((m["address"] for m in status.get("members", []) if m.get("rank") == 0), ""))
         host = f"[{leader}]" if ":" in leader else leader
         status = show_status.fetch(f"http://{host}:{settings.agent_port}", settings.token_file)
-    if "note" in status:
+    members = [m for m in status.get("members") or () if isinstance(m, dict)]
+    if "note" in status and not any(m.get("facts") for m in members):
         raise UnavailableError(
-            f"the leader does not show what it knows of the pods: {status['note']}",
-            "run it in rank 0's pod, or with --token-file; --status-details all shows them to every pod",
+            f"the leader does not show what the preflight found on the pods, if it ran: {status['note']}",
+            "run it in rank 0's pod, or give --token-file",
         )
     page = report.of_status(status)
     print(json.dumps(page, indent=2) if as_json else report.as_text(page))

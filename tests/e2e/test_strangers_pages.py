@@ -13,6 +13,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+import pytest
+
 from launcher.group import proof
 from launcher.process.tree import read
 from tests.e2e.group import LAUNCHER, Group, fetch, running
@@ -196,6 +199,24 @@ def test_an_engines_last_lines_are_for_the_pod_itself(tmp_path: Path) -> None:
         assert any(PROMPT in line for line in block) and not any(KEY in line for line in block)
         assert "***" in "\n".join(block)
         assert KEY not in json.dumps(local(group))
+
+
+def test_another_pod_gets_states_and_numbers(tmp_path: Path) -> None:
+    """Asked on an address that is not loopback, the launcher sees a peer that is not: as it sees another pod."""
+    found = [a.address for several in psutil.net_if_addrs().values() for a in several if a.family == socket.AF_INET]
+    own = next((address for address in found if not address.startswith("127.")), None)
+    if own is None:
+        pytest.skip("this machine has loopback only")
+    with running(tmp_path, 1, *failing(tmp_path), env={"LAUNCHER_ADDRESS": own}) as group:
+        group.until("a failure", lambda: group.status(0).get("first_failure"))
+        for headers in ({}, {"Host": "localhost:9471"}, {"Authorization": "Bearer of-anything"}):
+            told = json.loads(fetch(own, group.agent_port, "/status", None, 5.0, **headers).body)
+            assert told["first_failure"]["cause"] == "exited" and told["first_failure"]["exit_code"] == 3
+            assert told["rank"] == 0 and told["ready"] is False and "details only" in told["note"]
+            assert PROMPT not in json.dumps(told) and "text" not in told["first_failure"]
+        shown = says("status", "--url", f"http://{own}:{group.agent_port}").stdout
+        assert "first failure" in shown and "exit code 3" in shown and PROMPT not in shown
+        assert PROMPT in json.dumps(local(group))
 
 
 def test_last_lines_can_be_left_out_of_log_and_termination_message(tmp_path: Path) -> None:

@@ -29,7 +29,14 @@ STATUS: dict[str, Any] = {
     "first_failure": {"rank": 1, "cause": "exited", "process": "python", "text": "--api-key x", "tail": ["a prompt"]},
     "failures": [{"rank": 1, "tail": ["a prompt"]}],
     "members": [
-        {"rank": 0, "state": "running", "address": "10.0.0.1", "incarnation": "inc4rn4tion", "engine_pids": [4711]}
+        {
+            "rank": 0,
+            "state": "running",
+            "address": "10.0.0.1",
+            "incarnation": "inc4rn4tion",
+            "engine_pids": [4711],
+            "facts": {"gpus": "8"},
+        }
     ],
     "findings": [{"check": "model", "what": "--api-key"}],
     "timeline": [{"phase": "running", "at": "now", "seconds": 1.0}],
@@ -98,6 +105,7 @@ def _details(pages: Pages, peer: str = "10.0.0.9", **headers: str) -> bool:
         assert set(status) - {"note"} <= set(access.OPEN) and status["note"]
         text = json.dumps(status)
         assert not any(word in text for word in ("prompt", "--api-key", "4711", "inc4rn4tion"))
+        assert ("facts" in status["members"][0]) is not bool(pages.secrets())
         assert status["first_failure"]["cause"] == "exited" and status["members"][0]["state"] == "running"
         assert (status["phase"], status["rank"], status["epoch"], status["ready"]) == ("running", 0, 3, False)
     return shown
