@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from launcher.data import dataclass
-from launcher.engines.arguments import Owned, exact, flag, refuse_glued
+from launcher.engines.arguments import Owned, exact, flag, mask, refuse_glued
 from launcher.errors import UsageError
 
 
@@ -36,7 +36,9 @@ def check(words: Sequence[str], engine_args: Sequence[str], takes_value: Mapping
     _refuse_glued(words, takes_value)
     line = translated(words, engine_args, takes_value)
     if line is not None:
-        raise UsageError("; ".join(line.changes), f"{command} {shlex.join(line.words)}")
+        end = line.words.index("--") if "--" in line.words else len(line.words)
+        shown = (*line.words[:end], *mask(line.words[end:]))  # a pod's log has it: no API key in clear
+        raise UsageError("; ".join(line.changes), f"{command} {shlex.join(shown)}")
 
 
 def _refuse_glued(words: Sequence[str], takes_value: Mapping[str, bool]) -> None:

@@ -82,6 +82,8 @@ def refuse_glued(word: str, where: str = "") -> None:
     if match is None:
         return
     name, value = match[1], match[2].strip()
+    if value and is_secret(name):
+        word, value = f"{name} {MASK}", MASK
     shown = f"{where} {word!r}".strip()
     if not value:
         raise UsageError(f"{shown} ends in a blank, so no parser knows the option", f"write {name}")

@@ -94,7 +94,7 @@ class LaunchedGroup:
         """/status of a rank; empty while nothing answers."""
         pod = self.pods[rank]
         try:
-            answer = pod.http(f"http://{pod.ip}:{AGENT}/status", timeout=5)
+            answer = pod.http(f"http://localhost:{AGENT}/status", timeout=5)  # details are for the pod itself
         except (OSError, PodError):
             return {}
         status = json.loads(answer.body) if answer.status == 200 else {}

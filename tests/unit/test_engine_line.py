@@ -9,8 +9,8 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
-from launcher import cli
-from launcher.errors import LauncherError
+from launcher import cli, engine_line
+from launcher.errors import LauncherError, UsageError
 
 PLAN = "plan --engine vllm --size 2 --gpus-per-pod 8 --engine-version 0.12.0 --rank 0 --leader a"
 
@@ -149,3 +149,20 @@ def test_sglang_without_http() -> None:
 def test_a_word_on_what_an_option_needs(args: str, words: str) -> None:
     text, fix = plan(f"{PLAN} --model m --tp 16 -- {args}")
     assert fix == "" and words in text
+
+
+@pytest.mark.parametrize(
+    ("own", "engine"),
+    [
+        (["--engine", "vllm", "--api-key", "sk-1234"], []),
+        (["--engine", "vllm", "--api-key=sk-1234"], []),
+        (["--engine", "vllm", "--api-key sk-1234"], []),
+        (["--engine", "vllm", "--max-model-len", "8192"], ["--api-key", "sk-1234"]),
+    ],
+)
+def test_an_error_shows_no_secret_of_the_engines(own: list[str], engine: list[str]) -> None:
+    """Errors go to the pod's log; the value is replaced by *** there."""
+    with pytest.raises(UsageError) as caught:
+        engine_line.check(own, engine, {"--engine": True, "--model": True, "--token-file": True}, "launcher run")
+    said = f"{caught.value.message}\n{caught.value.fix}"
+    assert "sk-1234" not in said and "--api-key" in said and "***" in said
