@@ -105,18 +105,22 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in SHORTAGES:
                     continue  # it was gone before it was accepted (ECONNABORTED), or its network is
-                self._make_room(error)
+                if self._make_room(error):
+                    continue
                 self._loop.remove_reader(listening)
                 self._loop.call_later(PAUSE, self._listen, listening)
                 return
             self._enter(sock, str(where[0]), int(where[1]))
 
-    def _make_room(self, error: OSError) -> None:
-        silent = self._places.oldest()
+    def _make_room(self, error: OSError) -> bool:
+        """Close the one who would go for a newcomer. False: it will be closed soon, or there is nobody."""
+        silent = self._places.expel()
         if silent is None:
             self._expel()
-        else:
-            self._turn_away(silent, f"made room for others ({error.strerror})")
+            return False
+        self._close(silent, reset=True)
+        self._refused(f"{silent.host}:{silent.port}", f"said nothing, and made room for others ({error.strerror})")
+        return True
 
     def _enter(self, sock: socket.socket, host: str, port: int) -> None:
         silent = Silent(sock, host, port)
@@ -182,15 +186,11 @@ class Acceptor:
             self._drop(silent)
             self._refused(f"{silent.host}:{silent.port}", "said no hello in time")
 
-    def _turn_away(self, silent: Silent, why: str) -> None:
-        self._drop(silent, reset=True)
-        self._refused(f"{silent.host}:{silent.port}", why)
-
-    def _drop(self, silent: Silent, reset: bool = False) -> None:
+    def _drop(self, silent: Silent) -> None:
         self._places.leave(silent)
-        self._close(silent, reset)
+        self._close(silent)
 
-    def _close(self, silent: Silent, reset: bool) -> None:
+    def _close(self, silent: Silent, reset: bool = False) -> None:
         self._loop.remove_reader(silent.sock)
         if reset:
             with contextlib.suppress(OSError):

@@ -188,6 +188,7 @@ class Agent:
         self._loop = loop = asyncio.get_running_loop()
         self._finished = loop.create_future()
         loop.set_exception_handler(self._bug)
+        tasks.start_threads()
         self._line.open()
         self._line.send(guard.Policy(self.settings.max_restarts > 0))
         self._line.send(guard.Incarnation(self.incarnation))

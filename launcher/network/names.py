@@ -7,6 +7,7 @@ new address under the old name. So nothing is remembered here, and a name that d
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -130,7 +131,10 @@ def _in_a_thread(name: str, family: socket.AddressFamily | None) -> asyncio.Futu
         with contextlib.suppress(RuntimeError):  # the loop may be closed by now: nobody waits for the answer
             loop.call_soon_threadsafe(settle, addresses, failure)
 
-    threading.Thread(target=look_up, name=f"resolve {name}", daemon=True).start()
+    try:
+        threading.Thread(target=look_up, name=f"resolve {name}", daemon=True).start()
+    except RuntimeError:  # EAGAIN; whoever asks will ask again
+        settle((), OSError(errno.EAGAIN, "no thread could be started to resolve it: a limit of processes (pids.max)?"))
     return future
 
 

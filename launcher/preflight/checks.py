@@ -48,12 +48,15 @@ def run(node: Node, checks: Iterable[tuple[str, Check]] = ALL, seconds: float = 
     """All findings, in the order of ``checks``. A check that is not done by the deadline is a finding itself."""
     chosen = tuple(checks)
     results: dict[str, tuple[Finding, ...]] = {}
-    threads = [
-        threading.Thread(target=_one, args=(name, check, node, results), name=f"check {name}", daemon=True)
-        for name, check in chosen
-    ]
-    for thread in threads:
-        thread.start()
+    threads = []
+    for name, check in chosen:
+        thread = threading.Thread(target=_one, args=(name, check, node, results), name=f"check {name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # EAGAIN: the limit of processes and threads
+            results[name] = (skipped(name, "no thread could be started for it: a limit of processes (pids.max)?"),)
+        else:
+            threads.append(thread)
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -61,6 +61,8 @@ from launcher.process.stopping import Phase, Stopping
 OUTPUT_BOUND, SIGNAL_BOUND = 1 << 20, 4 << 20
 #: An agent that dies this soon after its start counts as quick; so many in a row end the guard.
 QUICK, QUICK_DEATHS = 1.0, 5
+#: Until an agent that could not be forked is tried again.
+FORK_PAUSE = 1.0
 #: How long an agent may leave a request to end unread before the guard ends without it.
 FROZEN = 10.0
 #: Signals that ask the launcher to end.
@@ -274,7 +276,12 @@ class Guard:
 
     def _start_agent(self) -> None:
         self._lease, self._expired, self._lease_kill = None, False, False
-        self._agent.start()
+        try:
+            self._agent.start()
+        except OSError as error:  # no process, memory or descriptor at the moment: a bug of nobody's
+            self._say(f"no agent can be started, trying again: {error.strerror}")
+            self._agent.restart_at = time.monotonic() + FORK_PAUSE
+            return
         self._agent.report(Guarding(self._pid, tree.start_time(self._pid) or 0, self._init))
         if self._asked is not None:
             self._unread_since = time.monotonic()
@@ -589,7 +596,12 @@ class Agent:
         import _socket
 
         ours, theirs = (end.detach() for end in _socket.socketpair())
-        pid = children.fork()
+        try:
+            pid = children.fork()
+        except OSError:
+            os.close(ours)
+            os.close(theirs)
+            raise
         if pid == 0:
             self._live(theirs)
         os.close(theirs)

@@ -102,8 +102,7 @@ class Writer:
         self._queue.append(data)
         self._put += len(data)
         if not self._runs:
-            self._runs = True
-            self._start()
+            self._runs = self._start()  # or with the next bytes: no thread can be had at the moment
         if self._wake.locked():  # only this thread releases, so it cannot be released twice
             self._wake.release()
 
@@ -132,13 +131,16 @@ class Writer:
             if self._taken != taken:
                 taken, moved = self._taken, time.monotonic()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
         # A thread inherits the mask: signals are the main thread's, which wakes by them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             _thread.start_new_thread(self._run, ())
+        except (RuntimeError, MemoryError):  # EAGAIN: the pod's or the user's limit of threads
+            return False
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return True
 
     def _run(self) -> None:
         while True:
