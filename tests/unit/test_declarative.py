@@ -75,7 +75,7 @@ def test_llama_cpp() -> None:
     assert [[s.name for s in p.stages] for p in (leader, *workers)] == [["rpc", "server"]] * 3
     assert leader.stages[0].processes == () and all(w.stages[1].processes == () for w in workers)
     for rank, worker in enumerate(workers, 1):
-        assert argv(worker) == ("rpc-server", "-H", f"10.0.0.{rank + 1}", "-p", "50052")
+        assert argv(worker) == ("ggml-rpc-server", "-H", f"10.0.0.{rank + 1}", "-p", "50052")
         assert worker.stages[0].processes[0].gate == Gate("tcp", f"10.0.0.{rank + 1}:50052")
         assert worker.ports == (Port(50052, "rpc"),)
     assert argv(leader, 1) == (
@@ -95,6 +95,29 @@ def test_llama_cpp() -> None:
         engine.check(Settings(model="/m.gguf", engine_args=("--rpc", "evil:1")), identity(3), NodeFacts())
     with pytest.raises(ConfigError, match=r"stages\[1\]\.command\[2\]: \{model\} has no value: --model was not given"):
         engine.check(Settings(), identity(3), NodeFacts())
+
+
+#: Options of the programs in the examples, where no registry has the program: read from llama.cpp's common/arg.cpp and
+#: tools/rpc/rpc-server.cpp (revision 075f1e0).
+OPTIONS = {
+    "llama-server": {"-m", "--model", "--alias", "--rpc", "--host", "--port", "--metrics", "-ngl"},
+    "ggml-rpc-server": {"-H", "--host", "-p", "--port", "-t", "--threads", "-d", "--device", "-m", "--mem", "-c"},
+}
+
+
+def test_the_examples_know_their_programs_options() -> None:
+    readme = (ROOT / "README.md").read_text()
+    block = readme[readme.index("    # llama.toml") : readme.index("## What happens when")]
+    of_readme = declared("\n".join(line[4:] for line in block.splitlines()), {})
+    for engine in (of_readme, load_engine_file(str(EXAMPLES / "llama-cpp-rpc.toml"), {})):
+        leader, worker = plans(engine, 2, model="/m.gguf")
+        for words in (argv(leader, 1), argv(worker)):
+            used = {w for w in words[1:] if w.startswith("-")}
+            assert used <= OPTIONS[words[0]], used
+        assert "127.0.0.1" not in argv(leader, 1) and "10.0.0.2" in argv(worker)
+        assert worker.stages[0].processes[0].gate.kind == "tcp"
+        assert leader.health.url == "http://127.0.0.1:8080/health"
+        assert {p.name for p in (*leader.ports, *worker.ports)} == {"api", "rpc"}
 
 
 def test_torchrun() -> None:
