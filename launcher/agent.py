@@ -40,7 +40,7 @@ from launcher.settings import Settings
 from launcher.stages import signal_name
 from launcher.status import Timeline, metrics_page, monotonic_of, status_object, wall_clock
 from launcher.telling import Telling
-from launcher.words import Cause, CauseKind, Epoch, Identity, Plan
+from launcher.words import Cause, CauseKind, Epoch, Identity, Plan, Shared
 
 if TYPE_CHECKING:
     from launcher.group.link import LeaderLink, MemberLink
@@ -51,6 +51,7 @@ OF_THE_ENGINE = (guard.Started, guard.NotStarted, guard.Output, guard.Exited, gu
 PAGES_AFTER = 0.2  #: seconds at most; with one pod the engine's start goes first
 CONTAINED_EVERY = 60.0  #: seconds at least between two lines about errors over connections
 LAST_WRITE = 2.0  #: seconds for the state file, when nothing else is left to do
+PATH_SECONDS = 3.0  #: for a connection to rank 0's own address
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
 
 
@@ -96,6 +97,9 @@ class Agent:
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
         #: How the launcher before us in this pod ended, unless in good order: the guard saw how, the file only that.
         self._died = _former_death(environ, self.identity.rank) or self._keeper.before.killed(self.identity.rank)
+        self._relocated = False  # rank 0's own address was corrected by where a member arrived
+        self._arrived: set[int] = set()  # connections of members whose way to us was looked at
+        self._elsewhere: set[tuple[int, str]] = set()  # members that arrived at another address, as logged
         self._recalled = False  # whether --state-dir speaks of us, and no more of the launcher before
         self.environ = planning.engine_environment(environ, self.identity.rank)
         self._known_secrets = redaction.known(
@@ -283,8 +287,8 @@ class Agent:
             self._secrets,
             most=self._shares.guests,
             size=self.identity.size,
-            heard=lambda conn, message: self._to_coordinator(message, conn),
-            closed=lambda conn, why: self._to_coordinator(Closed(why), conn),
+            heard=self._hear_member,
+            closed=self._member_closed,
             stranger=lambda where, what: self.log(
                 "a stranger was turned away", {"address": where, "what": what}, "warning"
             ),
@@ -370,7 +374,7 @@ class Agent:
         if self.coordinator is not None and not self.identity.alone:
             self.lookout.compare({rank: seat.hello.facts for rank, seat in self.coordinator.seats.items()})
 
-    def _learn_network(self, leader: tuple[str, ...]) -> planning.Network | None:
+    def _learn_network(self, leader: tuple[str, ...], why: str = "") -> planning.Network | None:
         if self.identity.alone:
             alone = planning.network_alone(self.settings, self.identity, self.environ)
             if alone is None:
@@ -381,7 +385,7 @@ class Agent:
             found = planning.network(self.settings, self.identity, self.environ, leader, nccl)
         for warning in found.warnings:
             self.log(warning, level="warning")
-        self.log("own address", {"address": found.address, "why": found.why})
+        self.log("own address", {"address": found.address, "why": why or found.why})
         for note in found.notes:
             self.log(note)
         self.engine.network = found.ours
@@ -411,6 +415,77 @@ class Agent:
             closed=lambda why: self._to_member(Closed(why)),
             failed=failed,
             task=self._task,
+        )
+
+    def _hear_member(self, conn: int, message: Any) -> None:
+        if isinstance(message, m.Ping) and conn not in self._arrived:
+            # It has a seat and answers on this connection: before that its word changes nothing.
+            rank = self.coordinator.rank_of(conn) if self.coordinator is not None else None
+            if rank is not None and self._leader_link is not None:
+                self._arrived.add(conn)
+                self._arrived_at(self._leader_link.own_address(conn), rank)
+        self._to_coordinator(message, conn)
+
+    def _member_closed(self, conn: int, why: str) -> None:
+        self._arrived.discard(conn)
+        self._to_coordinator(Closed(why), conn)
+
+    def _arrived_at(self, address: str, rank: int) -> None:
+        """Where a member reaches rank 0 is evidence of rank 0's address, better than a guess by the default route.
+
+        Debian's /etc/hosts, for one, gives a machine's own name as 127.0.1.1.
+        """
+        from launcher.network.addresses import holder, interfaces, is_loopback
+
+        own = self.member.address
+        if not address or not own or address == own or is_loopback(address) or is_loopback(own):
+            return
+        guessed = self.identity.address is None and self.settings.interface is None and not self._relocated
+        waiting = self.coordinator is not None and self.coordinator.phase is co.Phase.WAITING
+        if not (guessed and waiting and holder(address, interfaces())):
+            if (rank, address) not in self._elsewhere:
+                self._elsewhere.add((rank, address))
+                where = {"own": own, "member": rank, "arrived_at": address}
+                self.log("a member reaches rank 0 at another address than rank 0's own", where, "warning")
+            return
+        self._relocated = True
+        self.identity = replace(self.identity, address=address)
+        found = self._learn_network((address,), f"rank {rank} reaches this pod there")
+        if found is not None:
+            self.member.address = address
+            assert self.coordinator is not None
+            self.coordinator.relocate(address)
+
+    async def _prepare(self, shared: Shared) -> None:
+        """Prepare an epoch, unless rank 0's address is one that this pod cannot reach: the engine would hang on it."""
+        trouble = await self._path_trouble(shared)
+        if self.member.epoch != shared.epoch:
+            return
+        if trouble:
+            cause = Cause(CauseKind.UNABLE, self.identity.rank, trouble)
+            # A group that may not try again ends with this answer; another waits until the address is right.
+            self._to_member(me.NotAble(shared.epoch, cause, retry=self.settings.max_restarts > 0))
+        else:
+            await self.engine.prepare(shared)
+
+    async def _path_trouble(self, shared: Shared) -> str:
+        """Why rank 0's address cannot be reached from here; empty: it can, or the group's link proves it."""
+        from launcher import probe
+        from launcher.network.addresses import same_address
+
+        leader = shared.addresses[0]
+        reached = self._member_link.reached if self._member_link is not None else ""
+        if not reached or same_address(reached, leader):
+            return ""
+        where = {"rank 0": leader, "reached_at": reached}
+        self.log("rank 0's own address is another one than that at which this pod reaches it", where, "warning")
+        why = await probe.why_unreachable(leader, self.settings.group_port, PATH_SECONDS)
+        if not why:
+            return ""
+        return (
+            f"rank {self.identity.rank} cannot reach rank 0 at {leader}, its own address ({why}), while the "
+            f"group's link "
+            f"goes to {reached}: give rank 0 --address {reached} or --interface"
         )
 
     # ------------------------------------------------------------------------------------------------- the one queue
@@ -476,7 +551,7 @@ class Agent:
         elif isinstance(action, me.Dial):
             self._dial(action.delay)
         elif isinstance(action, me.DoPrepare):
-            self._task(self.engine.prepare(action.shared))
+            self._task(self._prepare(action.shared))
         elif isinstance(action, me.DoStage):
             self.engine.start_stage(action.stage)
         elif isinstance(action, me.DoServe):

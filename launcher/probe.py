@@ -86,6 +86,18 @@ async def reachable(target: str, timeout: float) -> bool:
     return True
 
 
+async def why_unreachable(host: str, port: int, timeout: float) -> str:
+    """Why an address takes no connection: ``no route to host``; empty where it does."""
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout)
+    except asyncio.TimeoutError:
+        return f"no answer within {timeout:g} s"
+    except (OSError, ValueError) as error:
+        return (getattr(error, "strerror", None) or str(error)).lower()
+    writer.close()
+    return ""
+
+
 class _Question:
     """One request and its answer."""
 

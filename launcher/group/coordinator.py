@@ -218,6 +218,16 @@ class Coordinator:
 
     # ------------------------------------------------------------------------------------------------ who is there
 
+    def rank_of(self, conn: int) -> int | None:
+        """Whose seat a connection has; None: nobody's."""
+        return self._by_conn.get(conn)
+
+    def relocate(self, address: str) -> None:
+        """Rank 0's own address turned out to be another one. Only between epochs: an epoch's addresses are fixed."""
+        seat = self.seats.get(0)
+        if seat is not None and self.phase is Phase.WAITING:
+            seat.hello = replace(seat.hello, address=address)
+
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
         refusal = self._refusal(conn, hello)
         if refusal is not None:

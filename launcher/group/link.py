@@ -110,6 +110,11 @@ class LeaderLink:
         """Where it listens."""
         return self._acceptor.addresses if self._acceptor is not None else ()
 
+    def own_address(self, conn: int) -> str:
+        """This machine's address at which a member arrived; empty where the connection is gone."""
+        wire = self._members.get(conn)
+        return wire.own if wire is not None else ""
+
     def say(self, conns: Sequence[int], message: Any) -> None:
         """Send one message, encoded once, with the next :meth:`flush`. Unknown connections are passed over."""
         there = [wire for wire in map(self._members.get, conns) if wire is not None]
@@ -362,6 +367,11 @@ class MemberLink:
         self._task: asyncio.Task[None] | None = None
         self.errors = Errors()
 
+    @property
+    def reached(self) -> str:
+        """The leader's address at which this member reached it; empty without a connection."""
+        return str(self._wire.peer[0]) if self._wire is not None else ""
+
     def dial(self, delay: float) -> None:
         """After ``delay`` seconds resolve and connect, again and again until it works. ``failed`` tells of each try."""
         self.hang()
@@ -435,6 +445,7 @@ class MemberLink:
             raise
         if wire.over:
             raise ConnectionError(wire.why or "it left")
+        wire.peer = (address, self._port)
         return wire
 
     def _shaken(self, ready: asyncio.Future[None], wire: Wire, response: Any) -> None:

@@ -49,7 +49,7 @@ def interfaces() -> tuple[Interface, ...]:
 
 def holder(address: str, among: Iterable[Interface]) -> Interface | None:
     """The interface that holds an address. Loopback last: some networks put a pod's address on ``lo`` too."""
-    holding = [i for i in among if any(_same(address, a) for a in i.addresses)]
+    holding = [i for i in among if any(same_address(address, a) for a in i.addresses)]
     if not holding and is_loopback(address):
         holding = [i for i in among if any(is_loopback(a) for a in i.addresses)]  # all of 127.0.0.0/8 is lo's
     return min(holding, key=lambda i: (i.name == "lo", not i.up, i.name), default=None)
@@ -153,7 +153,8 @@ def _try_source(target: str) -> str:
         return ""
 
 
-def _same(one: str, other: str) -> bool:
+def same_address(one: str, other: str) -> bool:
+    """Whether two texts are one IP address."""
     if one == other:
         return True
     if not (is_ipv6(one) and is_ipv6(other)):

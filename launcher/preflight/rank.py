@@ -70,7 +70,15 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("this is a part of `launcher doctor --group`\n")
         return 64
     told = told_by(dict(os.environ))
-    {"listen": listen, "check": check, "collective": collective, "report": report_all}[argv[0]](told)
+    try:
+        {"listen": listen, "check": check, "collective": collective, "report": report_all}[argv[0]](told)
+    except exchange.ExchangeError as error:
+        where = f"rank 0 at {told.addresses[0]} port {told.port}"
+        sys.stderr.write(f"launcher doctor: rank {told.rank} cannot reach {where}: {error}\n")
+        sys.stderr.write(
+            "  fix: give rank 0 an --address that the other pods reach, and allow all ports between them\n"
+        )
+        return 1
     return 0
 
 
@@ -325,6 +333,8 @@ def _learned(told: Told) -> tuple[Node, tuple[Finding, ...], Engine | None]:
     context = command.make_context("launcher doctor", list(told.args))
     flags = {k: v for k, v in context.params.items() if k not in cli.DOCTORS_OWN}
     settings, environ, _ = cli.read(context, flags, os.environ)
+    if settings.address is None and not environ.get("POD_IP"):
+        settings = settings.replace(address=told.own)  # as the group has found it
     environ = {k: v for k, v in environ.items() if k in told.given and k != group.ORDER}
     node, findings, engine = asyncio.run(doctor.learn(settings, environ, environ))
     # The agent above us listens on its own ports: they are not taken by somebody else.
