@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher import __version__
+from launcher import __version__, files
 from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
 from launcher.settings import Settings
 
@@ -36,6 +36,7 @@ OWN_VARIABLES = {
     *("LAUNCHER_SYSFS", "LAUNCHER_DEV", "LAUNCHER_PROC", "LAUNCHER_NETWORK_STATUS", "LAUNCHER_IMAGE_ENV"),
 }
 
+MOST_SECONDS = 1e9  #: of a duration
 DOCTORS_OWN = ("group", "collective", "as_json")  #: options of doctor that are no settings
 DOCTORS_FLAGS = {"--group", "--collective", "--json"}
 
@@ -48,6 +49,8 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, (int, float)):
+            if not 0 <= value <= MOST_SECONDS:
+                self.fail(f"{_short(value)} is not a number of seconds from 0 to {MOST_SECONDS:g}", param, ctx)
             return float(value)
         text = str(value).strip().lower()
         unit = next((u for u in ("ms", "s", "m", "h", "d") if text.endswith(u)), "")
@@ -55,9 +58,21 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
             number = float(text[: len(text) - len(unit)] if unit else text)
         except ValueError:
             number = float("nan")
+        number *= self._units.get(unit, 1.0)
         if not 0 <= number < float("inf"):
-            self.fail(f"{value!r} is not a duration: write 90, 90s, 1.5m or 2h", param, ctx)
-        return number * self._units.get(unit, 1.0)
+            self.fail(f"{_short(value)} is not a duration: write 90, 90s, 1.5m or 2h", param, ctx)
+        if number > MOST_SECONDS:
+            self.fail(f"{_short(value)} is too long: {MOST_SECONDS:g} seconds are 31 years", param, ctx)
+        return number
+
+
+def _short(value: object) -> str:
+    """A value in an error: 5,000 digits help nobody."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print so many digits
+        return "a number that is too long"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -625,6 +640,8 @@ def _convert(param: click.Parameter, value: Any, origin: str, ctx: click.Context
         return param.type.convert(value, param, ctx)
     except click.UsageError as error:
         raise UsageError(f"{origin}={value}: {error.message}", f"correct it, or give {param.opts[0]}") from None
+    except (ValueError, TypeError, OverflowError):
+        raise UsageError(f"{origin}={_short(value)} cannot be read", f"correct it, or give {param.opts[0]}") from None
 
 
 def _shell_words(text: str, origin: str) -> tuple[str, ...]:
@@ -640,11 +657,10 @@ def _file(path: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        with open(path, encoding="utf-8") as file:
-            entries = tomllib.loads(file.read())
+        entries = tomllib.loads(files.read_text(path))
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}", "give a readable TOML file") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path} is not TOML: {error}", "write `key = value` lines") from None
     known = {_name_of(option) for option in ALL} | {"engine_args"}
     found = {}

@@ -28,6 +28,8 @@ def read(path: str, most: int = SMALL, *, follow: bool = True, folder: int | Non
     fd = os.open(path, flags, dir_fd=folder)
     try:
         kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(kind) and not (follow and stat.S_ISFIFO(kind)):
             raise OSError(errno.EINVAL, f"it is {_kind(kind)}, not a file")
         return _read(fd, most, time.monotonic() + PIPE_SECONDS)
@@ -48,7 +50,7 @@ def _read(fd: int, most: int, until: float) -> bytes:
         if not piece:
             return data
         if len(data) > most:
-            raise OSError(errno.EFBIG, f"it is larger than {most} bytes")
+            raise OSError(errno.EFBIG, f"it is larger than {_size(most)}")
 
 
 def read_text(path: str, most: int = SMALL) -> str:
@@ -78,6 +80,20 @@ def replace(folder: int, name: str, fresh: str, data: bytes) -> None:
     os.fsync(folder)
 
 
+def overwrite(path: str, data: bytes) -> None:
+    """Put ``data`` into a file that the platform made: a mount, so that nothing can take its place. Raises OSError.
+
+    A pipe or a device is written to as far as it takes it at once, and a link is not followed.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, 0)
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
 def _clear(folder: int, name: str) -> None:
     if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
         set_aside(folder, name)
@@ -99,9 +115,12 @@ def set_aside(folder: int, name: str) -> str:
     return bad
 
 
+def _size(most: int) -> str:
+    return f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
+
+
 def _kind(mode: int) -> str:
     names = {
-        stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a pipe",
         stat.S_IFSOCK: "a socket",
         stat.S_IFCHR: "a device",

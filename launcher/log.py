@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 
 LEVELS = ("debug", "info", "warning", "error")
 REMIND_SECONDS = 60.0
+LAST = 253402300799.0  #: the end of the year 9999: no later time can be written
 #: What every line says of itself. A field of an event that is called so becomes ``of_rank`` and so on.
 OWN = ("time", "level", "event", "rank", "epoch")
 
@@ -82,6 +83,7 @@ def _json(value: object) -> str:
 
 def stamp(at: float) -> str:
     """Seconds since 1970 as people and programs read them: UTC."""
+    at = min(max(at, 0.0), LAST)
     return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

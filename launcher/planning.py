@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher import roles
+from launcher import files, roles
 from launcher.data import dataclass, field, replace
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
@@ -241,8 +241,7 @@ def _network_status(environ: Mapping[str, str]) -> str:
 def _text_of(path: str) -> str:
     """What a file that the platform may have put there says; empty without it."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(1 << 20)
+        return files.read(path).decode("utf-8", "replace")
     except OSError:
         return ""
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from launcher.data import dataclass
 from launcher.errors import ConfigError, ExitCode, LauncherError, UnavailableError, UsageError
 from launcher.network.names import resolve
+from launcher.numbers import is_whole
 
 INSIDE = str(Path(__file__).with_name("engines") / "inside" / "ray_cluster.py")
 FAILED = 1  #: what the script's users test for
@@ -127,7 +128,7 @@ def _check_address(text: str, port: str) -> None:
 
 
 def _number(name: str, text: str, least: int, most: int) -> int:
-    if not text.isdigit() or not least <= int(text) <= most:
+    if not is_whole(text) or not least <= int(text) <= most:
         raise UsageError(f"{name}={text} is not a number from {least} to {most}", "correct it")
     return int(text)
 

@@ -15,6 +15,8 @@ from launcher.errors import ConfigError
 
 GROUP_PORT = 9470  # below Ray's worker ports (10002-19999), NodePorts and the ephemeral range
 AGENT_PORT = 9471
+MOST_RANKS = 4096  #: pods of a group, as many as a message names
+MOST = 10**9  #: seconds (31 years), or a count
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,15 @@ def _at_least(name: str, least: float) -> Any:
     return check
 
 
+def _at_most(name: str, most: float) -> Any:
+    def check(s: Settings) -> None:
+        value = getattr(s, name)
+        if value is not None and not value <= most:  # so that NaN is refused, too
+            raise ConfigError(f"{s.said(name)} is too large", f"give {most:g} or less")
+
+    return check
+
+
 def _port(name: str) -> Any:
     def check(s: Settings) -> None:
         value = getattr(s, name)
@@ -167,6 +178,11 @@ def _choice(name: str, allowed: tuple[str, ...]) -> Any:
 
 
 _CHECKS = (
+    *(_at_most(name, MOST_RANKS) for name in ("tp", "pp", "dp", "size", "rank", "gpus_per_pod")),
+    *(_at_most(name, MOST) for name in ("ordinal_start", "max_restarts", "health_failures")),
+    *(_at_most(name, MOST) for name in ("lease", "join_timeout", "stop_grace", "grace", "drain_settle", "ray_timeout")),
+    *(_at_most(name, MOST) for name in ("startup_timeout", "startup_stall_timeout", "hang_timeout", "health_interval")),
+    *(_at_most(name, MOST) for name in ("canary_interval", "restart_backoff", "restart_window")),
     *(_at_least(name, 1) for name in ("tp", "pp", "dp", "size", "health_failures")),
     *(_at_least(name, 0) for name in ("rank", "gpus_per_pod", "ordinal_start", "join_timeout", "max_restarts")),
     *(_at_least(name, 0) for name in ("stop_grace", "grace", "drain_settle", "startup_timeout", "hang_timeout")),

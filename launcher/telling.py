@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from launcher import files
 from launcher.data import replace
 from launcher.log import Log
 from launcher.status import failure_block, termination_message
@@ -36,8 +37,7 @@ class Telling:
         if not words or not os.path.exists(self._path):
             return
         try:
-            with open(self._path, "w", encoding="utf-8") as file:
-                file.write(words)
+            files.overwrite(self._path, words.encode("utf-8", "backslashreplace"))
         except OSError as error:
             why = {"path": self._path, "why": error.strerror}
             self._log("the termination message could not be written", why, "warning")

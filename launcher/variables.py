@@ -7,9 +7,9 @@ user, which is everything else that is in the environment: the manifest, a Confi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from launcher import files
 from launcher.engines import arguments
 from launcher.network.environment import Surroundings, Variable
 from launcher.words import Plan, Process
@@ -41,7 +41,7 @@ def image_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The image's ENV, where the image has it on file; empty: not known, so what is there counts as the user's."""
     path = environ.get("LAUNCHER_IMAGE_ENV") or IMAGE_FILE
     try:
-        entries = Path(path).read_text(encoding="utf-8", errors="replace").split("\0")
+        entries = files.read(path).decode("utf-8", "replace").split("\0")
     except OSError:
         return {}
     return {name: value for name, _, value in (entry.partition("=") for entry in entries) if name}

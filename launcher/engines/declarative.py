@@ -19,6 +19,7 @@ from launcher.engines.engine_file import API, LEADER, EngineFile, GateSpec, Heal
 from launcher.engines.fingerprint import fingerprint
 from launcher.engines.template import Slot, Template, Values, command, fill, host_port, secrets
 from launcher.errors import ConfigError
+from launcher.numbers import is_whole
 from launcher.settings import Settings
 from launcher.words import Epoch, Fingerprint, Gate, Health, Identity, NodeFacts, Plan, Port, Process, Shared
 from launcher.words import Stage as PlanStage
@@ -128,7 +129,7 @@ class DeclarativeEngine:
         target = ""
         if spec.target is not None:
             target = _pattern(spec.target, values) if spec.kind == "pattern" else fill(spec.target, values)
-        if spec.kind == "tcp" and not target.rpartition(":")[2].isdigit():
+        if spec.kind == "tcp" and not is_whole(target.rpartition(":")[2]):
             raise _bad(spec.target, target, "no host:port", 'write target = "{address:8000}"')
         if spec.kind == "http" and not target.startswith(("http://", "https://")):
             raise _bad(spec.target, target, "no URL", 'write target = "http://{address:8000}/health"')

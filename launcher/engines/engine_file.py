@@ -11,6 +11,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from launcher import files
 from launcher.data import dataclass, field
 from launcher.engines import template
 from launcher.engines.template import PORT_NAMES, Command, Template, nearest
@@ -138,14 +139,11 @@ def load(path: str) -> EngineFile:
         ConfigError: it cannot be read, is not TOML or not a whole engine file.
     """
     try:
-        with open(path, "rb") as file:
-            raw = file.read(LARGEST + 1)
+        raw = files.read(path, LARGEST)
     except OSError as error:
         raise ConfigError(
             f"--engine-file {path} cannot be read: {error.strerror}", "give the path of a TOML file"
         ) from None
-    if len(raw) > LARGEST:
-        raise ConfigError(f"--engine-file {path} is larger than 1 MiB", "give the path of an engine file")
     return parse(raw, path)
 
 
@@ -153,7 +151,7 @@ def parse(raw: bytes, path: str) -> EngineFile:
     """An engine file from its bytes; ``path`` is for errors."""
     try:
         content = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a date that is none, a number that is too long
         raise ConfigError(f"{path} is not TOML: {error}", "mend the file there") from None
     top = Table(path, "", content, TOP)
     ports = {name: _port(top, name) for name in top.table("ports")}

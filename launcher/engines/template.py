@@ -13,6 +13,7 @@ from launcher.data import dataclass, field
 from launcher.engines import arguments
 from launcher.engines.base import PlanContext
 from launcher.errors import ConfigError
+from launcher.numbers import is_whole
 
 #: every placeholder, what it is, and what stands after its colon
 PLACEHOLDERS: Mapping[str, str] = {
@@ -104,7 +105,7 @@ class Values:
 
     def number(self, detail: str) -> int:
         """The port that stands after a colon."""
-        if detail.isdigit():
+        if is_whole(detail):
             return int(detail)
         return {"port": self.port, "master_port": self.master_port, **self.ports}[detail]
 
@@ -240,7 +241,7 @@ def _slot(inner: str, where: str, ports: Collection[str]) -> Slot:
 
 
 def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 1 <= int(text) <= 65535
+    return is_whole(text) and 1 <= int(text) <= 65535
 
 
 # ------------------------------------------------------------------------------------------------- filling

@@ -25,6 +25,7 @@ from launcher.engines.versions import Release
 from launcher.engines.vllm_backend import Backend, Form
 from launcher.engines.vllm_options import DEAD, METRICS, NEEDS, OWNED, WITHOUT_HTTP
 from launcher.errors import ConfigError
+from launcher.numbers import is_whole
 from launcher.settings import Settings
 from launcher.words import Fingerprint, Health, Identity, NodeFacts, Plan, Port, Process, Stage
 
@@ -122,7 +123,7 @@ def _command(context: PlanContext, release: Release) -> tuple[str, ...]:
 def python(settings: Settings, facts: NodeFacts) -> tuple[str, ...]:
     """The interpreter, with the working directory kept out of ``sys.path`` where this Python can do that."""
     interpreter = settings.python or "python3"
-    numbers = tuple(int(n) for n in facts.versions.get("python", "").split(".")[:2] if n.isdigit())
+    numbers = tuple(int(n) for n in facts.versions.get("python", "").split(".")[:2] if is_whole(n))
     return (interpreter, "-P") if numbers >= (3, 11) else (interpreter,)
 
 
@@ -223,7 +224,7 @@ def _defaults(settings: Settings, backend: Backend) -> Mapping[str, str]:
 def _world(settings: Settings) -> topology.World:
     factors = topology.world(settings).factors
     context = last(settings.engine_args, "--prefill-context-parallel-size", "-pcp")
-    if context is not None and context.isdigit() and int(context) > 1:
+    if context is not None and is_whole(context) and int(context) > 1:
         factors += (("--prefill-context-parallel-size", int(context)),)
     return topology.World(tuple(f for f in factors if f[1] > 1 or f[0] in ("--tp", "--pp")))
 

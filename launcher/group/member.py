@@ -350,7 +350,7 @@ class Member:
             died=self._died,
             attempt=self._attempts,
         )
-        self._say(hello, now)
+        self._say(m.hello_that_fits(hello), now)
 
     def _seat(self, message: m.Accepted, now: float) -> None:
         self.leader = message.leader
@@ -370,7 +370,7 @@ class Member:
         if message.why == "superseded":
             self._replaces = (*self._replaces, self.incarnation)[-64:]
             self.incarnation = m.next_incarnation(self.incarnation)
-        self._drop(message.retry)
+        self._drop(min(message.retry, m.MAX_RETRY))
 
     def _redial(self, closed: Closed, now: float) -> None:
         self._connected = False

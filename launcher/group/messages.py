@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Union
 
-from launcher.data import dataclass, field, fields
+from launcher.data import dataclass, field, fields, replace
 from launcher.words import Cause, CauseKind, Epoch
 
 PROTOCOL = 1
@@ -22,6 +22,7 @@ MAX_FROM_MEMBER = 96 * 1024
 MAX_RANKS = 4096
 MAX_CHARGES = 1000
 MAX_SECONDS = 1e9  #: of a duration or an age
+MAX_RETRY = 60.0  #: seconds that a member waits because a leader said so
 MAX_DIGITS = 20  #: of a whole number: more than 64 bits hold
 MOST_WORDS = 1000  #: characters of what is said to people of a cause, a refusal or an abort
 TAIL_LINES, TAIL_BYTES = 240, 28 * 1024  #: of a cause: a traceback and the last lines; a hello may hold two of them
@@ -469,6 +470,32 @@ def encode(message: Message) -> str:
     text = _ENCODER.encode(body)
     # A lone surrogate stands for a byte of argv that is no UTF-8; or a peer sent one. As an escape it passes.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def hello_that_fits(hello: Hello) -> Hello:
+    """A hello that a leader takes. What explains goes before what binds: last words first, then what people read."""
+    for less in (
+        _without_last_words,
+        lambda it: replace(it, facts={}),
+        lambda it: replace(it, charges=it.charges[:64]),
+    ):
+        if len(encode(hello).encode()) <= MAX_FROM_MEMBER:
+            break
+        hello = less(hello)
+    return hello
+
+
+def _without_facts(hello: Hello) -> Hello:
+    return replace(hello, facts={})
+
+
+def _with_few_charges(hello: Hello) -> Hello:
+    return replace(hello, charges=hello.charges[:64])
+
+
+def _without_last_words(hello: Hello) -> Hello:
+    first, died = hello.first_failure, hello.died
+    return replace(hello, first_failure=first and replace(first, tail=()), died=died and replace(died, tail=()))
 
 
 def read_json(text: str | bytes) -> Any:

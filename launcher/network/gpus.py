@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from launcher.data import dataclass
+from launcher.numbers import is_whole
 
 _DEVICE_FILE = re.compile(r"nvidia[0-9]+")  # not nvidiactl, nvidia-uvm, nvidia-modeset, nvidia-caps
 _GPU = re.compile(r"GPU ([0-9]+): (.+?) \(UUID: (GPU-[0-9a-fA-F-]+)\)")
@@ -85,7 +86,7 @@ def _masked(mask: str, present: int, listed: tuple[Listed, ...]) -> int:
 
 def _device(entry: str, present: int, listed: tuple[Listed, ...]) -> str | None:
     if entry.isdecimal():
-        if int(entry) >= present:
+        if not is_whole(entry) or int(entry) >= present:
             return None
         return listed[int(entry)].uuid if listed else entry
     if not entry.startswith(("GPU-", "MIG-")):

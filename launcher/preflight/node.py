@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.data import dataclass, field
+from launcher.numbers import is_whole
 from launcher.process.cgroup import places
 from launcher.settings import Settings
 from launcher.words import EMPTY, Identity, NodeFacts, Plan
@@ -92,7 +93,7 @@ def cgroup(node: Node, v2: str, v1_controller: str, v1: str) -> int | None:
     membership = text(node.proc / "self/cgroup")
     for place in places(membership, str(node.sys / "fs/cgroup"), v2, v1_controller, v1):
         said = text(Path(place))
-        if said.isdigit():
+        if is_whole(said):
             return int(said) if int(said) < 1 << 60 else None
         if said == "max":
             return None

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 #: The longest frame. An argv and environment that the kernel accepts stay under 2 MiB, six times that escaped in JSON.
 LIMIT = 16 << 20
+MOST_SECONDS = 1e12  #: of a time or a duration
 _HEADER = struct.Struct("!I")
 
 #: A process that would not go: pid, start time (clock ticks after boot), command name, state letter of /proc/PID/stat.
@@ -243,14 +244,77 @@ def encode(message: Order | Report) -> bytes:
     return _HEADER.pack(len(body)) + body
 
 
+class BadFrame(ValueError):
+    """What came is no frame of this protocol: the other end is broken, or is not ours."""
+
+
 def decode(body: bytes) -> Any:
-    """The order or report of one frame's body."""
-    kind, *fields = json.loads(body.decode("utf-8", "surrogatepass"))
-    return _KINDS[kind](*(_tuples(field) for field in fields))
+    """The order or report of one frame's body. Raises BadFrame, whatever ``body`` is."""
+    try:
+        kind, *fields = json.loads(body.decode("utf-8", "surrogatepass"))
+        checks: dict[str, Callable[[Any], bool]] = _CHECKS[kind]
+        message = _KINDS[kind](*(_tuples(field) for field in fields))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise BadFrame("a frame that cannot be read") from None
+    for name, value in zip(message._fields, message, strict=True):
+        if not checks[name](value):
+            raise BadFrame(f"a {kind} whose {name} cannot be read")
+    return message
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -MOST_SECONDS <= value <= MOST_SECONDS
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+
+
+def _is_environment(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _are_left(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(item, tuple) and len(item) == 4 and all(map(_is_whole, item[:2])) and all(map(_is_text, item[2:]))
+        for item in value
+    )
+
+
+#: By the annotation of a field.
+_CHECK: dict[str, Callable[[Any], bool]] = {
+    "str": _is_text,
+    "int": _is_whole,
+    "float": _is_number,
+    "bool": _is_flag,
+    "tuple[str, ...]": _are_texts,
+    "Mapping[str, str]": _is_environment,
+    "tuple[Left, ...]": _are_left,
+    "str | None": lambda value: value is None or _is_text(value),
+    "int | None": lambda value: value is None or _is_whole(value),
+    "float | None": lambda value: value is None or _is_number(value),
+    "tuple[str, ...] | None": lambda value: value is None or _are_texts(value),
+}
+_CHECKS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    word: {name: _CHECK[str(getattr(note, "__forward_arg__", note))] for name, note in kind.__annotations__.items()}
+    for word, kind in _KINDS.items()
+}
 
 
 class Frames:
@@ -260,14 +324,14 @@ class Frames:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
-        """Every message that is complete with ``data``, oldest first."""
+        """Every message that is complete with ``data``, oldest first. Raises BadFrame."""
         self._buffer += data
         messages = []
         at = 0
         while len(self._buffer) - at >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer, at)
             if length > LIMIT:
-                raise ValueError(f"a frame of {length} bytes is over the limit of {LIMIT}")
+                raise BadFrame(f"a frame of {length} bytes is over the limit of {LIMIT}")
             end = at + _HEADER.size + length
             if len(self._buffer) < end:
                 break
@@ -329,9 +393,12 @@ class GuardChannel:
                 break
             except ConnectionResetError:
                 data = b""
-            if data:
-                reports += self._frames.feed(data)
-            else:
+            try:
+                if data:
+                    reports += self._frames.feed(data)
+            except BadFrame:  # nothing that it says can be relied on: that is no guard any more
+                data = b""
+            if not data:
                 self._lost = True
                 reports.append(GuardLost())
         return reports

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 from launcher.process import becoming, children, output, tree
 from launcher.process.channel import (
+    BadFrame,
     Deadline,
     Deliver,
     Dropped,
@@ -429,8 +430,8 @@ class Guard:
                 os.killpg(child.pid, order.signal)
             except ProcessLookupError:  # forked, but not yet the leader of its session
                 tree.send(child.pid, order.signal)
-            except OSError as error:
-                self._say(f"signal {order.signal} to {child.name}: {error.strerror}")
+            except (OSError, OverflowError) as error:
+                self._say(f"signal {order.signal} to {child.name}: {getattr(error, 'strerror', error)}")
 
     def _roots(self, ids: Collection[str] | None) -> list[Child]:
         return [c for c in self._children.values() if not c.failed and (ids is None or c.id in ids)]
@@ -704,7 +705,7 @@ class Agent:
             self.heard_at = time.monotonic()
             try:
                 orders += self._frames.feed(data)
-            except (ValueError, TypeError, KeyError):
+            except BadFrame:
                 self._close()
                 if self.pid is not None:
                     tree.send(self.pid, signal.SIGKILL)

@@ -15,6 +15,7 @@ import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
+from launcher.numbers import is_whole
 from launcher.process import cgroup
 from launcher.process.tree import PROC
 
@@ -172,7 +173,7 @@ def gpu_memory(text: str) -> dict[str, int]:
     found = {}
     for line in text.splitlines():
         gpu, _, used = line.partition(",")
-        if used.strip().isdigit():
+        if is_whole(used.strip()):
             found[gpu.strip()] = int(used)
     return found
 

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Callable
 
+from launcher.numbers import is_whole
 from launcher.reference.chain import receive
 from launcher.reference.reactor import READ, WRITE, Reactor
 
@@ -269,7 +270,7 @@ class Connection:
         if "transfer-encoding" in headers:
             raise Refused(411, "send the body with a Content-Length")
         length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()):
+        if not is_whole(length):
             raise Refused(400, f"Content-Length {length[:20]!r} is not a number")
         if len(length) > 12 or int(length) > LARGEST_BODY:
             raise Refused(413, f"the body is larger than {LARGEST_BODY} bytes")

@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.data import dataclass
 from launcher.errors import ConfigError
+from launcher.numbers import is_whole
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Field:
 
     def number(self, least: int) -> int:
         if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value < least:
-            quoted = isinstance(self.value, str) and self.value.isdigit() and int(self.value) >= least
+            quoted = isinstance(self.value, str) and is_whole(self.value) and int(self.value) >= least
             fix = "leave the quotes out" if quoted else f"write {least} or more"
             raise self.error(f"{_shown(self.value)} is no whole number from {least} on", fix)
         return self.value
