@@ -206,10 +206,12 @@ def test_a_thawed_guard_starts_a_new_agent(tmp_path: Path) -> None:
 
 
 def test_shared_memory_is_given_back_epoch_after_epoch(tmp_path: Path) -> None:
-    """What a killed engine leaves in /dev/shm is removed, and files of others are not touched."""
+    """What a killed engine leaves in /dev/shm is removed, and files that others use are not touched.
+
+    It stays open here: other groups on this machine, too, would take it for what their engines left.
+    """
     other = Path(f"/dev/shm/of-somebody-else-{os.getpid()}")
-    with running(tmp_path, 2, *QUICK, "--", "--shm-bytes", "1000000") as group:
-        other.touch()
+    with running(tmp_path, 2, *QUICK, "--", "--shm-bytes", "1000000") as group, other.open("w"):
         try:
             epoch = group.until_serving()
             for _ in range(3):
