@@ -202,5 +202,5 @@ async def adopt(protocol: asyncio.BaseProtocol, sock: socket.socket) -> None:
     """Give an accepted socket to asyncio. What fails is that connection's end, and nobody else's."""
     try:
         await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, sock)
-    except OSError:
+    except Exception:  # whatever it is, it is of this connection
         sock.close()

@@ -22,6 +22,7 @@ from typing import Any
 
 from launcher.data import dataclass
 from launcher.group.proof import same, status_token
+from launcher.numbers import is_whole
 
 ACTION = "X-Launcher-Action"
 DETAILS = ("none", "loopback", "all")  #: who reads details without a token
@@ -196,7 +197,7 @@ def on_loopback(address: str) -> bool:
     if plain == "::1":
         return True
     parts = plain.split(".")
-    return len(parts) == 4 and parts[0] == "127" and all(p.isdigit() and int(p) < 256 for p in parts)
+    return len(parts) == 4 and parts[0] == "127" and all(is_whole(p) and int(p) < 256 for p in parts)
 
 
 def opened(status: Mapping[str, Any], has_token: bool) -> dict[str, Any]:

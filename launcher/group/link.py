@@ -154,7 +154,11 @@ class LeaderLink:
     # ------------------------------------------------------------------------------------------- one of its wires
 
     def _spoke(self, sock: socket.socket, silent: Silent) -> None:
-        """A connection has said its first word: from now on it is a wire, and a guest until its hello."""
+        """A connection has said its first word: from now on it is a wire."""
+        tasks.start(self._adopt(self._guest(silent), sock))
+
+    def _guest(self, silent: Silent) -> Wire:
+        """A wire that is a guest until its hello."""
         wire = Wire(
             ServerProtocol(max_size=m.MAX_FROM_MEMBER, logger=SILENT),
             made=lambda wire: None,
@@ -173,7 +177,7 @@ class LeaderLink:
         victim = self._talking.enter(wire, silent.host)
         if victim is not None:
             self._turn_away(victim, "said no hello, and made room for a newer connection", cut=True)
-        tasks.start(self._adopt(wire, sock))
+        return wire
 
     async def _adopt(self, wire: Wire, sock: socket.socket) -> None:
         await adopt(wire, sock)

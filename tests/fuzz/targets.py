@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from launcher import health, memory, planning, show_status
+from launcher import health, http, memory, planning, show_status
+from launcher.acceptor import Silent
 from launcher.engines import engine_file, versions
 from launcher.errors import LauncherError
 from launcher.files import read_text
@@ -27,6 +29,7 @@ from launcher.identity import identify
 from launcher.network.gpus import parse_smi, visible_gpus
 from launcher.process import channel, leftovers
 from launcher.settings import Settings
+from launcher.visitors import answer_of
 from launcher.words import Health
 from tests.fuzz import machines, values
 
@@ -92,7 +95,10 @@ async def _group_port(rng: random.Random) -> None:
     secret = b"s" * 32 if rng.random() < 0.2 else None
     link = LeaderLink("g", secret, 64, lambda _, message: heard.append(message), lambda *_: None, lambda *_: None)
     for _ in range(5):
-        wire, transport = link._wire(), Transport()
+        ours, theirs = socket.socketpair()
+        wire, transport = link._guest(Silent(ours, "127.0.0.1", 1)), Transport()
+        ours.close()
+        theirs.close()
         wire.connection_made(transport)
         client = ClientProtocol(parse_uri("ws://h:1/group"))
         client.send_request(client.connect())
@@ -115,6 +121,26 @@ async def _group_port(rng: random.Random) -> None:
         wire.connection_lost(None)
     assert not trouble, trouble
     assert not link.errors.unexpected, "an error that nobody foresaw"
+
+
+REQUEST = b"GET /status HTTP/1.1\r\nHost: localhost:9471\r\nAuthorization: Bearer abc\r\nOrigin: http://localhost\r\n"
+
+
+def agent_port(rng: random.Random) -> None:
+    """Requests for a page, by anybody."""
+    words = ("127.0.0.1", "127.²5.0.1", "127.0.0." + "9" * 5000, "::1", "[::1]", "localhost", "[", "a:b:c", "null", "é")
+    head = REQUEST.replace(b"localhost", rng.choice(words).encode(), rng.randrange(3))
+    head = head.replace(b"GET /status", rng.choice((b"GET /livez", b"POST /metrics", b"GET /status?%ff", b"GET //[")))
+    if rng.random() < 0.7:
+        head = values.spoilt(rng, head)
+    pages = http.Pages(lambda: (True, ""), lambda: "", lambda: STATUS, lambda: (b"s" * 32,), "loopback")
+    reply = answer_of(
+        lambda method, target, headers, peer: http.respond(pages, target, headers, peer, method),
+        head.rstrip(b"\r\n"),
+        rng.choice(("127.0.0.1", "::ffff:127.0.0.1", "10.0.0.1", "")),
+    )
+    assert reply.status_code != 500, reply.body
+    assert reply.serialize()
 
 
 # ------------------------------------------------------------------------------------------------ the guard's channel
@@ -192,12 +218,11 @@ def handed_on(rng: random.Random) -> None:
 
 ENGINE_FILE = {
     "name": "mine",
-    "ports": {"api": 8000, "peer": {"port": 5000}},
+    "ports": {"api": 8000, "peer": {"number": 5000, "external": True, "on": "leader"}},
     "env": {"A": "b"},
-    "health": {"url": "http://127.0.0.1:{port.api}/health", "metrics": "http://127.0.0.1:{port.api}/metrics"},
-    "stages": [
-        {"name": "s", "timeout": 5, "steps": [{"name": "p", "command": ["run", "{rank}"], "ready": {"http": "x"}}]}
-    ],
+    "health": {"path": "/health", "metrics": "http://127.0.0.1:{api}/metrics", "running": ["r"], "progress": ["p"]},
+    "leader": {"command": ["run", "{model}", "{address:7777}"], "env": {"B": "{rank}"}, "gate": {"kind": "started"}},
+    "worker": {"command": ["join", "{leader:7777}"], "gate": {"kind": "tcp", "target": "{address:7777}"}},
     "completes": False,
     "stop_grace": 3,
     "versions": ["torch"],
@@ -386,8 +411,8 @@ def variables(rng: random.Random) -> None:
 TARGETS: dict[str, Callable[[random.Random], None]] = {
     target.__name__: target
     for target in (
-        *(messages, group_port, machines.coordinator, machines.member, guard_channel, state_file, handed_on),
-        *(engine_toml, any_file, metrics, status_answer, programs, variables),
+        *(messages, group_port, agent_port, machines.coordinator, machines.member, guard_channel),
+        *(state_file, handed_on, engine_toml, any_file, metrics, status_answer, programs, variables),
     )
 }
 
