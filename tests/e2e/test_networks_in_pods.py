@@ -73,23 +73,34 @@ class Machines:
         """The network of an interface connects nothing from now on."""
         ip("-n", self.name(f"n{self.networks.index(interface)}"), "link", "set", "br0", "down")
 
-    def inside(self, number: int, *argv: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def inside(
+        self, number: int, *argv: str, env: Mapping[str, str] | None = None, seconds: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
         clean = {k: v for k, v in os.environ.items() if k not in ("POD_IP", "POD_NAME")}
         return subprocess.run(
             ["ip", "netns", "exec", self.name(number), *argv],
             env={**clean, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=seconds,
             check=False,
         )
 
     def start(self, number: int, *options: str, env: Mapping[str, str] | None = None) -> None:
+        """Start the launcher."""
+        self._start(number, [LAUNCHER, *options], env)
+
+    def start_apart(self, number: int, *argv: str, env: Mapping[str, str] | None = None) -> None:
+        """Start a program with a /dev/shm of its own: SGLang takes ranks that share one for ranks of one host."""
+        script = 'mount -t tmpfs -o size=4g shm /dev/shm && exec "$@"'
+        self._start(number, ["unshare", "--mount", "sh", "-c", script, "sh", *argv], env)
+
+    def _start(self, number: int, argv: Sequence[str], env: Mapping[str, str] | None) -> None:
         clean = {k: v for k, v in os.environ.items() if k not in ("POD_IP", "POD_NAME")}
         with self.log(number).open("wb") as log:
             self.running.append(
                 subprocess.Popen(
-                    ["ip", "netns", "exec", self.name(number), LAUNCHER, *options],
+                    ["ip", "netns", "exec", self.name(number), *argv],
                     env={**clean, **(env or {})},
                     stdout=log,
                     stderr=subprocess.STDOUT,
