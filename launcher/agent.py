@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import resource
@@ -48,11 +49,13 @@ if TYPE_CHECKING:
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
 OF_THE_ENGINE = (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Orphaned, guard.Stopped)
+LOOK_AGAIN = 0.05  #: seconds between looks whether everybody has heard the leader's last words
 PAGES_AFTER = 0.2  #: seconds at most; with one pod the engine's start goes first
 CONTAINED_EVERY = 60.0  #: seconds at least between two lines about errors over connections
 LAST_WRITE = 2.0  #: seconds for the state file, when nothing else is left to do
 PATH_SECONDS = 3.0  #: for a connection to rank 0's own address
 JOIN_TIMEOUT = 1800.0  #: where nobody restarts pods for us
+LINGER_MORE = 15.0  #: seconds, over 1.5 leases: for a rank that was lost to end its engine, and to dial again
 
 
 def main(fd: int, settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]) -> int:
@@ -89,13 +92,14 @@ class Agent:
         self._leader_link: LeaderLink | None = None
         self.visitors: Visitors | None = None  #: who asks this pod's pages
         self._member_link: MemberLink | None = None
-        self._remembered: tuple[Epoch, leftovers.Snapshot | None] | None = None
+        self._remembered: tuple[Epoch, tuple[str, ...], leftovers.Snapshot | None] | None = None
         self._last_epoch, self._shm_before = memory.handed_on(environ)
         self._kept_news: m.News | None = None
         self.phase = "setup"  #: as people see it
         self._telling = Telling(self.log, settings.termination_log, settings.last_lines == "on")
         self._keeper = Keeper(settings.state_dir, self.identity.rank)
         #: How the launcher before us in this pod ended, unless in good order: the guard saw how, the file only that.
+        self._hurried = asyncio.Event()  #: told to go when the end had begun
         self._died = _former_death(environ, self.identity.rank) or self._keeper.before.killed(self.identity.rank)
         self._relocated = False  # rank 0's own address was corrected by where a member arrived
         self._arrived: set[int] = set()  # connections of members whose way to us was looked at
@@ -138,6 +142,7 @@ class Agent:
             terms=Terms(settings.lease),
             stop_grace=settings.stop_grace,
             join_timeout=join_timeout(settings, who),
+            rejoin_timeout=rejoin_timeout(settings, who),
             may_restart=settings.max_restarts > 0,
             replaces=tuple(filter(memory.is_incarnation, environ.get("LAUNCHER_REPLACES", "").split(",")))[-64:],
             died=self._died,
@@ -168,6 +173,7 @@ class Agent:
             restart_backoff=settings.restart_backoff,
             stop_grace=settings.stop_grace,
             join_timeout=join_timeout(settings, self.identity),
+            linger=linger(settings, self.identity),
             startup_timeout=settings.startup_timeout,
             startup_stall_timeout=settings.startup_stall_timeout or None,
             mint=self.engine.mint,
@@ -241,6 +247,7 @@ class Agent:
         if self._recalled:  # else what is remembered is not ours, and we know nothing of what it left
             self._remember(clean=leaving.code != ExitCode.SOFTWARE)  # else what runs is ended by the guard, after us
             self._keeper.settle(LAST_WRITE)
+        await self._linger()
         await self._close_leader_link()
         if self._member_link is not None:
             await asyncio.sleep(0.05)  # what was just said is still in the socket's hands
@@ -250,6 +257,16 @@ class Agent:
         )
         self.log("exits", {"code": leaving.code, "why": why})
         return leaving.code
+
+    async def _linger(self) -> None:
+        """The group has given up: who was here hangs up when he has heard it, and who comes late hears it, too."""
+        leader, said = self.coordinator, False
+        while leader is not None and leader.lingers(time.monotonic()) and not self._hurried.is_set():
+            if not said and time.monotonic() - leader.phase_since > co.HEARING_SECONDS:
+                said = True
+                self.log("stays to tell the ranks that are away", {"at_most_s": round(leader.config.linger, 1)})
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._hurried.wait(), LOOK_AGAIN)
 
     async def _before_handoff(self) -> None:
         self._remember(handed_off=True)
@@ -394,8 +411,8 @@ class Agent:
     async def _resolve_leader(self) -> tuple[str, ...]:
         from launcher.network.names import wait_for_address
 
-        limit = join_timeout(self.settings, self.identity)
-        deadline = time.monotonic() + limit if limit and not self.member.epoch else None
+        limit = (rejoin_timeout if self.member.epoch else join_timeout)(self.settings, self.identity)
+        deadline = time.monotonic() + limit if limit else None
         return await wait_for_address(self.identity.leader, deadline, self.log.waiting)
 
     def _make_member_link(self) -> None:
@@ -415,6 +432,7 @@ class Agent:
             closed=lambda why: self._to_member(Closed(why)),
             failed=failed,
             task=self._task,
+            unread=lambda why: self._to_member(me.Unreadable(why)),
         )
 
     def _hear_member(self, conn: int, message: Any) -> None:
@@ -615,6 +633,7 @@ class Agent:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self.log("told to go", {"signal": signal_name(number), "grace": self.settings.grace})
             if self._finished_future.done():
+                self._hurried.set()
                 return
             self._to_member(me.Terminate(self.settings.grace))
         else:
@@ -689,11 +708,11 @@ class Agent:
 
     def _remember_epoch(self) -> None:
         """The next agent of this guard, and the next container of this pod, must know of this epoch."""
-        epoch, shm = self.member.epoch, self.engine.shm_before
-        if epoch is not None and (epoch, shm) != self._remembered:
-            self._remembered = (epoch, shm)
-            self._line.send(guard.Remember(memory.epoch_text(epoch, self.member.epoch_members, shm)))
-            self._remember(last=(epoch, self.member.epoch_members))
+        epoch, members, shm = self.member.epoch, self.member.epoch_members, self.engine.shm_before
+        if epoch is not None and (epoch, members, shm) != self._remembered:
+            self._remembered = (epoch, members, shm)
+            self._line.send(guard.Remember(memory.epoch_text(epoch, members, shm)))
+            self._remember(last=(epoch, members))
 
     @property
     def _phase_now(self) -> str:
@@ -797,6 +816,22 @@ def join_timeout(settings: Settings, identity: Identity) -> float | None:
     if settings.join_timeout is not None:
         return settings.join_timeout or None
     return None if identity.waits_forever else JOIN_TIMEOUT
+
+
+def rejoin_timeout(settings: Settings, identity: Identity) -> float | None:
+    """Seconds for a leader that is gone after an epoch; None: the platform brings it back, and it is waited for."""
+    return None if identity.waits_forever else join_timeout(settings, identity)
+
+
+def linger(settings: Settings, identity: Identity) -> float:
+    """Seconds that the leader of a group that has given up stays for a rank that is away.
+
+    0 where the platform brings a leader back, which tells it in its turn, and where no restart is allowed, for then a
+    rank that has lost its leader ends by itself.
+    """
+    if identity.waits_forever or not settings.max_restarts:
+        return 0.0
+    return min(1.5 * settings.lease + LINGER_MORE, join_timeout(settings, identity) or math.inf)
 
 
 def _former_death(environ: Mapping[str, str], rank: int) -> Cause | None:

@@ -151,7 +151,7 @@ GROUP = (
     _option(
         "--join-timeout",
         type=Seconds(),
-        help="Give the first gathering up after this; 0: never. [StatefulSet, LWS: never; else 30m]",
+        help="Limit for a first gathering or a lost leader; 0: none. [StatefulSet, LWS: none; else 30m]",
     ),
     _option("--ray-timeout", type=Seconds(), help="Limit for each Ray stage. [300s]"),
     _option("--lease", type=Seconds(), help="Silence after which a member's engine is dead. [10s]"),

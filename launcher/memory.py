@@ -19,7 +19,15 @@ from typing import Any
 
 from launcher import files
 from launcher.data import asdict, dataclass, replace
-from launcher.group.messages import MAX_CHARGES, MAX_RANKS, MAX_SECONDS, cause_from, cause_object, read_json
+from launcher.group.messages import (
+    MAX_CHARGES,
+    MAX_RANKS,
+    MAX_SECONDS,
+    MOST_EPOCHS,
+    cause_from,
+    cause_object,
+    read_json,
+)
 from launcher.process.leftovers import Snapshot
 from launcher.words import Cause, CauseKind, Epoch
 
@@ -27,7 +35,6 @@ KILLED = "the launcher was killed, possibly out of memory (it left no mark of a 
 MOST_BYTES = 1 << 20  #: 4,096 members take 74 kB, and 25 long lines that are not ASCII 60 kB
 MOST_TAIL = 1 << 17  #: bytes of the first failure's last lines
 MOST_EPOCH = 100_000  #: characters that the guard hands on
-MOST_N = 2**40  #: epochs: one a second for 30,000 years. A larger number is no count
 AHEAD = 3600.0  #: seconds that a time may lie in the future: a clock was set back
 WRITE_SECONDS = 0.5  #: that the event loop waits for the disk; then it goes on and the file is written later
 
@@ -188,8 +195,8 @@ def _time(value: Any) -> float:
 
 def _number(value: Any) -> int:
     """The number of an epoch."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_N:
-        raise ValueError(f"an epoch's number is not a whole number from 0 to {MOST_N}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_EPOCHS:
+        raise ValueError(f"an epoch's number is not a whole number from 0 to {MOST_EPOCHS}")
     return value
 
 

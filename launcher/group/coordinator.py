@@ -18,7 +18,11 @@ Why an old epoch's process can't meet a new one's: a member says hello only when
 while unclean leaves a *fence*: no epoch starts before the lease that it may hold has run out, or before the same
 launcher (or the next one in the very same pod, `replaces`) has said hello and answered on that connection. For epochs
 of a leader before us, whose members we can't see, the fence is counted from when our members last spoke to it
-(`lease.py` says why that is enough).
+(`lease.py` says why that is enough). When an epoch is over, its members are told who of it may still run something: so
+they can tell the next leader, and one that leaves in good order leaves no fence.
+
+What a hello remembers (`_take_in`) and what it says is clean (`_clear`) counts when its connection has answered: a peer
+that is refused, or that never answers, changes nothing but its own seat.
 
 The table below is complete: every event in every phase has an answer; LEADS says where each phase may lead, and every
 single step is held to it (docs/protocol.md draws both). "stale" says that the message belongs to an epoch that is over,
@@ -51,6 +55,7 @@ from launcher.words import Cause, CauseKind, Epoch
 LOCAL = 0  #: the connection of rank 0, inside the leader's process
 CHALLENGE_SECONDS = 2.0
 PREPARE_SECONDS = 120.0  #: members bound their own preparation; this is for one that broke
+HEARING_SECONDS = 2.0  #: for members to hear that the group has given up, and to hang up
 NEWS_EVERY = 1.0
 MANY = 64  #: seats; with more, what takes a pass over all of them is not done at every word that one of them says
 LOOK_PER_SEAT = 20e-6  #: seconds between two such passes, for each seat: they may cost a twentieth of the time
@@ -103,6 +108,7 @@ class Config:
     join_timeout: float | None = None
     startup_timeout: float | None = None
     startup_stall_timeout: float | None = 1800.0
+    linger: float = 0.0  #: after giving up: how long a rank that has not heard why may come to hear it
     highest_n: int = 0  #: from the state file
     mint: Callable[[Epoch], tuple[str, Mapping[str, Any]]] = lambda epoch: ("", {})  #: Ray token and values of an epoch
 
@@ -123,7 +129,8 @@ _GRID: Mapping[type[Any], tuple[str, ...]] = {
     m.Drained:   ("stale",    "stale",          "stale",           "stale",           "drained",       "stale",          "stale"),
     m.Leaving:   ("farewell", "leave_unserved", "leave_unserved",  "drain",           "drain",         "leave_stopping", "farewell"),
     m.Report:    ("stale",    "stale",          "report",          "report",          "report",        "report",         "stale"),
-    Closed:      ("forget",   "lose",           "lose",            "lose",            "lose",          "lose",           "forget"),
+    m.Unread:    ("unread",   "unread",         "unread",          "unread",          "unread",        "unread",         "stale"),
+    Closed:      ("forget",   "lose",           "lose",            "lose",            "lose",          "lose",           "told"),
     Tick:        ("consider", "watch_prepare",  "watch_start",     "watch_run",       "watch_drain",   "watch_stop",     "idle"),
 }
 # fmt: on
@@ -191,6 +198,8 @@ class Coordinator:
         self._news_at = now
         self._count_news: tuple[object, ...] = ()
         self._abort: m.Abort | None = None
+        self._untold: set[int] = set()  # ranks that may not have heard that the group has given up
+        self._late: dict[int, int] = {}  # connections of those that came to hear it, and their ranks
         self._out: list[Action] = []
 
     # ------------------------------------------------------------------------------------------------ the one door
@@ -238,7 +247,6 @@ class Coordinator:
         if seat is not None and seat.hello.incarnation == hello.incarnation and hello.attempt < seat.hello.attempt:
             self._out.append(Hang(conn))  # said on a connection that it has since given up
             return
-        self._take_in(hello, now)
         if seat is None:
             self._seat(conn, hello, now)
         elif seat.hello.incarnation == hello.incarnation:
@@ -267,7 +275,7 @@ class Coordinator:
         return None
 
     def _take_in(self, hello: m.Hello, now: float) -> None:
-        """What a hello remembers. What it says is clean counts later, in `_clear`."""
+        """What a hello that was heard at ``now`` remembers; its connection has answered since."""
         if hello.died is not None:
             self._explain_death(hello, replace(hello.died, rank=hello.rank))
         if not self._members:  # from our first epoch on we know better
@@ -280,6 +288,12 @@ class Coordinator:
         self._n = max(self._n, epoch.n)
         if epoch.leader != self.config.incarnation:
             self._fences.put_foreign(hello, self._known_clean, now)
+
+    def _came_back(self, hello: m.Hello) -> None:
+        """It lives: it did not die of what ended an epoch that it was lost from."""
+        if self._members and self._members[hello.rank] == hello.incarnation:
+            self._back.add(hello.rank)
+        self.history.came_back(hello.incarnation)
 
     def _known_clean(self) -> frozenset[str]:
         """Launchers of which nothing runs: members here that have answered, and those before them."""
@@ -314,13 +328,10 @@ class Coordinator:
         """
         self._fences.clear(seat.clears)
 
-    def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
-        self.seats[hello.rank] = Seat(conn, hello, Contact(now), moved=now)
+    def _seat(self, conn: int, hello: m.Hello, now: float, heard: float | None = None) -> None:
+        self.seats[hello.rank] = Seat(conn, hello, Contact(now), now if heard is None else heard, moved=now)
         self._by_conn[conn] = hello.rank
         self._say(conn, m.Accepted(self.config.incarnation, self.seats[hello.rank].contact.mark(now)))
-        if self._members and self._members[hello.rank] == hello.incarnation:
-            self._back.add(hello.rank)
-        self.history.came_back(hello.incarnation)
         self._note("member joined", member=hello.rank, address=hello.address, incarnation=hello.incarnation)
         if self.phase is Phase.WAITING:
             self._look(conn, hello, now)
@@ -340,7 +351,7 @@ class Coordinator:
             self._turn_away(conn, m.Rejected("duplicate", f"rank {hello.rank} is being decided between two pods", 2))
             return
         nonce = f"{self._rng.getrandbits(64):016x}"
-        seat.rival = Rival(conn, hello, nonce, now + CHALLENGE_SECONDS)
+        seat.rival = Rival(conn, hello, nonce, now, now + CHALLENGE_SECONDS)
         self._claims[conn] = hello.rank
         self._say(seat.conn, m.Challenge(nonce, f"{hello.name} at {hello.address}"))
 
@@ -371,7 +382,7 @@ class Coordinator:
             silent = seat.contact.silent_for(now)
             self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=seat.tail), now, silent)
             if rank not in self.seats:
-                self._seat(rival.conn, rival.hello, now)
+                self._seat(rival.conn, rival.hello, now, rival.heard)
 
     def _forget(self, conn: int, closed: Closed, now: float) -> None:
         """A connection ended while no epoch runs."""
@@ -443,6 +454,8 @@ class Coordinator:
         good = seat.contact.good(limit)
         self._say(conn, m.Ack(good, seat.contact.mark(now)))
         if first and seat.contact.proven is not None:
+            self._take_in(seat.hello, seat.heard)
+            self._came_back(seat.hello)
             self._clear(seat)
             self._look_due = True
         if self._look_due and self.phase is Phase.WAITING:
@@ -513,6 +526,9 @@ class Coordinator:
         limit = self.config.join_timeout
         if not limit or self._n or now - self._born < limit:
             return  # an epoch that anybody here knows of: it is not the group's first gathering, though it may be ours
+        tells = any(s.contact.proven is None and s.hello.last_epoch is not None for s in self.seats.values())
+        if tells and now - self._born < limit + self.config.terms.lost_after:
+            return  # it has not answered yet
         names = ", ".join(f"rank {r}" for r in self.missing[:16])
         text = f"{names} did not come within {limit:g} s (--join-timeout)"
         self._give_up(Cause(CauseKind.JOIN, 0, text), int(ExitCode.UNAVAILABLE), text, now)
@@ -520,7 +536,7 @@ class Coordinator:
     # ------------------------------------------------------------------------------------------------- an epoch
 
     def _prepare(self, now: float) -> None:
-        self._n += 1
+        self._n = self._n % m.MOST_EPOCHS + 1  # epochs are compared whole: a number that comes again harms nobody
         self.epoch = Epoch(self._n, self.config.incarnation)
         ranks = sorted(self.seats)
         self._members = tuple(self.seats[r].hello.incarnation for r in ranks)
@@ -610,6 +626,21 @@ class Coordinator:
             self._end(cause, now)
         else:
             self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text)
+            self._end(cause, now)
+
+    def _unread(self, conn: int, message: m.Unread, now: float) -> None:
+        """A member cannot read what we say, and will not the next time: trying again would never end."""
+        seat = self._seat_of(conn)
+        if seat is None or seat.contact.proven is None:
+            return
+        rank = seat.hello.rank
+        text = f"rank {rank} cannot read what this leader says ({message.text}): run one release of the launcher on all"
+        cause = Cause(CauseKind.UNABLE, rank, text[: m.MOST_WORDS])
+        if self.phase is Phase.WAITING:
+            self._give_up(cause, int(ExitCode.CONFIG), cause.text, now)
+            return
+        self._abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text)
+        if self.phase is not Phase.STOPPING:
             self._end(cause, now)
 
     def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
@@ -854,12 +885,46 @@ class Coordinator:
         self.verdict = reason
         self._go(Phase.ABORTED, now)
         self._note("giving up", level="error", reason=reason, code=code)
+        self._untold = set(range(1, self.config.size))
         self._say_all(self._abort)
 
     def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
+        """The group has given up: who comes is told why, and hangs up when he has heard it."""
         refusal = self._refusal(conn, hello)
         assert self._abort is not None
-        self._turn_away(conn, self._abort if refusal is None else refusal)
+        if refusal is not None:
+            self._turn_away(conn, refusal)
+            return
+        seat = self.seats.get(hello.rank)
+        if seat is not None and seat.conn != conn and seat.hello.incarnation == hello.incarnation:
+            self._leave_seat(seat)  # it has lost that connection, and what was said on it
+        self._late[conn] = hello.rank
+        self._say(conn, self._abort)
+
+    def _told(self, conn: int, closed: Closed, now: float) -> None:
+        """The group has given up, and a connection ended: in good order by one that has heard so."""
+        seat = self._seat_of(conn)
+        rank = self._late.pop(conn, None if seat is None else seat.hello.rank)
+        if seat is not None:
+            self._leave_seat(seat)
+        if rank is not None and not closed.why:
+            self._untold.discard(rank)
+
+    def _leave_seat(self, seat: Seat) -> None:
+        del self.seats[seat.hello.rank]
+        self._by_conn.pop(seat.conn, None)
+
+    def lingers(self, now: float) -> bool:
+        """The group has given up: whether this launcher must stay, for somebody may not have heard why.
+
+        Those that were here are waited for until they have hung up, which they do when they exit; the others, and those
+        whose connection broke, for as long as ``linger`` says: nobody but we can tell them.
+        """
+        if self.phase is not Phase.ABORTED:
+            return False
+        here = {*self.seats, *self._late.values()} & self._untold
+        waited = now - self.phase_since
+        return bool(here and waited < HEARING_SECONDS) or bool(self._untold and waited < self.config.linger)
 
     # --------------------------------------------------------------------------------------------------- small ones
 
@@ -927,24 +992,41 @@ class Coordinator:
             return
         text = self.waiting_for()
         self._text_at = now + (NEWS_EVERY if len(self.seats) > MANY else 0.0)
-        state = (*known, self.wait is Wait.MISMATCHED and text)
-        counts = (len(self.seats), text, self.budget.charged(now))  # one that leaves the window is told, too
+        over, lost = self._over_now
+        state = (*known, self.wait is Wait.MISMATCHED and text, lost)
+        answered = [s.conn for _, s in sorted(self.seats.items()) if s.contact.proven is not None]
+        charged = self.budget.charged(now)  # one that leaves the window is told, too
+        counts = (len(self.seats), len(answered), text, charged)
         if state == self._news and (counts == self._count_news or now - self._news_at < NEWS_EVERY):
             return
         self._news, self._count_news, self._news_at = state, counts, now
-        self._say_all(
-            m.News(
-                self.shown_phase,
-                text[:2000],
-                len(self.seats),
-                self.budget.total,
-                self.budget.ages(now)[: m.MAX_CHARGES],
-                self.history.first,
-                self.history.first_n,
-                None if self.history.first_at is None else max(0.0, now - self.history.first_at),
-                self._wait_left(now),
-            )
+        # (what is not taken in yet, a member shall not forget over our news)
+        news = m.News(
+            self.shown_phase,
+            text[:2000],
+            len(self.seats),
+            self.budget.total,
+            self.budget.ages(now)[: m.MAX_CHARGES],
+            self.history.first,
+            self.history.first_n,
+            None if self.history.first_at is None else max(0.0, now - self.history.first_at),
+            self._wait_left(now),
+            over,
+            lost,
         )
+        if answered:
+            self._out.append(SayAll(tuple(answered), news))
+
+    @property
+    def _over_now(self) -> tuple[Epoch | None, tuple[str, ...]]:
+        """Our latest epoch, when it is over, and its members of which something may still run: all others have stopped.
+
+        A member that is lost leaves a fence unless it had said `stopped`, and no epoch begins while one stands: so
+        whoever is fenced is of this epoch, and of this epoch nobody else is left.
+        """
+        if self._in_epoch() or self.epoch is None:
+            return None, ()
+        return self.epoch, tuple(self._fences.lost)
 
 
 # ------------------------------------------------------------------------------------------------------- helpers

@@ -35,14 +35,18 @@ class Fences:
     def put_foreign(self, hello: m.Hello, clean: Callable[[], Set[str]], now: float) -> None:
         """A member took part in an epoch of another leader, whom it last heard ``hello.quiet`` seconds ago.
 
-        ``clean``: launchers that are known to run nothing of it; asked when the epoch is first heard of, for all its
-        members will tell of it.
+        It names the members of which, for all that it was told, something may still run. Each tells the truth as far as
+        it goes, so whom one leaves out is clean. ``clean``: launchers that are known to run nothing of it; asked when
+        the epoch is first heard of, for all its members will tell of it.
         """
         assert hello.last_epoch is not None
         safe_at = now - hello.quiet + self.terms.fence
         known = self.foreign.get(hello.last_epoch)
-        absent, earlier = (frozenset(hello.last_members) - clean(), safe_at) if known is None else known
-        self.foreign[hello.last_epoch] = (absent, min(earlier, safe_at))
+        if known is None:
+            self.foreign[hello.last_epoch] = (frozenset(hello.last_members) - clean(), safe_at)
+        else:
+            absent, earlier = known
+            self.foreign[hello.last_epoch] = (absent.intersection(hello.last_members), min(earlier, safe_at))
 
     def clear(self, clean: Set[str]) -> None:
         """Nothing runs of these launchers: they are here, or replaced by one in the same pod that is."""

@@ -342,6 +342,7 @@ class LeaderLink:
 class MemberLink:
     """A member's end: at most one connection at a time, made by :meth:`dial`.
 
+    ``unread`` tells of a message that cannot be read: whoever is told says so to the leader, and hangs up.
     ``task`` runs a coroutine whose failure is not lost: what is no failure of the network is not tried again here.
     """
 
@@ -356,6 +357,7 @@ class MemberLink:
         closed: Callable[[str], None],
         failed: Callable[[str], None],
         task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        unread: Callable[[str], None] | None = None,
     ) -> None:
         self._group = group
         self._secret = secret
@@ -365,6 +367,7 @@ class MemberLink:
         self._heard = heard
         self._closed = closed
         self._failed = failed
+        self._unread = unread
         self._run = task
         self._wire: Wire | None = None
         self._proving: Wire | None = None  # the latest to which we have said our proof
@@ -489,7 +492,14 @@ class MemberLink:
         _done(ready)
 
     def _listened(self, wire: Wire, text: str) -> None:
-        self._heard(m.decode(text, m.LEADER_SAYS))
+        try:
+            message = m.decode(text, m.LEADER_SAYS)
+        except m.Malformed as error:
+            if self._unread is None:
+                raise
+            self._unread(str(error))
+            return
+        self._heard(message)
 
     def _ended(self, ready: asyncio.Future[None], wire: Wire, error: Exception | None) -> None:
         if error is not None:

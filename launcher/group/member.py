@@ -57,6 +57,13 @@ class Connected:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """The leader has said something that is not the protocol as we know it; ``why`` in words."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Able:
     """This node can run the epoch."""
 
@@ -194,6 +201,8 @@ class Config:
     terms: Terms = Terms()
     stop_grace: float = 3.0
     join_timeout: float | None = None
+    #: The same for a leader that is gone after an epoch: None where the platform brings it back, so it is waited for.
+    rejoin_timeout: float | None = None
     may_restart: bool = True  #: False (``--max-restarts 0``): losing the leader of an epoch ends the launcher too
     replaces: tuple[str, ...] = ()
     died: Cause | None = None
@@ -206,6 +215,7 @@ _GRID: Mapping[type[Any], tuple[str, ...]] = {
     # event       cleaning   seeking     seated      preparing      starting       running        stopping         leaving     gone
     Connected:   ("idle",    "greet",    "idle",     "idle",        "idle",        "idle",        "idle",          "idle",     "idle"),
     Closed:      ("cut",     "redial",   "unseated", "leader_lost", "leader_lost", "leader_lost", "cut",           "depart",   "idle"),
+    Unreadable:  ("idle",    "unreadable", "unreadable", "unreadable", "unreadable", "unreadable", "unreadable",   "unreadable", "idle"),
     m.Accepted:  ("idle",    "seat",     "idle",     "idle",        "idle",        "idle",        "idle",          "idle",     "idle"),
     m.Rejected:  ("idle",    "rejected", "rejected", "idle",        "idle",        "idle",        "idle",          "depart",   "idle"),
     m.Ack:       ("idle",    "idle",     "acked",    "acked",       "acked",       "acked",       "acked",         "acked",    "idle"),
@@ -226,7 +236,7 @@ _GRID: Mapping[type[Any], tuple[str, ...]] = {
     Gone:        ("cleaned", "idle",     "idle",     "idle",        "idle",        "idle",        "gone",          "idle",     "idle"),
     Idle:        ("idle",    "idle",     "idle",     "idle",        "idle",        "drained",     "idle",          "idle",     "idle"),
     Activity:    ("idle",    "idle",     "idle",     "idle",        "report",      "report",      "report",        "idle",     "idle"),
-    Terminate:   ("quit",    "quit",     "quit",     "quit",        "leave",       "leave",       "leave_stopping", "depart",  "idle"),
+    Terminate:   ("quit",    "quit",     "quit",     "quit_preparing", "leave",       "leave",       "leave_stopping", "depart",  "idle"),
     Tick:        ("idle",    "seek",     "beat",     "beat",        "beat",        "beat",        "beat",          "beat",     "idle"),
 }
 # fmt: on
@@ -260,7 +270,8 @@ class Member:
         self.fingerprint: dict[str, str] = {}  #: set before the first Connected
         self.facts: dict[str, str] = {}  #: what else hello tells of this pod
         self.epoch: Epoch | None = config.last[0] if config.last else None  #: the current or latest epoch
-        self.epoch_members = config.last[1] if config.last else ()  #: their incarnations, by rank
+        #: Its members of which, for all that we were told, something may still run: all, by rank, until it is over.
+        self.epoch_members = config.last[1] if config.last else ()
         self.shared: Shared | None = None
         self.stage = -1
         self.news = m.News("gathering")
@@ -275,6 +286,7 @@ class Member:
         self._pings = Pings(config.terms)
         self._beat_at = now
         self._seated_at = now
+        self._led_at = now  # when a leader last answered that had accepted us
         self._connected = False
         self._spoke = now  # when we last spoke to the leader of self.epoch
         self._attempts = 0  # hellos said
@@ -355,10 +367,9 @@ class Member:
     def _seat(self, message: m.Accepted, now: float) -> None:
         self.leader = message.leader
         self.refusal = ""
-        self._died = None
         self._pings = Pings(self.config.terms, message.mark)
         self._seated_at = self._beat_at = now
-        self.acked_at = now
+        self.acked_at = self._led_at = now
         self._go(State.SEATED)
         self._note("joined the group", leader=message.leader)
         self._ping(now)  # proves to the leader at once that its words arrive
@@ -371,6 +382,13 @@ class Member:
             self._replaces = (*self._replaces, self.incarnation)[-64:]
             self.incarnation = m.next_incarnation(self.incarnation)
         self._drop(min(message.retry, m.MAX_RETRY))
+
+    def _unreadable(self, event: Unreadable, now: float) -> None:
+        """Say so, for the leader cannot know; then it is as if the connection had closed."""
+        self._say(m.Unread(event.why[:300]), now)
+        self._drop_if_connected()
+        self.refusal = why = f"the leader sent what is not the protocol: {event.why}"
+        getattr(self, "_" + TABLE[self.state][Closed])(Closed(why), now)
 
     def _redial(self, closed: Closed, now: float) -> None:
         self._connected = False
@@ -403,13 +421,19 @@ class Member:
         self._join_in_time(now)
 
     def _join_in_time(self, now: float) -> None:
-        limit = self.config.join_timeout
-        if not limit or self._served_once or now - self._born < limit or self.config.rank == 0:
-            return  # rank 0's limit is the coordinator's
+        if self.config.rank == 0:
+            return  # its limit is the coordinator's
+        limit, since, missing = self.config.join_timeout, self._born, "no group"
+        if self._served_once:
+            limit, since, missing = self.config.rejoin_timeout, self._led_at, "the leader did not come back"
+            if self.state is State.SEATED:
+                return  # it is back
+        if not limit or now - since < limit:
+            return
         if self.state is State.SEATED and self.news.phase == "mismatched":
             return  # all are here: it goes on when they are alike, and the leader waits for that, too
         what = self.refusal or self.news.text or "the leader did not answer"
-        text = f"no group within {limit:g} s (--join-timeout): {what}"
+        text = f"{missing} within {limit:g} s (--join-timeout): {what}"
         self._finish(Exit(int(ExitCode.UNAVAILABLE), Cause(CauseKind.JOIN, self.config.rank, text), text))
 
     # ----------------------------------------------------------------------------------------------------- leases
@@ -419,7 +443,8 @@ class Member:
         self._say(m.Ping(self._pings.send(now), self._pings.echo), now)
 
     def _acked(self, ack: m.Ack, now: float) -> None:
-        self.acked_at = now
+        self.acked_at = self._led_at = now
+        self._died = None  # the ping that this answers has proven our hello: the leader has taken it in
         grew = self._pings.acked(ack.good, ack.mark)
         if grew and self.state in (State.STARTING, State.RUNNING, State.STOPPING):
             self._out.append(SetDeadline(self._pings.deadline))
@@ -619,6 +644,13 @@ class Member:
             self._say(m.Stopped(self.epoch), now)
         self._finish(Exit(0))
 
+    def _quit_preparing(self, event: Terminate, now: float) -> None:
+        """As `_quit`; but the leader itself goes when all have stopped: its members could not tell the next one."""
+        if self.config.rank == 0:
+            self._leave(event, now)
+        else:
+            self._quit(event, now)
+
     def _leave(self, event: Terminate, now: float) -> None:
         again, self.terminating = self.terminating, True
         grace = 0.0 if again else event.grace
@@ -664,6 +696,8 @@ class Member:
             news = replace(news, first_failure=before.first_failure, first_epoch=before.first_epoch)
         elif (news.first_failure, news.first_epoch) != (before.first_failure, before.first_epoch):
             self.first_at = None if news.first_age is None else now - news.first_age
+        if news.over is not None and news.over == self.epoch:
+            self.epoch_members = news.lost  # all others have stopped
         self.news, self.news_at = news, now
 
     def charges(self, now: float) -> tuple[float, ...]:

@@ -24,6 +24,9 @@ MAX_CHARGES = 1000
 MAX_SECONDS = 1e9  #: of a duration or an age
 MAX_RETRY = 60.0  #: seconds that a member waits because a leader said so
 MAX_DIGITS = 20  #: of a whole number: more than 64 bits hold
+#: The highest number of an epoch. It grows by one an epoch: one a second would take 30,000 years. A higher one is a
+#: lie or a broken file, and is not taken in, from a peer or from our own memory.
+MOST_EPOCHS = 2**40
 MOST_WORDS = 1000  #: characters of what is said to people of a cause, a refusal or an abort
 TAIL_LINES, TAIL_BYTES = 240, 28 * 1024  #: of a cause: a traceback and the last lines; a hello may hold two of them
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
@@ -147,7 +150,7 @@ def _epoch(value: Any) -> Epoch:
         return value
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise Malformed("is not an epoch")
-    return Epoch(_whole(0, 2**53)(value[0]), _INCARNATION(value[1]))
+    return Epoch(_whole(0, MOST_EPOCHS)(value[0]), _INCARNATION(value[1]))
 
 
 def _cause(value: Any) -> Cause:
@@ -211,6 +214,7 @@ class Hello:
     facts: dict[str, str] = _wire(_map(_token(64), _text(MAX_FACT), MAX_FACTS), default_factory=dict)
     protocol: int = _wire(_whole(0, 10**6), default=PROTOCOL)
     last_epoch: Epoch | None = _wire(_optional(_epoch), default=None)
+    #: Its members of which something may still run, for all that this one was told; those of a whole epoch by rank.
     last_members: tuple[str, ...] = _wire(_INCARNATIONS, write=" ".join, default=())
     #: Seconds since this member last sent its former leader anything: what bounds that leader's leases.
     quiet: float = _wire(_seconds, write=_sendable, default=0.0)
@@ -219,7 +223,7 @@ class Hello:
     #: Ages of the restarts charged in the window, as this member knows, newest first.
     charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), write=_all_sendable, default=())
     first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last told by a leader
-    first_epoch: int | None = _wire(_optional(_whole(0, 2**53)), default=None)  #: its number
+    first_epoch: int | None = _wire(_optional(_whole(0, MOST_EPOCHS)), default=None)  #: its number
     first_age: float | None = _wire(_optional(_seconds), write=_sendable, default=None)  #: seconds since then
     died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
     #: Counts the hellos of an incarnation: one that was held up on a connection since given up is known for what it is.
@@ -311,6 +315,13 @@ class Report:
     health: str = _wire(_token(32), default="")
     activity: int = _wire(_whole(0, 2**63), default=0)  #: moves while anything works: output, CPU, disk, network
     tail: tuple[str, ...] = _wire(_list(_text(500), 40), default=())  #: last lines, so that a lost pod leaves them here
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A message of the leader cannot be read, and ``text`` says why: this member hangs up."""
+
+    text: str = _wire(_text(300))
 
 
 # -------------------------------------------------------------------------------------------- leader to member
@@ -415,15 +426,21 @@ class News:
         _list(_seconds, MAX_CHARGES), write=_all_sendable, default=()
     )  #: their ages, newest first
     first_failure: Cause | None = _wire(_optional(_cause), default=None)
-    first_epoch: int | None = _wire(_optional(_whole(0, 2**53)), default=None)  #: the number of the epoch that it ended
+    first_epoch: int | None = _wire(
+        _optional(_whole(0, MOST_EPOCHS)), default=None
+    )  #: the number of the epoch it ended
     first_age: float | None = _wire(_optional(_seconds), write=_sendable, default=None)  #: seconds since then
     wait: float | None = _wire(
         _optional(_seconds), write=_sendable, default=None
     )  #: how long what ``text`` says lasts at most
+    over: Epoch | None = _wire(_optional(_epoch), default=None)  #: this leader's latest epoch, if it is over
+    lost: tuple[str, ...] = _wire(
+        _INCARNATIONS, write=" ".join, default=()
+    )  #: its members that may still run something
 
 
 FromMember = Union[
-    Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report
+    Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report, Unread
 ]  # fmt: skip
 FromLeader = Union[
     Accepted, Rejected, Ack, Challenge, Prepare, Start, Running, Drain, Stop, Abort, Goodbye, News
@@ -432,7 +449,7 @@ Message = Union[FromMember, FromLeader]
 
 MEMBER_SAYS: dict[str, type[Any]] = {
     c.__name__.lower(): c
-    for c in (Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report)
+    for c in (Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report, Unread)
 }
 LEADER_SAYS: dict[str, type[Any]] = {
     c.__name__.lower(): c

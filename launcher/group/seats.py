@@ -16,6 +16,7 @@ class Seat:
     conn: int
     hello: m.Hello
     contact: Contact
+    heard: float  #: when its hello came
     clean: bool = True  #: none of its engine's processes can be running
     joined: bool = False  #: takes part in the current epoch and has not said `stopped`
     member: bool = False  #: takes part in the current or the last epoch, stopped or not
@@ -47,6 +48,7 @@ class Rival:
     conn: int
     hello: m.Hello
     nonce: str
+    heard: float  #: when its hello came
     until: float
 
 

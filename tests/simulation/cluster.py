@@ -61,6 +61,8 @@ class Plan:
     restart_backoff: float  #: the longest pause between two epochs
     drift: float  #: clocks are off by so much at most
     join_timeout: float | None = None
+    rejoin_timeout: float | None = None
+    linger: float = 0.0
     rates: tuple[float, ...] = ()  #: by rank: how fast the clocks of its pods are; empty: drawn for each pod
 
 

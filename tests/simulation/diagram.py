@@ -21,7 +21,7 @@ P, S = c.Phase, mb.State
 
 COORDINATOR: Mapping[tuple[Enum, Enum], str] = {
     (P.WAITING, P.PREPARING): "all present, alike and fresh, nobody leaving, no fence, back-off over",
-    (P.WAITING, P.ABORTED): "--join-timeout",
+    (P.WAITING, P.ABORTED): "--join-timeout, or a member cannot read the leader",
     (P.PREPARING, P.STARTING): "prepared from all",
     (P.PREPARING, P.STOPPING): "unable, lost, told to go, or too slow",
     (P.STARTING, P.RUNNING): "the last stage done on all",

@@ -175,9 +175,44 @@ class ForeignNotAwaited(c.Coordinator):
     "late_hello_of_a_lost_one",
 )
 class HelloBelieved(c.Coordinator):
-    def _take_in(self, hello: m.Hello, now: float) -> None:
-        self._fences.clear({hello.incarnation, *hello.replaces})
-        super()._take_in(hello, now)
+    def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
+        if self._refusal(conn, hello) is None:
+            self._fences.clear({hello.incarnation})
+        super()._admit(conn, hello, now)
+
+
+@leader("what a hello remembers counts when its connection has answered", "leader_agent_killed")
+class HelloTakenIn(c.Coordinator):
+    def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
+        if conn != c.LOCAL:
+            self._take_in(hello, now)
+        super()._admit(conn, hello, now)
+
+
+@leader("a leader tells who of its latest epoch may still run something", "leaves_and_one_is_lost")
+class NobodyLost(c.Coordinator):
+    @property
+    def _over_now(self) -> tuple[Epoch | None, tuple[str, ...]]:
+        return super()._over_now[0], ()
+
+
+@leader("a leader that leaves in good order tells that its epoch is over", "leader_leaves")
+class NeverOver(c.Coordinator):
+    @property
+    def _over_now(self) -> tuple[Epoch | None, tuple[str, ...]]:
+        return None, ()
+
+
+@member("a member tells the next leader of whom nothing runs any more", "leader_leaves")
+class OverForgotten(mb.Member):
+    def _news(self, news: m.News, now: float) -> None:
+        super()._news(replace(news, over=None), now)
+
+
+@leader("the leader of a group that has given up stays for those that have not heard so", "gives_up_while_one_is_away")
+class LeavesAtOnce(c.Coordinator):
+    def lingers(self, now: float) -> bool:
+        return False
 
 
 @leader("a hello that was said before the one that counts is not heard", "late_hello")
@@ -764,12 +799,8 @@ class OldNamesDied(c.Coordinator):
 
 @leader("a launcher that came back and was killed later did not end the epoch before", "back_and_killed")
 class DeathAfterReturn(c.Coordinator):
-    def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
-        ended = self.history.ended[-1] if self.history.ended else None
-        super()._seat(conn, hello, now)
-        if ended is not None:
-            self.history.ended[-1] = ended
-        self._back.clear()
+    def _came_back(self, hello: m.Hello) -> None:
+        """Do nothing."""
 
 
 @leader("the first failure stays")
@@ -788,8 +819,8 @@ class LastFailureTold(c.Coordinator):
 
 @leader("pings that came under a frozen F are granted with `prepare`", "back_too_soon")
 class OwedNothing(c.Coordinator):
-    def _seat(self, conn: int, hello: m.Hello, now: float) -> None:
-        super()._seat(conn, hello, now)
+    def _seat(self, conn: int, hello: m.Hello, now: float, heard: float | None = None) -> None:
+        super()._seat(conn, hello, now, heard)
         self.seats[hello.rank].contact.__class__ = _OwesNothing
 
 

@@ -76,7 +76,7 @@ class End:
     """One side of a connection."""
 
     __slots__ = (
-        *("agent", "conn", "dark", "deaf", "net", "node", "open", "peer", "there"),
+        *("agent", "conn", "dark", "deaf", "lingers", "net", "node", "open", "peer", "there"),
         *("_last", "_pause", "_pending", "_waited", "_life"),
     )
 
@@ -89,6 +89,7 @@ class End:
         self.there = True  #: False: the node vanished, nobody answers
         self.dark = False  #: what this end sends is swallowed
         self.deaf = False  #: closed by its own side: what still arrives is not for anybody
+        self.lingers = False  #: closed by its own side, which reads on until the other has closed: no reset
         self.peer: End
         self._last = 0.0
         self._pending: deque[Any] = deque()
@@ -111,6 +112,12 @@ class End:
         if self.open:
             self.send(FIN)
             self.open = False
+
+    def leave(self, lasts: float) -> None:
+        """This side closes and stays for the other side's close, ``lasts`` seconds at most."""
+        self.close()
+        self.lingers = True
+        self.net.world.at(lasts, setattr, self, "lingers", False)
 
     def abort(self) -> None:
         """This side's process was killed with data unsent: a reset, and what was on the way may be lost."""
@@ -178,7 +185,7 @@ class End:
             peer._lost("")
         elif peer.open:
             peer.agent.post(peer, peer.agent.heard, peer, item)
-        elif self.open and not self.net.blocked(peer.node, self.node):
+        elif self.open and not peer.lingers and not self.net.blocked(peer.node, self.node):
             self.net.world.at(self.net.delay(), self._lost, "reset")
 
     def _lost(self, why: str) -> None:

@@ -465,6 +465,13 @@ def never_ready(cluster: Cluster) -> None:
     cluster.trouble[1] = Trouble(CauseKind.EXITED, 1, 1.0, 0.04)
 
 
+def gives_up_while_one_is_away(cluster: Cluster) -> None:
+    """A process ends, and when the group runs again a launcher is killed: that is once too often, and the next launcher
+    of that pod, which does not know it, looks for its leader."""
+    _one_dies(cluster)
+    cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: _kill_agent(cluster, _pod(cluster, 1))))
+
+
 def leader_replaced_and_one_away(cluster: Cluster) -> None:
     """A worker is away for longer than --join-timeout, and the leader is made anew: it has never seen a whole group."""
     cluster.wanted.discard(2)
@@ -536,7 +543,30 @@ def one_leaves_slowly(cluster: Cluster) -> None:
     cluster.delete_pod(pod, cluster.plan.grace)
 
 
+def leader_leaves(cluster: Cluster) -> None:
+    """The leader's pod is deleted and made anew: it drains, all stop, and it exits with 0."""
+    _told_to_go(cluster, _pod(cluster, 0))
+
+
+def _told_to_go(cluster: Cluster, pod: Pod) -> None:
+    cluster.truth.told_to_go(pod)
+    cluster.delete_pod(pod, cluster.plan.grace)
+
+
+def leaves_and_one_is_lost(cluster: Cluster) -> None:
+    """A member is cut off and declared lost, and the leader leaves; the next one finds a second pod of that rank, while
+    the engine of the first has not died."""
+    old = _pod(cluster, 0)
+    _isolate(cluster, _pod(cluster, 1))
+    cluster.world.at(0.5 * LEASE, _new_leader, cluster)
+    cluster.world.at(0.5 * LEASE, _second, cluster)
+    cluster.ambushes.append((Phase.WAITING, 0.01, lambda: _told_to_go(cluster, old)))
+
+
 PLOTS: dict[str, Plot] = {
+    "leader_leaves": Plot(leader_leaves, more={"longest_request": 0.5}, lasts=2 * LEASE),
+    "leaves_and_one_is_lost": Plot(leaves_and_one_is_lost, more={"kill_time": (0.19 * LEASE, 0.2 * LEASE)}),
+    "gives_up_while_one_is_away": Plot(gives_up_while_one_is_away, more={"max_restarts": 1, "linger": 30.0}),
     "second_pod": Plot(second_pod),
     "out_of_memory": Plot(out_of_memory, more={"fragile": True}),
     "one_leaves_slowly": Plot(one_leaves_slowly, more={"longest_request": 0.5}, lasts=2 * LEASE),

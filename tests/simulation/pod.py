@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
 
 
+CLOSE_SECONDS = 1.0  #: as in link.py: twice that of a wire
+
+
 class Clock:
     """CLOCK_MONOTONIC of one machine: it started some time ago and is up to 1 % too fast or too slow."""
 
@@ -166,7 +169,7 @@ class Guard:
 
     def agent_exits(self, agent: Agent, code: int) -> None:
         if self.agent is agent:
-            agent.die()
+            agent.die(exits=True)
             self.agent = None
             self._end_tree(lambda: self.pod.container_ends(code))
 
@@ -374,6 +377,7 @@ class Agent:
             terms=cluster.terms,
             stop_grace=cluster.plan.stop_grace,
             join_timeout=cluster.plan.join_timeout,
+            rejoin_timeout=cluster.plan.rejoin_timeout,
             may_restart=cluster.plan.max_restarts > 0,
             replaces=replaces,
             died=died,
@@ -393,6 +397,7 @@ class Agent:
                 restart_window=cluster.plan.restart_window,
                 restart_backoff=cluster.plan.restart_backoff,
                 join_timeout=cluster.plan.join_timeout,
+                linger=cluster.plan.linger,
                 stop_grace=cluster.plan.stop_grace,
                 highest_n=pod.highest_n,
             )
@@ -479,8 +484,9 @@ class Agent:
 
     def lead(self, event: Any, conn: int) -> None:
         assert self.coordinator is not None
+        before = self.truth.before(self, event, conn)
         actions: list[Any] = self.coordinator.handle(event, conn, self.local)
-        self.truth.led(self, event, conn, actions)
+        self.truth.led(self, event, conn, actions, before)
         for action in actions:
             kind = type(action)
             if kind is Say:
@@ -515,8 +521,12 @@ class Agent:
         before, epoch = self.member.state, self.member.epoch
         if type(event) is m.News and event.first_failure is None and event.phase != "stopping":
             self.knows_failure = False  # the leader knows: it was no failure, or it is long over
-        self.given_up |= type(event) is m.Abort
+        if type(event) is m.Abort:
+            self.given_up = True
+            self.truth.restarts.verdict_heard.add(self.pod.rank)
         actions = self.member.handle(event, self.local)
+        if type(event) is m.News and self.guard.memory.last is not None and epoch == self.guard.memory.last[0]:
+            self.guard.memory = Memory((epoch, self.member.epoch_members))
         if self.member.state is not before:
             self.world.note(self.pod.name, self.member.state.value, type(event).__name__)
             if self.member.state is mb.State.STOPPING and type(event) is m.Stop:
@@ -693,16 +703,21 @@ class Agent:
         self.follow(mb.Terminate(grace))
 
     def _exit(self, action: mb.Exit) -> None:
+        if self.coordinator is not None and self.coordinator.lingers(self.local):
+            self.world.at(0.05, self.post, "exit", self._exit, action)
+            return
         self.world.note(self.pod.name, "exits", action.code, action.text)
         self.truth.exits(self, action)
         self.guard.agent_exits(self, action.code)
 
-    def die(self) -> None:
-        """The process ends; the kernel closes its connections."""
+    def die(self, *, exits: bool = False) -> None:
+        """The process ends; the kernel closes its connections. A leader that exits waits for the others' close."""
         self.dead_at = self.world.now
         abort = self.world.chance(0.3)
         for end in [*self.ends.values(), *([self._link] if self._link is not None else [])]:
-            if abort:
+            if exits and end.conn:
+                end.leave(CLOSE_SECONDS)
+            elif abort:
                 end.abort()
             else:
                 end.close()

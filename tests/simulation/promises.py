@@ -8,6 +8,8 @@
     explains    an epoch's end has the cause that truly was, and the first failure stays until it is over; a launcher
                 that was killed is told as such when the next one in its pod is back
 
+    unmoved     a peer that is refused, or has not answered on its connection, changes nothing that the leader knows
+
 and beside them: nobody exits for being alone; a drain cuts no request, charges nothing, and stops rank 0 first; whether
 to try again, when, and when no more (restarts.py).
 
@@ -96,6 +98,9 @@ class Truth:
         self._leaving: set[str] = set()  #: launchers that have said that they leave, and whose leader has heard it
         self.answered: dict[str, set[int]] = {}  #: by leader: connections that were told whether they are taken
         self._deaths_told: dict[str, set[str]] = {}  #: by leader: launchers whose successors have told it of their end
+        self._answered: set[tuple[str, str, int]] = set()  #: leader, member, and its hello that was proven
+        #: launchers that exited 0 when nothing of an epoch of theirs ran any more, and who was there to be told so
+        self._left_in_order: dict[str, set[str]] = {}
 
     # ------------------------------------------------------------------------------------------------ what happens
 
@@ -337,9 +342,11 @@ class Truth:
         if action.code == 0:
             if not agent.terminated:
                 self.world.broken("alone", f"{agent.pod.name} exits 0 and nobody told it to go")
+            self._leaves_in_order(agent)
         elif agent.pod in self.cluster.pods:  # and not another group's
             if action.code == ExitCode.UNAVAILABLE:  # by --join-timeout, perhaps just as an epoch begins
-                self.touch("gave up", agent.pod.rank, kinds=LOST, sharp=True)
+                touch = self.touch("gave up", agent.pod.rank, kinds=LOST, sharp=True)
+                touch.victim = agent.member.incarnation  # a second pod of a rank ends no epoch
             self.restarts.exits(agent, action)
 
     # ----------------------------------------------------------------------------------------------- state machines
@@ -354,10 +361,35 @@ class Truth:
         truth.prints[agent.pod.rank] = agent.member.fingerprint
         truth.guards.add(agent.guard)
 
-    def led(self, agent: Agent, event: Any, conn: int, actions: list[Any]) -> None:
+    def before(self, agent: Agent, event: Any, conn: int) -> tuple[Any, ...] | None:
+        """What a leader knows before it hears a hello, or a word of somebody who has no seat."""
+        leader = agent.coordinator
+        assert leader is not None
+        if type(event) is m.Hello or (conn not in leader._by_conn and conn != c.LOCAL):
+            return _remembered(leader, agent.local), _seated(leader)
+        return None
+
+    def _unmoved(self, agent: Agent, event: Any, conn: int, before: tuple[Any, ...]) -> None:
+        leader = agent.coordinator
+        assert leader is not None
+        knew, (seats, *state) = before
+        knows, has = _remembered(leader, agent.local), _seated(leader)
+        rank = leader._by_conn.get(conn)
+        if rank is None or (rank in seats and seats[rank][1] == conn):  # refused, asked about, or of no use
+            if leader.phase is not c.Phase.ABORTED and (knew, (seats, *state)) != (knows, has):
+                changed = _difference((*knew, seats, *state), (*knows, *has))
+                self.world.broken("unmoved", f"{changed} by {event}, which is refused")
+        elif seats.get(rank, ("",))[0] != event.incarnation and knew != knows:  # a new seat
+            self.world.broken(
+                "unmoved", f"{_difference(knew, knows)} by {event}, whose connection has not answered yet"
+            )
+
+    def led(self, agent: Agent, event: Any, conn: int, actions: list[Any], before: tuple[Any, ...] | None) -> None:
         """A coordinator took a step."""
         leader = agent.coordinator
         assert leader is not None
+        if before is not None:
+            self._unmoved(agent, event, conn, before)
         made: Epoch | None = None
         for action in actions:
             if type(action) is SayAll:
@@ -376,20 +408,20 @@ class Truth:
             self.restarts.begins(agent, leader, made)
         if type(event) is m.Leaving and conn in leader._by_conn:
             self._leaving.add(leader.seats[leader._by_conn[conn]].hello.incarnation)
-        if type(event) is m.Hello:
-            if event.group != leader.config.group and any(
-                type(getattr(a, "message", 0)) is m.Accepted for a in actions
-            ):
-                self.world.broken("whole", f"rank {event.rank} of {event.group} is let into {leader.config.group}")
-            self._greeted(leader, event)
+        accepts = any(type(getattr(a, "message", 0)) is m.Accepted for a in actions)
+        if type(event) is m.Hello and event.group != leader.config.group and accepts:
+            self.world.broken("whole", f"rank {event.rank} of {event.group} is let into {leader.config.group}")
         self._told_why(leader, event, actions)
+        if type(event) is m.Ping:
+            self._proven(leader, conn)
         self._deaths_explained(leader)
         if leader.phase is c.Phase.WAITING and type(event) is Tick:
             self._waits_for_the_absent(leader)
             self.restarts.waits(agent, leader)
             self.restarts.gathers(agent, leader)
-        before = self._phase.get(name, c.Phase.WAITING)
-        if leader.phase is not before:
+            self._not_fenced_for_nothing(leader)
+        phase = self._phase.get(name, c.Phase.WAITING)
+        if leader.phase is not phase:
             self._phase[name] = leader.phase
             self.world.note(f"leader {agent.pod.name}", f"is {leader.phase.value}", str(leader.epoch))
             self.cluster.on_phase(leader.phase)
@@ -397,7 +429,10 @@ class Truth:
                 self.restarts.gave_up(agent, leader)
             if leader.phase is c.Phase.RUNNING:
                 self.ran += 1
-        self._first_stays(leader)
+        if made is None:  # else it has heard of an earlier one in this very step, before its first epoch
+            self._first_stays(leader)
+        elif leader.history.first is not None:
+            self._first[name] = leader.history.first
 
     def _told_why(self, leader: c.Coordinator, event: Any, actions: list[Any]) -> None:
         """Who is turned away hears why, unless what he said was said before what he says now."""
@@ -513,21 +548,46 @@ class Truth:
         if truth is None or truth.ended_at is None:
             self.world.broken("one fate", f"{agent.pod.name} is made to stop in {epoch}, which nobody has ended")
 
-    def _greeted(self, leader: c.Coordinator, hello: m.Hello) -> None:
-        """A launcher has taken a seat. For the first time: it tells how the one before it ended, if it was killed."""
-        seat = leader.seats.get(hello.rank)
-        if seat is None or seat.hello is not hello:
+    def _proven(self, leader: c.Coordinator, conn: int) -> None:
+        """A launcher has answered on the connection of its hello: from now on the leader knows what it told. For the
+        first time that is how the one before it ended, if it was killed."""
+        rank = leader._by_conn.get(conn)
+        if rank is None or leader.seats[rank].contact.proven is None:
             return
+        hello = leader.seats[rank].hello
+        key = (leader.config.incarnation, hello.incarnation, hello.attempt)
+        if key in self._answered:
+            return
+        self._answered.add(key)
         lately = [leader.epoch] if leader.epoch is not None else []
         for epoch in (*lately, *(ended.epoch for ended in list(leader.history.ended)[-1:])):
-            if self.epochs[epoch].members[hello.rank] == hello.incarnation:
-                key = (leader.config.incarnation, epoch, hello.rank)
-                self._lived_on[key] = self._lived_on.get(key, False) or hello.incarnation not in self.agents_killed
+            truth = self.epochs[epoch]
+            if truth.members[hello.rank] == hello.incarnation and truth.made_at < self.world.now:
+                back = (leader.config.incarnation, epoch, hello.rank)
+                self._lived_on[back] = self._lived_on.get(back, False) or hello.incarnation not in self.agents_killed
         for agent in self.cluster.agents():
             if agent.member.incarnation == hello.incarnation and not agent.joined:
                 agent.joined = True
                 told = self._deaths_told.setdefault(leader.config.incarnation, set())
                 told |= self.agents_killed.keys() & set(hello.replaces)
+
+    def _leaves_in_order(self, agent: Agent) -> None:
+        """A leader exits: its epoch is over, and whoever is seated has been told so (if nothing keeps words back)."""
+        leader = agent.coordinator
+        if leader is None or leader.epoch is None or leader.phase is not c.Phase.WAITING:
+            return
+        if self.calm(self.epochs[leader.epoch].made_at):
+            told = {s.hello.incarnation for s in leader.seats.values() if leader.epoch is not None}
+            self._left_in_order[agent.member.incarnation] = told
+
+    def _not_fenced_for_nothing(self, leader: c.Coordinator) -> None:
+        """A leader that left in good order is not waited for by the next one, if anybody is here whom it has told."""
+        if leader.wait is not c.Wait.FENCED or leader._fences.lost:
+            return
+        here = {seat.hello.incarnation for seat in leader.seats.values()}
+        for epoch, (absent, _) in leader._fences.foreign.items():
+            if absent and all(self._left_in_order.get(who, set()) & here for who in absent):
+                self.world.broken("recovers", f"{epoch} is waited out, and {sorted(absent)} left in good order")
 
     def _deaths_explained(self, leader: c.Coordinator) -> None:
         """The latest epoch's end was the death of a launcher: that is told, when it is known, and of no other."""
@@ -560,3 +620,26 @@ class Truth:
             self.world.broken("explains", f"the first failure ({before}) was covered by {first}")
         if first is not None:
             self._first[name] = first
+
+
+def _remembered(leader: c.Coordinator, now: float) -> tuple[Any, ...]:
+    """What a leader knows beside who is there: numbers, fences, failures, restarts. What time has ended is left out."""
+    history, budget, fences = leader.history, leader.budget, leader._fences
+    return (
+        *(leader._n, leader.epoch, history.first, history.first_n, history.first_at, list(history.ended)[-1:]),
+        tuple(at for at in budget._charges if now - at <= budget._window),
+        *({k: v for k, v in kind.items() if now < v[1]} for kind in (fences.lost, fences.foreign)),
+    )
+
+
+def _seated(leader: c.Coordinator) -> tuple[Any, ...]:
+    """Who is there, by rank, and how their epoch goes."""
+    by_rank = {
+        rank: (s.hello.incarnation, s.conn, s.clean, s.joined, s.member, s.done, s.told_stop, s.leaving, s.contact.at)
+        for rank, s in leader.seats.items()
+    }
+    return by_rank, leader.phase, leader.cause, leader._frozen, tuple(leader._superseded), leader._abort
+
+
+def _difference(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
+    return "; ".join(f"{was} became {is_}" for was, is_ in zip(before, after, strict=True) if was != is_)

@@ -61,6 +61,7 @@ class Restarts:
         self.world = cluster.world
         self.charges: list[float] = []  #: of all leaders, in true time
         self.aborts: list[m.Abort] = []
+        self.verdict_heard: set[int] = set()  #: ranks, since the group last gave up
         self._attempts: dict[Epoch, Attempt] = defaultdict(Attempt)
         self._books: dict[str, Books] = defaultdict(Books)
 
@@ -158,6 +159,8 @@ class Restarts:
         limit = self.cluster.plan.join_timeout
         if limit is None or leader.wait is not c.Wait.GATHERING or leader._n or leader.history.ended:
             return
+        if any(s.contact.proven is None and s.hello.last_epoch is not None for s in leader.seats.values()):
+            return  # it tells of an epoch, and will be believed when it has answered
         if agent.local - agent.member._born > limit + self.cluster.terms.beat:
             self.world.broken("alone", f"{agent.pod.name} gathers its first group for more than {limit:g} s")
 
@@ -173,8 +176,19 @@ class Restarts:
             self.world.broken("recovers", f"the group gave up for no reason: {leader.verdict}")
         self._says_why(leader, abort)
         told = [a for a in self.cluster.agents() if self._hears(a, agent, leader)]
+        if self.cluster.plan.linger:
+            told.remove(agent)  # it stays for those that are away
         net = self.cluster.net
-        self.world.at(2 * (net.base + net.jitter) + 0.1, self._all_gone, told, self.world.now)
+        if self.cluster.plan.linger:
+            self.verdict_heard = set()
+            self.world.at(min(self.cluster.plan.linger, 5.0), self._all_know, self.world.now)
+        self.world.at(3 * (net.base + net.jitter) + 0.3, self._all_gone, told, self.world.now)
+
+    def _all_know(self, since: float) -> None:
+        """Where nobody brings a leader back, also who was away when the group gave up hears of it, if he comes soon."""
+        away = set(range(self.cluster.plan.size)) - self.verdict_heard
+        if away and self.cluster.truth.calm(since):
+            self.world.broken("one fate", f"the group gave up, and nobody has told ranks {sorted(away)}")
 
     def _may_give_up(self, abort: m.Abort, books: Books) -> bool:
         if abort.code == ExitCode.CONFIG and abort.cause.kind is CauseKind.UNABLE:
@@ -208,12 +222,21 @@ class Restarts:
         if self.cluster.plan.max_restarts == 0 and action.code == ExitCode.PEERS_LOST and action.cause is not None:
             return  # nobody is left to give up, and no restart is allowed
         if agent.pod.rank and action.cause is not None and action.cause.kind is CauseKind.JOIN and action.cause.rank:
-            self._first_gathering(agent, [agent.member.epoch])
+            if agent.member.epoch is None:
+                self._first_gathering(agent, [])
+            else:
+                self._leader_gone(agent)
             return
         if not any((a.code, a.cause) == (action.code, action.cause) for a in self.aborts):
             self.world.broken(
                 "alone", f"{agent.pod.name} exits {action.code} ({action.cause}: {action.text}); no leader has said so"
             )
+
+    def _leader_gone(self, agent: Agent) -> None:
+        """After an epoch, where nobody brings a leader back: it has been away for so long."""
+        limit = self.cluster.plan.rejoin_timeout
+        if limit is None or agent.local - agent.member._led_at < limit:
+            self.world.broken("alone", f"{agent.pod.name} does not wait for its leader any more")
 
     def _first_gathering(self, agent: Agent, known: list[Epoch | None]) -> None:
         """--join-timeout has passed: only where nobody who is here knows of an epoch, and not a moment early."""

@@ -266,5 +266,6 @@ class TestAMemberTellsTheNextLeader:
         (said,) = [a.message for a in member.handle(Connected(), 30.0) if isinstance(a, Say)]
         assert (said.first_failure, said.first_epoch, said.first_age) == (failure, 4, 120.0)
         leader = Coordinator(Config("g", 3, "next"), 500.0, random.Random(1))
-        leader.handle(said, 1, 500.0)
+        (accepted, *_) = [a.message for a in leader.handle(said, 1, 500.0) if isinstance(a, Say)]
+        leader.handle(m.Ping(1, accepted.mark), 1, 500.0)
         assert (leader.history.first, leader.history.first_n, leader.history.first_at) == (failure, 4, 380.0)

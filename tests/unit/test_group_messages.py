@@ -17,7 +17,7 @@ WORDS = {**m.MEMBER_SAYS, **m.LEADER_SAYS}
 
 word = st.text(st.characters(codec="utf-8", categories=("L", "N")), max_size=20)
 text = st.text(st.characters(codec="utf-8"), max_size=80)
-epoch = st.builds(Epoch, st.integers(0, 2**53), word)
+epoch = st.builds(Epoch, st.integers(0, m.MOST_EPOCHS), word)
 seconds = st.floats(0, 1e9)
 cause = st.builds(
     Cause,
@@ -66,6 +66,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         activity=st.integers(0, 2**63),
         tail=st.lists(text, max_size=9).map(tuple),
     ),
+    st.builds(m.Unread, text=text),
     st.builds(m.Accepted, leader=word, mark=st.integers(0, 2**53)),
     st.builds(m.Rejected, why=word, text=text, retry=seconds),
     st.builds(m.Ack, good=st.integers(0, 2**53), mark=st.integers(0, 2**53)),
@@ -84,7 +85,15 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
     st.builds(m.Stop, epoch=epoch, cause=cause, grace=seconds),
     st.builds(m.Abort, cause=cause, code=st.integers(0, 255), text=text),
     st.just(m.Goodbye()),
-    st.builds(m.News, phase=word, text=text, present=st.integers(0, m.MAX_RANKS), first_failure=st.none() | cause),
+    st.builds(
+        m.News,
+        phase=word,
+        text=text,
+        present=st.integers(0, m.MAX_RANKS),
+        first_failure=st.none() | cause,
+        over=st.none() | epoch,
+        lost=by_rank,
+    ),
 )
 
 
@@ -212,7 +221,7 @@ def test_long_words_are_cut_where_they_are_ours_and_refused_where_they_are_not()
 def test_the_largest_messages_fit_the_link() -> None:
     """1,024 members on IPv6 addresses; the longest hello; failures with all their last lines."""
     incarnations, addresses = ("0123456789abcdef",) * 1024, ("fd00:1234:5678:9abc:def0:1234:5678:9abc",) * 1024
-    assert len(m.encode(m.Prepare(Epoch(2**53, "x" * 32), incarnations, addresses))) < m.MAX_FROM_LEADER / 2
+    assert len(m.encode(m.Prepare(Epoch(m.MOST_EPOCHS, "x" * 32), incarnations, addresses))) < m.MAX_FROM_LEADER / 2
     failure = Cause(CauseKind.EXITED, 1023, "t" * 1000, "p" * 100, 255, tuple("l" * 500 for _ in range(240)))
     hello = m.Hello(
         "g" * 600,
@@ -222,7 +231,7 @@ def test_the_largest_messages_fit_the_link() -> None:
         "a" * 64,
         "n" * 300,
         {f"fact{n}": "v" * 100 for n in range(40)},
-        last_epoch=Epoch(2**53, "x" * 32),
+        last_epoch=Epoch(m.MOST_EPOCHS, "x" * 32),
         last_members=tuple("i" * 16 for _ in range(1024)),
         replaces=tuple("r" * 32 for _ in range(64)),
         first_failure=failure,

@@ -26,7 +26,18 @@ class TestTheTables:
                 assert callable(getattr(c.Coordinator, "_" + name))
 
     def test_the_member_answers_everything_in_every_state(self) -> None:
-        own = {mb.Connected, mb.Able, mb.NotAble, mb.Done, mb.Broke, mb.Gone, mb.Expired, mb.Idle, mb.Activity}
+        own = {
+            mb.Connected,
+            mb.Unreadable,
+            mb.Able,
+            mb.NotAble,
+            mb.Done,
+            mb.Broke,
+            mb.Gone,
+            mb.Expired,
+            mb.Idle,
+            mb.Activity,
+        }
         events = {*m.LEADER_SAYS.values(), Closed, Tick, mb.Terminate, *own}
         for state in mb.State:
             assert set(mb.TABLE[state]) == events
