@@ -63,8 +63,8 @@ class Child:
             del self._tail[:-TAIL]
 
 
-def start(order: Spawn, die_with: Callable[[], None] | None) -> Child:
-    """Fork, and execute ``order`` in the child. OSError when there is no process to begin with.
+def start(order: Spawn, die_with: Callable[[], None] | None, nice: int | None = None) -> Child:
+    """Fork, and execute ``order`` in the child, with ``nice`` if given. OSError when there is no process to begin with.
 
     Whether exec succeeds is read later from the child's ``status`` pipe: it is closed by exec, or tells the errno. The
     guard does not wait for it, for an image may be on a slow network file system.
@@ -79,7 +79,7 @@ def start(order: Spawn, die_with: Callable[[], None] | None) -> Child:
         out, out_end, err, err_end, status, status_end, _ = opened
         pid = fork()
         if pid == 0:
-            _become(order, env, (null, out_end, err_end), status_end, die_with)
+            _become(order, env, (null, out_end, err_end), status_end, die_with, nice)
     except OSError:
         _close(opened)
         raise
@@ -109,7 +109,12 @@ def fork() -> int:
 
 
 def _become(
-    order: Spawn, env: dict[str, str], streams: tuple[int, ...], status: int, die_with: Callable[[], None] | None
+    order: Spawn,
+    env: dict[str, str],
+    streams: tuple[int, ...],
+    status: int,
+    die_with: Callable[[], None] | None,
+    nice: int | None,
 ) -> NoReturn:
     """In the child: never returns, whatever happens."""
     doing = "setsid"
@@ -119,6 +124,8 @@ def _become(
             os.dup2(fd, number)  # all other descriptors are close-on-exec
         if die_with:
             die_with()
+        if nice is not None:
+            becoming.go_back(nice)
         if order.cwd is not None:
             doing = f"chdir to {order.cwd}"
             os.chdir(order.cwd)

@@ -104,6 +104,7 @@ class Guard:
     """The loop and its state. Everything happens on the main thread."""
 
     def __init__(self, agent_main: Callable[[int], int]) -> None:
+        self._nice = becoming.go_first()
         becoming.fill_standard_descriptors()
         becoming.mark_inherited_descriptors()
         self._pid = os.getpid()
@@ -355,6 +356,7 @@ class Guard:
             children.adopt_orphans(False)  # survives exec, and an engine does not reap what is not its own
         if self._asked is not None:  # asked to end before there was an engine to ask
             return 128 + self._asked
+        becoming.go_back(self._nice)
         code, why = becoming.engine(order.argv, order.env, order.cwd)
         self._say(why)
         return code
@@ -395,7 +397,7 @@ class Guard:
             self._agent.report(NotStarted(order.id, 17, f"there is a process {order.id} already"))  # EEXIST
         else:
             try:
-                child = children.start(order, self._die_with)
+                child = children.start(order, self._die_with, self._nice)
             except OSError as error:
                 self._agent.report(NotStarted(order.id, error.errno or 0, f"fork: {error.strerror}"))
                 return
