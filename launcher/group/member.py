@@ -400,12 +400,16 @@ class Member:
         if self.terminating:
             self._finish(Exit(0))
             return
-        if self.cause is not None and self.cause.kind is not CauseKind.DRAIN and not self.config.may_restart:
-            # the leader died after it told us to stop: nobody is left to say `abort`
+        if self._ended():
             self._finish(self._no_restart(self.cause))
             return
         self._go(State.SEEKING)
         self._out.append(Dial())
+
+    def _ended(self) -> bool:
+        """The leader is gone after it told us to stop and no restart is allowed: nobody is left to say `abort`."""
+        failed = self.cause is not None and self.cause.kind is not CauseKind.DRAIN
+        return failed and not self.config.may_restart
 
     def _drop(self, delay: float) -> None:
         """Give this connection up and look the leader up anew."""
@@ -459,7 +463,10 @@ class Member:
             self._join_in_time(now)
             if self.state is State.SEATED and now - (self.acked_at or now) > self.config.terms.lost_after:
                 self._note("the leader is silent", level="warning", seconds=round(now - (self.acked_at or now), 1))
-                self._drop(0.0)
+                if self._ended():
+                    self._finish(self._no_restart(self.cause))
+                else:
+                    self._drop(0.0)
         elif self.state is State.PREPARING and now - (self.acked_at or now) > self.config.terms.lost_after:
             self._expired(Expired(), now)  # no guard holds a deadline for this state yet
 
