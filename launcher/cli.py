@@ -134,7 +134,11 @@ IDENTITY = (
     _option("--ordinal-start", type=int, metavar="N", help="The StatefulSet's .spec.ordinals.start. [0]"),
     _option("--service", metavar="NAME", help="The headless Service that names the pods."),
     _option("--namespace", metavar="NAME", help="Namespace of the pods. [POD_NAMESPACE]"),
-    _option("--cluster-domain", metavar="DOMAIN", help="DNS domain of the cluster. [cluster.local]"),
+    _option(
+        "--cluster-domain",
+        metavar="DOMAIN",
+        help="DNS domain of the cluster. [of /etc/resolv.conf, else cluster.local]",
+    ),
     _option("--address", metavar="IP", help="This pod's own IP. [POD_IP, or by the route to the leader]"),
 )
 NETWORK = (
