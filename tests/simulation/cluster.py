@@ -63,6 +63,7 @@ class Plan:
     join_timeout: float | None = None
     rejoin_timeout: float | None = None
     linger: float = 0.0
+    stays_down: bool = False  #: as under a Job or Slurm: nobody brings a pod back that ended, or is lost
     rates: tuple[float, ...] = ()  #: by rank: how fast the clocks of its pods are; empty: drawn for each pod
 
 
@@ -220,7 +221,7 @@ class Cluster:
         self._replace(pod.rank)
 
     def _replace(self, rank: int) -> None:
-        if rank in self.wanted:
+        if rank in self.wanted and not self.plan.stays_down:
             self.world.at(self.world.between(0.2, 4.0), self._replaced, rank)
 
     def _replaced(self, rank: int) -> None:

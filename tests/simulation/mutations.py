@@ -215,6 +215,18 @@ class LeavesAtOnce(c.Coordinator):
         return False
 
 
+@member("where nobody brings a leader back, nobody looks for one without end", "leader_gone_for_good")
+class SeeksForEver(mb.Member):
+    def __init__(self, config: mb.Config, now: float) -> None:
+        super().__init__(replace(config, rejoin_timeout=None), now)
+
+
+@leader("who comes when the group has given up is told so", "gives_up_as_one_is_reset")
+class LatecomersIgnored(c.Coordinator):
+    def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
+        """Do nothing."""
+
+
 @leader("a hello that was said before the one that counts is not heard", "late_hello")
 class OldHelloHeard(c.Coordinator):
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:

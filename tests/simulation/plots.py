@@ -472,6 +472,18 @@ def gives_up_while_one_is_away(cluster: Cluster) -> None:
     cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: _kill_agent(cluster, _pod(cluster, 1))))
 
 
+def gives_up_as_one_is_reset(cluster: Cluster) -> None:
+    """A process ends once too often; at that very moment a member's connection is reset."""
+    cluster.ambushes.append((Phase.ABORTED, 0.0, lambda: _reset(cluster)))
+    cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: _one_dies(cluster)))
+    _one_dies(cluster)
+
+
+def leader_gone_for_good(cluster: Cluster) -> None:
+    """The leader's node is lost, and nobody makes another one."""
+    _kill(cluster, _pod(cluster, 0), silent=True)
+
+
 def leader_replaced_and_one_away(cluster: Cluster) -> None:
     """A worker is away for longer than --join-timeout, and the leader is made anew: it has never seen a whole group."""
     cluster.wanted.discard(2)
@@ -567,6 +579,19 @@ PLOTS: dict[str, Plot] = {
     "leader_leaves": Plot(leader_leaves, more={"longest_request": 0.5}, lasts=2 * LEASE),
     "leaves_and_one_is_lost": Plot(leaves_and_one_is_lost, more={"kill_time": (0.19 * LEASE, 0.2 * LEASE)}),
     "gives_up_while_one_is_away": Plot(gives_up_while_one_is_away, more={"max_restarts": 1, "linger": 30.0}),
+    "gives_up_for_good": Plot(
+        gives_up_while_one_is_away,
+        more={"max_restarts": 1, "linger": 30.0, "rejoin_timeout": 20.0, "stays_down": True},
+        lasts=6 * LEASE,
+    ),
+    "gives_up_as_one_is_reset": Plot(
+        gives_up_as_one_is_reset,
+        more={"max_restarts": 1, "linger": 30.0, "rejoin_timeout": 20.0, "stays_down": True},
+        lasts=6 * LEASE,
+    ),
+    "leader_gone_for_good": Plot(
+        leader_gone_for_good, more={"rejoin_timeout": 20.0, "stays_down": True}, lasts=6 * LEASE
+    ),
     "second_pod": Plot(second_pod),
     "out_of_memory": Plot(out_of_memory, more={"fragile": True}),
     "one_leaves_slowly": Plot(one_leaves_slowly, more={"longest_request": 0.5}, lasts=2 * LEASE),

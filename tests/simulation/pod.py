@@ -817,7 +817,7 @@ class Pod:
         """The guard exits: the container is over. The kubelet starts another, unless the pod is being deleted."""
         assert self.guard is not None
         self.guard.vanish()
-        if self.deleting:
+        if self.deleting or self.cluster.plan.stays_down:
             self.cluster.pod_is_gone(self)
         elif self.alive:
             self.cluster.world.at(self.cluster.world.between(0.2, 3.0), self.start)

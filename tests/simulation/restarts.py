@@ -212,8 +212,7 @@ class Restarts:
         return agent is of or (agent.link is not None and agent.link.peer is of.ends.get(seat.conn))
 
     def _all_gone(self, told: list[Agent], since: float) -> None:
-        # (who spoke at the moment when the leader went may have been reset before it had read that all is over)
-        left = [a.pod.name for a in told if a.alive and not a.stalled and (a.given_up or a.link is not None)]
+        left = [a.pod.name for a in told if a.alive and not a.stalled]
         if left and self.cluster.truth.calm(since):
             self.world.broken("one fate", f"the group gave up, and {', '.join(left)} did not exit")
 
@@ -234,7 +233,9 @@ class Restarts:
 
     def _leader_gone(self, agent: Agent) -> None:
         """After an epoch, where nobody brings a leader back: it has been away for so long."""
-        limit = self.cluster.plan.rejoin_timeout
+        limit, link = self.cluster.plan.rejoin_timeout, agent.link
+        if link is not None and link.peer.agent.alive and not link.dark and not link.peer.dark:
+            self.world.broken("explains", f"{agent.pod.name} gives its leader up, and is connected to it")
         if limit is None or agent.local - agent.member._led_at < limit:
             self.world.broken("alone", f"{agent.pod.name} does not wait for its leader any more")
 

@@ -63,6 +63,9 @@ def _play(world: World, cluster: Cluster, outcome: Outcome, plot: Plot | None) -
             world.at(world.between(0, 2), cluster.point_dns, pod)
     ends = plot.begin(cluster) if plot else _draw_faults(world, cluster, outcome)
     world.run(ends)
+    if cluster.plan.stays_down:
+        _is_over(world, cluster)
+        return
     _calm(world, cluster)
     _recovers(world, cluster, outcome)
     _stays_whole(world, cluster)
@@ -128,6 +131,14 @@ def _calm(world: World, cluster: Cluster) -> None:
     leader = cluster.pod(0)
     if leader is not None:
         world.at(world.between(0, 3), cluster.point_dns, leader)
+
+
+def _is_over(world: World, cluster: Cluster) -> None:
+    """Where nobody brings anything back a group that has ended is gone: no launcher seeks without end."""
+    cluster.calm_at = world.now
+    left = {a.pod.name: a.member.state.value for a in cluster.agents()}
+    if left:
+        world.broken("one fate", f"the group has ended, and nobody comes back; there still are {left}")
 
 
 def _recovers(world: World, cluster: Cluster, outcome: Outcome) -> None:
