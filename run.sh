@@ -6,8 +6,9 @@
 #   ./run.sh lint             format, lint and types: ruff, mypy --strict
 #   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, 10,000 strangers;
 #                             -m chaos: long fault runs
-#   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos, then 10
-#                             minutes each of idle, slow, talking and storming strangers, 10,000 on each port
+#   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos, 30 of
+#                             overload, then 10 minutes each of idle, slow, talking and storming strangers, 10,000 on
+#                             each port
 #   ./run.sh bench NAME       a benchmark beside what people use today; see benchmarks/README.md
 #   ./run.sh leader|worker    a Ray cluster with the options of the script that many manifests use; see --help
 #   ./run.sh ANYTHING ELSE    is handed to `launcher`: ./run.sh plan --engine vllm ...
@@ -88,7 +89,8 @@ soak)
     set_up dev
     cd "$here"
     "$bin/python" -m tests.simulation --soak "${2:-100000}"
-    LAUNCHER_CHAOS_SECONDS=900 "$bin/python" -m pytest -m "chaos and not real" -o timeout=2400 -s
+    LAUNCHER_CHAOS_SECONDS=900 LAUNCHER_OVERLOAD_SECONDS=1800 \
+        "$bin/python" -m pytest -m "chaos and not real" -o timeout=2400 -s
     LAUNCHER_STRANGERS_SECONDS=600 exec "$bin/python" -m pytest -m strangers -s
     ;;
 bench)

@@ -28,13 +28,14 @@ from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
-from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
+from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick, own_gap
 from launcher.group.lease import Terms
 from launcher.guard_line import GuardLine
 from launcher.log import Log
 from launcher.lookout import Lookout
 from launcher.memory import Keeper
 from launcher.pod_engine import PodEngine
+from launcher.pressure import Pressure
 from launcher.process import channel as guard
 from launcher.process import leftovers
 from launcher.settings import Settings
@@ -112,6 +113,7 @@ class Agent:
             *([self._secrets.newest.decode("utf-8", "replace")] if self._secrets else ()),
         )
         self.lookout = Lookout(settings, self.identity, self.environ, self.log)
+        self.pressure = Pressure(time.monotonic())
         self.member = self._new_member(environ)
         self.engine = PodEngine(
             self._adapter,
@@ -126,6 +128,7 @@ class Agent:
             state=lambda: self.member.state,
             task=self._task,
             before_handoff=self._before_handoff,
+            pressure=self.pressure,
         )
         self.coordinator = self._new_coordinator() if self.identity.is_leader else None
 
@@ -644,9 +647,15 @@ class Agent:
     async def _beat(self) -> None:
         """Time passes for the state machines. In the same breath, for waking costs more than either, a look around."""
         tick, look_at = self.member.config.terms.beat / 2, 0.0
+        pause = min(tick, SCAN_EVERY)
+        self.pressure.beat(time.monotonic(), pause)
         while True:
-            await asyncio.sleep(min(tick, SCAN_EVERY))
+            await asyncio.sleep(pause)
+            gap = self.pressure.beat(time.monotonic(), pause)
+            if gap:
+                self.log(own_gap(gap), level="warning")
             if self.coordinator is not None:
+                self.coordinator.put_off = self.pressure.put_off
                 self._to_coordinator(Tick(), co.LOCAL)
             self._to_member(Tick())
             now = time.monotonic()

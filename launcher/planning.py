@@ -19,6 +19,7 @@ from launcher.words import Epoch, Identity, NodeFacts, Plan, Shared, SourceRepor
 
 if TYPE_CHECKING:
     from launcher.group.proof import Secrets
+    from launcher.network.connections import Requests
     from launcher.network.environment import Variable
 
 Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
@@ -368,3 +369,22 @@ def api_traffic(plan: Plan | None) -> Callable[[bool], bool]:
         return answer
 
     return moved
+
+
+def api_requests(plan: Plan | None) -> Callable[[], Requests | None]:
+    """A question: what have the connections of the API port to say of requests since it was asked last?"""
+    from launcher.network import connections
+
+    port = next((p.number for p in plan.ports if p.external), None) if plan else None
+    before: connections.Counters | None = None
+
+    def requests() -> Requests | None:
+        nonlocal before
+        if port is None:
+            return None
+        now = connections.counters(port)
+        answer = connections.requests(before, now)
+        before = now
+        return answer
+
+    return requests

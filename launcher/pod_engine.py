@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.guard_line import GuardLine
 from launcher.log import Log
+from launcher.pressure import Pressure
 from launcher.process import channel as guard
 from launcher.process import leftovers, tree, watch
 from launcher.settings import Settings
@@ -57,6 +59,7 @@ class PodEngine:
         state: Callable[[], me.State],
         task: Callable[[Coroutine[Any, Any, None]], object],
         before_handoff: Callable[[], Coroutine[Any, Any, None]],
+        pressure: Pressure | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -70,6 +73,8 @@ class PodEngine:
         self._state = state
         self._task = task
         self._before_handoff = before_handoff
+        self._pressure = pressure or Pressure(time.monotonic())
+        self.health_failures: Counter[str] = Counter()  #: failed health checks of all epochs, by reason
         self.facts = NodeFacts()  #: what was learned of this node
         self.network: Mapping[str, str] = {}  #: variables for the collectives that the launcher adds
         self.plan: Plan | None = None
@@ -249,6 +254,12 @@ class PodEngine:
             lambda cause, noticed: self._broke(epoch, replace(cause, tail=self.stages.output.telling), noticed),
             lambda: self._tell(me.Idle(epoch)),
             planning.api_traffic(self.plan),
+            requests=planning.api_requests(self.plan),
+            signs=self._signs,
+            fair=lambda: self._pressure.clock(time.monotonic()),
+            starved=lambda: self._pressure.words,
+            say=self._log,
+            failures=self.health_failures,
         )
         self.health.start()
         self.look()  # who runs now is known from now on, also should the guard be killed
@@ -368,6 +379,13 @@ class PodEngine:
             self._log.block([f"launcher: {waits}{'; its last lines:' if last else ''}", *last], "info")
         starting = self._state() is me.State.STARTING  # once it serves, tokens tell whether it works
         self._report(watch.activity(procs) + self.stages.bytes if starting else 0)
+
+    def _signs(self) -> int:
+        """A number that moves with CPU time, bytes and output of this rank's engine."""
+        if self._line.guarding is None:
+            return 0
+        procs = tree.descendants(self._line.guarding.pid)
+        return watch.activity(p for p in procs if p.pid != os.getpid()) + self.stages.bytes
 
     def _vital_names(self) -> tuple[str, ...]:
         """Which processes of the tree must live on, once they are there."""

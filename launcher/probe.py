@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -24,6 +25,10 @@ from launcher.data import dataclass
 if TYPE_CHECKING:
     import http.client
 
+REFUSED = "connection refused"
+#: Errors of this side: no descriptor, memory, buffer or port is left to ask with. They say nothing about who was asked.
+OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EPERM, errno.EACCES)
+
 MOST_BYTES = 4 << 20  #: of a body; a metrics page of a large engine is 200 KiB
 SPARE = 0.5  #: seconds that a thread has to notice that its connection is shut
 TOO_LATE = "no answer in time"
@@ -31,11 +36,12 @@ TOO_LATE = "no answer in time"
 
 @dataclass(frozen=True)
 class Reply:
-    """``status`` 0: no HTTP answer came, ``error`` says why."""
+    """``status`` 0: no HTTP answer came, ``error`` says why. ``ours``: the question could not be put."""
 
     status: int
     body: bytes = b""
     error: str = ""
+    ours: bool = False
 
     @property
     def ok(self) -> bool:
@@ -57,7 +63,7 @@ async def ask(
     except asyncio.TimeoutError:  # it hangs where no connection is to be shut: in a name that does not resolve
         return Reply(0, error=TOO_LATE)
     except RuntimeError as error:  # can't start new thread: the pod's limit of processes is reached
-        return Reply(0, error=str(error))
+        return Reply(0, error=str(error), ours=True)
     finally:
         alarm.cancel()
         question.cut()
@@ -118,7 +124,7 @@ class _Question:
         try:
             reply = self._ask()
         except Exception as error:  # whatever a server makes the library raise is an answer of that server
-            reply = Reply(0, error=_words(error))
+            reply = Reply(0, error=_words(error), ours=getattr(error, "errno", None) in OURS)
         finally:
             with self._lock:
                 late, self._over = self._over, True
@@ -215,7 +221,7 @@ def _unix(path: str, timeout: float, hold: Callable[[socket.socket], socket.sock
 
 def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return TOO_LATE
     if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
+        return REFUSED
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

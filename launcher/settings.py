@@ -82,6 +82,8 @@ class Settings:
     startup_stall_timeout: float = 1800.0
     health_interval: float = 1.0
     health_failures: int = 3
+    unresponsive_timeout: float = 120.0
+    unready_when_slow: bool = False
     hang_timeout: float = 300.0
     canary_interval: float = 0.0
     worker_ready: str = "group"  #: group or never
@@ -186,7 +188,10 @@ _CHECKS = (
     *(_at_least(name, 1) for name in ("tp", "pp", "dp", "size", "health_failures")),
     *(_at_least(name, 0) for name in ("rank", "gpus_per_pod", "ordinal_start", "join_timeout", "max_restarts")),
     *(_at_least(name, 0) for name in ("stop_grace", "grace", "drain_settle", "startup_timeout", "hang_timeout")),
-    *(_at_least(name, 0) for name in ("canary_interval", "startup_stall_timeout", "restart_backoff")),
+    *(
+        _at_least(name, 0)
+        for name in ("unresponsive_timeout", "canary_interval", "startup_stall_timeout", "restart_backoff")
+    ),
     *(_at_least(name, 0.05) for name in ("health_interval", "ray_timeout", "restart_window")),
     *(_port(name) for name in ("port", "group_port", "agent_port", "master_port", "ray_port")),
     _choice("backend", ("auto", "ray", "mp")),

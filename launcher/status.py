@@ -203,6 +203,11 @@ def metrics_page(agent: Agent) -> str:
         page.summary("launcher_stop_seconds", "from then until every rank had stopped", measures.stopped)
         page.add("launcher_drains_total", "counter", "drains, by how they ended", measures.drains, "outcome")
         page.summary("launcher_drain_seconds", "from the first SIGTERM to the end of the drain", measures.drained)
+        engine = agent.engine
+        slow = engine.health is not None and engine.health.slow
+        page.one("launcher_engine_slow", "gauge", "1 while requests move and health checks time out", float(slow))
+        reasons = {name: engine.health_failures[name] for name in ("refused", "error", "timeout")}
+        page.add("launcher_health_failures_total", "counter", "health checks that failed, by reason", reasons, "reason")
     page.add(
         "launcher_connection_errors_total",
         "counter",
@@ -220,6 +225,9 @@ def metrics_page(agent: Agent) -> str:
         },
         "port",
     )
+    pressure = agent.pressure
+    page.one("launcher_deadline_stretch", "gauge", "how many times longer deadlines are just now", pressure.stretch)
+    page.one("launcher_gaps_total", "counter", "times that this launcher did not run for 2 s or more", pressure.gaps)
     seconds = dict(agent.timeline.seconds)
     page.add("launcher_phase_seconds_total", "counter", "seconds spent in each phase, ended visits", seconds, "phase")
     return page.text()

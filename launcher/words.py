@@ -189,7 +189,7 @@ class CauseKind(str, Enum):
     OOM = "out_of_memory"  #: the kernel's OOM killer ended a process
     SPAWN = "not_started"  #: a process could not be executed
     STOPPED = "frozen"  #: a process sat stopped (T) for 5 s
-    HEALTH = "unhealthy"  #: the health endpoint failed ``--health-failures`` times in a row
+    HEALTH = "unhealthy"  #: the health endpoint failed, and no request made progress
     HANG = "no_progress"  #: requests ran and no token moved for ``--hang-timeout``
     STALL = "start_stalled"  #: start-up without output, CPU time, disk or network bytes
     TIMEOUT = "stage_timeout"  #: a stage did not finish in time

@@ -44,7 +44,7 @@ from launcher.data import dataclass, replace
 from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.budget import STEADY, Budget
-from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
+from launcher.group.events import Closed, Hang, Note, OwnGap, Say, SayAll, Tick
 from launcher.group.fences import Fences
 from launcher.group.history import WINDOW, History, came_before, explains_better, with_neighbour
 from launcher.group.lease import Contact, Terms
@@ -171,7 +171,9 @@ class Coordinator:
         self.cause: Cause | None = None  #: why the current epoch is ending
         self.verdict = ""  #: why the group gave up
         self.phase_since = now
+        self.put_off = 0.0  #: seconds so far for which deadlines of a start did not count: this machine was starved
         self._rng = rng
+        self._gap = OwnGap(config.terms, now)
         self._born = now
         self._n = config.highest_n
         self._fences = Fences(config.terms)
@@ -191,6 +193,7 @@ class Coordinator:
         self._drain_end = DrainEnd.IDLE
         self._not_before = now
         self._stage_since = now
+        self._stage_put_off = self._phase_put_off = 0.0  # what `put_off` was then
         self._look_at = now  # when `_look` may look again
         self._look_due = False  # it was asked to and has not yet
         self._text_at = now  # when what is missing may be put in words again
@@ -207,6 +210,7 @@ class Coordinator:
     def handle(self, event: Any, conn: int, now: float) -> list[Action]:
         """Answer one event of connection ``conn`` (LOCAL for Tick). Returns what is to be done, in order."""
         self._out = []
+        self._gap.event(now)
         getattr(self, "_" + TABLE[self.phase][type(event)])(conn, event, now)
         self._publish(now)
         return self._out
@@ -214,7 +218,7 @@ class Coordinator:
     def _go(self, phase: Phase, now: float) -> None:
         if phase not in LEADS[self.phase]:
             raise AssertionError(f"{self.phase.value} may not lead to {phase.value}")
-        self.phase, self.phase_since = phase, now
+        self.phase, self.phase_since, self._phase_put_off = phase, now, self.put_off
 
     @property
     def shown_phase(self) -> str:
@@ -329,7 +333,8 @@ class Coordinator:
         self._fences.clear(seat.clears)
 
     def _seat(self, conn: int, hello: m.Hello, now: float, heard: float | None = None) -> None:
-        self.seats[hello.rank] = Seat(conn, hello, Contact(now), now if heard is None else heard, moved=now)
+        spoke, moved = now if heard is None else heard, now - self.put_off
+        self.seats[hello.rank] = Seat(conn, hello, Contact(now), spoke, moved=moved)
         self._by_conn[conn] = hello.rank
         self._say(conn, m.Accepted(self.config.incarnation, self.seats[hello.rank].contact.mark(now)))
         self._note("member joined", member=hello.rank, address=hello.address, incarnation=hello.incarnation)
@@ -408,7 +413,12 @@ class Coordinator:
             f"its launcher at {seat.hello.address} is gone: the connection closed"
             f"{' (' + closed.why + ')' if closed.why else ''}"
         )
-        self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=seat.tail), now)
+        self._remove(rank, self._or_own_gap(Cause(CauseKind.LOST, rank, text, tail=seat.tail), now), now)
+
+    def _or_own_gap(self, cause: Cause, now: float) -> Cause:
+        """Who gives us up right after we did not run for so long is right to."""
+        theirs = cause.kind in (CauseKind.LOST, CauseKind.LEADER)
+        return Cause(CauseKind.LOST, 0, self._gap.words) if theirs and self._gap.recent(now) else cause
 
     def _remove(self, rank: int, cause: Cause, now: float, noticed: float = 0.0) -> None:
         """Take a seat away, and with it the epoch that it is part of."""
@@ -485,7 +495,10 @@ class Coordinator:
             text = f"no sign of life from its launcher at {seat.hello.address} for {silent:.1f} s"
             self._note("member silent", level="warning", member=rank, seconds=round(silent, 1))
             self._out.append(Hang(seat.conn))
-            self._remove(rank, Cause(CauseKind.LOST, rank, text, tail=seat.tail), now, silent)
+            cause = Cause(CauseKind.LOST, rank, text, tail=seat.tail)
+            if self._gap.seconds and (rank == 0 or self._gap.explains(silent, now)):
+                cause = Cause(CauseKind.LOST, 0, self._gap.words)
+            self._remove(rank, cause, now, silent)
 
     # -------------------------------------------------------------------------------------------- between epochs
 
@@ -548,11 +561,11 @@ class Coordinator:
         for seat in self.seats.values():
             seat.clean, seat.joined, seat.told_stop, seat.done, seat.report = False, True, False, -2, None
             seat.member = True
-            seat.moved = now
+            seat.moved = now - self.put_off
         token, values = self.config.mint(self.epoch)
         addresses = tuple(self.seats[r].hello.address for r in ranks)
         self._go(Phase.PREPARING, now)
-        self._stage_since = now
+        self._stage_since, self._stage_put_off = now, self.put_off
         self._note("epoch begins", of_epoch=str(self.epoch), members=len(ranks))
         for seat in self.seats.values():
             if seat.contact.owed:
@@ -573,7 +586,7 @@ class Coordinator:
     def _start(self, stage: int, now: float) -> None:
         assert self.epoch is not None
         self.stage = stage
-        self._stage_since = now
+        self._stage_since, self._stage_put_off = now, self.put_off
         self._started = True
         self._note("stage started", of_epoch=str(self.epoch), stage=self.stages[stage].name)
         self._say_all(m.Start(self.epoch, stage))
@@ -599,7 +612,7 @@ class Coordinator:
         if seat is None:
             return
         if seat.report is None or seat.report.activity != report.activity:
-            seat.moved = now
+            seat.moved = now - self.put_off
         seat.report = report
 
     # ------------------------------------------------------------------------------------------------ its failures
@@ -607,7 +620,8 @@ class Coordinator:
     def _failed(self, conn: int, message: m.Failed, now: float) -> None:
         seat = self._current(conn, message.epoch)
         if seat is not None:
-            self._end(self._beside_silence(replace(message.cause, rank=seat.hello.rank), now), now, message.noticed)
+            cause = self._or_own_gap(replace(message.cause, rank=seat.hello.rank), now)
+            self._end(self._beside_silence(cause, now), now, message.noticed)
 
     def _beside_silence(self, cause: Cause, now: float) -> Cause:
         """An engine may end because its neighbour behind a bad link was killed by its lease: then both are told."""
@@ -672,7 +686,8 @@ class Coordinator:
 
     def _watch_prepare(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
-        if self.phase is Phase.PREPARING and now - self._stage_since > PREPARE_SECONDS:
+        waited = now - self._stage_since - (self.put_off - self._stage_put_off)
+        if self.phase is Phase.PREPARING and waited > PREPARE_SECONDS:
             late = [r for r, s in sorted(self.seats.items()) if s.done < -1]
             text = f"{named(late)} did not answer prepare within {PREPARE_SECONDS:g} s"
             self._end(Cause(CauseKind.TIMEOUT, late[0], text), now)
@@ -687,23 +702,28 @@ class Coordinator:
         if self.phase is not Phase.STARTING:
             return
         c, stage = self.config, self.stages[self.stage]
-        waited = now - self._stage_since
+        waited = now - self._stage_since - (self.put_off - self._stage_put_off)
+        whole = now - self.phase_since - (self.put_off - self._phase_put_off)
         late = [r for r, s in sorted(self.seats.items()) if s.done < self.stage]
         rank = late[0] if late else 0
         if stage.timeout is not None and waited > stage.timeout:
             text = f"stage {stage.name} was not done within {stage.timeout:g} s on {named(late)}"
             self._end(Cause(CauseKind.TIMEOUT, rank, f"{text}. {stage.on_timeout}".strip(". ")), now)
-        elif c.startup_timeout and now - self.phase_since > c.startup_timeout:
+        elif c.startup_timeout and whole > c.startup_timeout:
             text = (
                 f"the engine was not ready within {c.startup_timeout:g} s (--startup-timeout), {named(late)} not done"
             )
             self._end(Cause(CauseKind.TIMEOUT, rank, text), now)
-        elif c.startup_stall_timeout and now - max(s.moved for s in self.seats.values()) > c.startup_stall_timeout:
+        elif c.startup_stall_timeout and self._still_for(now) > c.startup_stall_timeout:
             text = (
                 f"start-up stalled: no output, CPU time, disk or network bytes on any rank "
                 f"for {c.startup_stall_timeout:g} s (--startup-stall-timeout)"
             )
             self._end(Cause(CauseKind.STALL, rank, text), now, c.startup_stall_timeout)
+
+    def _still_for(self, now: float) -> float:
+        """Seconds since anything of the engine moved on any rank, but for those that this machine was starved."""
+        return now - self.put_off - max(s.moved for s in self.seats.values())
 
     # --------------------------------------------------------------------------------------------------- draining
 

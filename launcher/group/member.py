@@ -29,7 +29,7 @@ from typing import Any
 from launcher.data import dataclass, replace
 from launcher.errors import ExitCode
 from launcher.group import messages as m
-from launcher.group.events import Closed, Hang, Note, Say, Tick
+from launcher.group.events import Closed, Hang, Note, OwnGap, Say, Tick
 from launcher.group.lease import Pings, Terms
 from launcher.words import Cause, CauseKind, Epoch, Shared
 
@@ -283,6 +283,7 @@ class Member:
         self.cause: Cause | None = None  #: why the engine is being stopped
         self.acked_at: float | None = None  #: when the leader last answered
         self._born = now
+        self._gap = OwnGap(config.terms, now)
         self._pings = Pings(config.terms)
         self._beat_at = now
         self._seated_at = now
@@ -303,6 +304,7 @@ class Member:
     def handle(self, event: Any, now: float) -> list[Any]:
         """Answer one event. Returns what is to be done, in order."""
         self._out = []
+        self._gap.event(now)
         getattr(self, "_" + TABLE[self.state][type(event)])(event, now)
         return self._out
 
@@ -477,7 +479,11 @@ class Member:
     def _expired(self, event: Expired, now: float) -> None:
         silent = now - (self.acked_at or now)
         text = f"the leader was silent for {silent:.1f} s: the lease ran out and the engine was killed"
-        self._stop_alone(Cause(CauseKind.LEADER, self.config.rank, text), 0.0, now)
+        cause = Cause(CauseKind.LEADER, self.config.rank, text)
+        if self._gap.explains(silent, now):
+            text = f"{self._gap.words}; the lease ran out and the engine was killed"
+            cause = Cause(CauseKind.LEADER, self.config.rank, text)
+        self._stop_alone(cause, 0.0, now)
 
     # --------------------------------------------------------------------------------------------------- an epoch
 
@@ -599,7 +605,11 @@ class Member:
     def _leader_lost(self, closed: Closed, now: float) -> None:
         self._connected = False
         text = f"the leader is gone: the connection closed{' (' + closed.why + ')' if closed.why else ''}"
-        self._stop_alone(Cause(CauseKind.LEADER, 0, text), self.config.stop_grace, now)  # the guard's deadline stands
+        cause = Cause(CauseKind.LEADER, 0, text)
+        if self._gap.recent(now):
+            text = f"{self._gap.words}; then the leader's connection was closed"
+            cause = Cause(CauseKind.LEADER, self.config.rank, text)
+        self._stop_alone(cause, self.config.stop_grace, now)  # the guard's deadline stands
 
     def _cut(self, closed: Closed, now: float) -> None:
         """The connection closed while stopping: go on, and look for the leader when all is gone."""

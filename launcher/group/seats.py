@@ -24,7 +24,7 @@ class Seat:
     told_stop: bool = False
     leaving: float | None = None  #: when the platform kills it
     report: m.Report | None = None
-    moved: float = 0.0  #: when its activity last moved
+    moved: float = 0.0  #: when its activity last moved, less the seconds put off until then
     rival: Rival | None = None
 
     def __post_init__(self) -> None:

@@ -19,6 +19,8 @@ NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 INET_DIAG_INFO = 2  # struct tcp_info
 ESTABLISHED_TO_LAST_ACK = 0x3FA  # every state in which bytes may move: not SYN, LISTEN, TIME_WAIT, CLOSE
+ESTABLISHED = 1
+LATELY = 30.0  #: seconds
 _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBBI48s")
 _MESSAGE = 72  # sizeof(struct inet_diag_msg)
@@ -36,6 +38,17 @@ class Use:
 
     moved: int = 0  #: bytes sent and received so far
     owes: bool = False  #: something was received, and nothing has been sent since: a request that waits for its answer
+    sent: int = 0  #: bytes that were sent and have arrived
+    established: bool = False  #: neither end has closed it
+    sent_ago: float = float("inf")  #: seconds since something was sent
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What the connections of an API say of its requests."""
+
+    answered: bool  #: bytes of an answer have reached a caller since the last look
+    owed: bool  #: a caller waits for its answer, or has had a part of it lately: there may be more to come
 
 
 Counters = dict[bytes, Use]  #: by the kernel's cookie of a connection
@@ -56,6 +69,21 @@ def busy(before: Counters | None, now: Counters | None, or_owes: bool = False) -
     """
     pairs = ((one, (now or {}).get(cookie)) for cookie, one in (before or {}).items())
     return any(after is not None and (after.moved > one.moved or (or_owes and after.owes)) for one, after in pairs)
+
+
+def requests(before: Counters | None, now: Counters | None) -> Requests | None:
+    """What happened between two looks, on connections that were open at both: short ones, such as our own, don't count.
+
+    What a caller sends is no progress: the kernel takes it in for a process that hangs. Nor is a connection on which
+    one end has hung up: our own checks that timed out stay so until the engine gets to them. None: not known.
+    """
+    if now is None:
+        return None
+    answered = any(
+        use.established and use.sent > before[cookie].sent for cookie, use in now.items() if before and cookie in before
+    )
+    owed = any(use.established and (use.owes or (use.sent and use.sent_ago < LATELY)) for use in now.values())
+    return Requests(answered, owed)
 
 
 def _of_family(family: int, port: int) -> Counters:
@@ -90,6 +118,6 @@ def _use(message: bytes) -> Use:
             acked, received = _BYTES.unpack_from(message, at + _ATTRIBUTE.size + _BYTES_AT)
             sent_ago, _, received_ago, _ = _AGES.unpack_from(message, at + _ATTRIBUTE.size + _AGES_AT)
             owes = received > 0 and (not acked or received_ago < sent_ago)  # the kernel's clock ticks every 1 to 10 ms
-            return Use(int(acked) + int(received), owes)
+            return Use(int(acked) + int(received), owes, int(acked), message[1] == ESTABLISHED, sent_ago / 1000)
         at += max(4, (length + 3) & ~3)
     return Use()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from launcher.process.tree import read
 from tests.e2e.group import fetch, running
 from tests.e2e.test_launcher_one_fate import check_end
 
@@ -43,13 +47,42 @@ def test_a_stage_that_is_not_done(tmp_path: Path) -> None:
 
 def test_health_that_fails_ends_the_epoch(tmp_path: Path) -> None:
     args = ("--health-interval", "0.1", "--health-failures", "3", "--restart-backoff", "0.3")
-    faults = ("--", "--unhealthy-after", "0.3", "--fault-epochs", "1")
+    faults = ("--", "--unhealthy-after", "3", "--fault-epochs", "1")
     with running(tmp_path, 2, *args, *faults) as group:
         group.until_serving(after=1)
         for rank in range(2):
             failure = group.status(rank)["first_failure"]
             assert failure["text"] == "reference failed its health check 3 times in a row: HTTP 503"
             assert (failure["rank"], failure["cause"]) == (0, "unhealthy")
+
+
+def test_errors_do_not_end_an_engine_whose_requests_move(tmp_path: Path) -> None:
+    """Its server says 503 for many times --health-failures; a request that was there before is whole."""
+    args = ("--health-interval", "0.1", "--health-failures", "3", "--restart-backoff", "0.3")
+    faults = ("--", "--unhealthy-after", "4", "--fault-epochs", "1", "--token-seconds", "0.1")
+    with running(tmp_path, 2, *args, *faults) as group:
+        group.until("serving", lambda: group.phase(0) == "running")
+        group.complete("slow and whole", 80, timeout=120)
+        group.until_serving(after=1)  # nothing is in flight any more
+        failed = re.search(r"failed its health check (\d+) times in a row", group.status(1)["first_failure"]["text"])
+        assert failed is not None and int(failed[1]) > 3, group.words()
+
+
+def test_a_machine_that_stood_still_says_so_of_itself(tmp_path: Path) -> None:
+    """All processes of all pods, for longer than the lease: nobody calls another, or itself, silent."""
+    with running(tmp_path, 2, "--lease", "4", "--restart-backoff", "0.3") as group:
+        group.until_serving()
+        everybody = [p.pid for rank in range(2) for p in (*group.tree(rank), read(group.guard(rank))) if p]
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(6)
+        for pid in reversed(everybody):
+            os.kill(pid, signal.SIGCONT)
+        group.until_serving(after=1, patience=90)
+        for rank in range(2):
+            text = group.status(rank)["first_failure"]["text"]
+            assert re.match(r"this launcher did not run for \d+\.\d s: machine frozen or overloaded", text), text
+            group.until_said("this launcher did not run for", rank)
 
 
 def test_tokens_that_stand_still_end_the_epoch(tmp_path: Path) -> None:
