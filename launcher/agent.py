@@ -651,6 +651,7 @@ class Agent:
         self.pressure.beat(time.monotonic(), pause)
         while True:
             await asyncio.sleep(pause)
+            self.engine.lateness.mark()
             gap = self.pressure.beat(time.monotonic(), pause)
             if gap:
                 self.log(own_gap(gap), level="warning")

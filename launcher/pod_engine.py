@@ -26,8 +26,9 @@ from launcher.log import Log
 from launcher.pressure import Pressure
 from launcher.process import channel as guard
 from launcher.process import leftovers, tree, watch
+from launcher.process.lateness import Lateness
 from launcher.settings import Settings
-from launcher.stages import OOM_BESIDE, StageRunner, how_it_ended
+from launcher.stages import BEGAN, OOM_BESIDE, StageRunner, how_it_ended
 from launcher.words import Cause, CauseKind, Epoch, Health, Identity, NodeFacts, Plan, Process, Shared
 
 if TYPE_CHECKING:
@@ -95,8 +96,14 @@ class PodEngine:
         self._not_back = ""  # GPU memory that an ended epoch still holds, in words
         self._refusals = 0  # how often in a row that has kept an epoch from starting
         self.stages = StageRunner(
-            identity.rank, line.send, lambda epoch, stage: tell(me.Done(epoch, stage)), self._broke, self._oom_killed
+            identity.rank,
+            line.send,
+            lambda epoch, stage: tell(me.Done(epoch, stage)),
+            self._broke,
+            self._oom_killed,
+            lambda epoch, cause, age, doubt: tell(me.Broke(epoch, cause, age, doubt, True)),
         )
+        self.lateness = Lateness()  #: of this loop, marked with every beat
         self._said: Cause | None = None  #: the failure that our log told last
         self._vital = vital.Vital(self._vital_ended, lambda: self.stages.pids)
 
@@ -229,12 +236,12 @@ class PodEngine:
         self._line.send_and_wait(guard.Handoff(process.argv, process.environment(self._environ), process.cwd))
         os._exit(0)
 
-    def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0) -> None:
+    def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0, doubt: float = 0.0) -> None:
         cause = limits.explained(cause)
         if not self.draining and not self._identity.is_leader:  # there the group's log says it in the same moment
             self._log("failure", {"cause": cause.text, "process": cause.process}, "error")
             self._said = replace(cause, rank=self._identity.rank)
-        self._tell(me.Broke(epoch, cause, noticed))
+        self._tell(me.Broke(epoch, cause, noticed, doubt))
 
     def serve(self) -> None:
         """All ranks run: from now on the engine's health counts."""
@@ -416,7 +423,7 @@ class PodEngine:
             report = guard.Exited("", None if code < 0 else code, -code if code < 0 else None, "")
             cause = how_it_ended(rank, who, report, tail, self._oom_killed)
             cause = replace(cause, kind=cause.kind if end.killed else CauseKind.DIED, process=end.name)
-        self._broke(self.epoch, cause, end.age)
+        self._broke(self.epoch, cause, end.age, max(self.lateness.seconds(), min(end.age, BEGAN)))
 
     def _oom_killed(self) -> bool:
         before, now = self._before.oom_kills if self._before else None, leftovers.oom_kills()

@@ -1,8 +1,8 @@
 """Runs one rank's stages: orders processes of the guard, opens their gates, and says how each one ended.
 
 The agent gives it a plan when an epoch is prepared, a stage number when the leader says so, and every report of the
-guard. It answers through two callbacks: a stage is done, or something broke. After :meth:`cancel` (the engine is being
-stopped) it says nothing more of that epoch. It decides nothing.
+guard. It answers through callbacks: a stage is done, something broke (when, in seconds before now, and how much earlier
+it may have been), or a process ended that our own stop had reached. It decides nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from launcher.data import dataclass, field
 from launcher.last_lines import LastLines, Lines, probes_of, without_colours
 from launcher.process import channel as guard
 from launcher.process import tree
-from launcher.words import Cause, CauseKind, Epoch, Gate, Plan, Process
+from launcher.words import TOLD_TO_STOP, Cause, CauseKind, Epoch, Gate, Plan, Process
 
 #: A root often ends with a code of its own because the kernel killed a worker deep in its tree.
 OOM_BESIDE = "in this epoch the kernel has killed processes of this pod: out of memory (raise the pod's memory limit)"
+MOST_OF_STOPPED = 40  #: last lines that are told of a process that our own stop has ended
+BEGAN = 1.0  #: seconds: what had begun to end when a stop came may have begun so long before
 POLL_FIRST, POLL_LAST = 0.05, 1.0  #: seconds between looks at a gate: quick at first, then easy on a loading engine
 REMIND_FIRST, REMIND_LAST = 60.0, 300.0  #: seconds after which the log says for what a gate waits, doubling
 
@@ -51,13 +53,15 @@ class StageRunner:
         rank: int,
         order: Callable[[guard.Spawn], None],
         done: Callable[[Epoch, int], None],
-        broke: Callable[[Epoch, Cause, float], None],
+        broke: Callable[[Epoch, Cause, float, float], None],
         killed_by_oom: Callable[[], bool],
+        ended: Callable[[Epoch, Cause, float, float], None] = lambda *_: None,
     ) -> None:
         self._rank = rank
         self._order = order
         self._done = done
         self._broke = broke
+        self._ended = ended
         self._killed_by_oom = killed_by_oom
         self._plan: Plan | None = None
         self._epoch: Epoch | None = None
@@ -101,19 +105,22 @@ class StageRunner:
             self._check_done()
 
     def cancel(self) -> None:
-        """The engine is being stopped: from now on ends are no failures.
+        """The engine is being stopped: from now on an end is no failure, unless the stop had not yet reached it.
 
-        But what has begun to end by now came before the stop, and may be why the neighbour failed that it is about,
-        whose word was faster: it is told, however late (to give back a GPU's memory may take seconds). So is an end by
-        a signal of a process that the stop had not yet reached. Once it was reached, whatever it ends by is the stop's
-        doing: some engines answer TERM by killing their whole tree, themselves too (SGLang's kill_process_tree), or
-        abort in the teardown of CUDA. A second order to stop changes nothing of this.
+        What has begun to end by now came before the stop, and may be why the neighbour failed that it is about, whose
+        word was faster: it is told, however late (to give back a GPU's memory may take seconds). So is an end of a
+        process that the stop had not yet reached. Once it was reached, whatever it ends by is most likely the stop's
+        doing, and told as that: some engines answer TERM by killing their whole tree, themselves too (SGLang's
+        kill_process_tree), or abort in the teardown of CUDA. A second order to stop changes nothing of this.
         """
         if not self._live:
             return
         self._live = False
         self._stop_at = time.monotonic()
         self._went_before = [r for r in self.running.values() if r.pid and not r.ended and tree.ending(r.pid)]
+        for one in self.running.values():
+            if not one.ended:
+                one.lines.add([TOLD_TO_STOP])
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
@@ -155,21 +162,25 @@ class StageRunner:
             self._open_gate(one)
             return
         tail = one.lines.telling or _telling(report.tail)
-        if report.told and one not in self._went_before:
-            return  # by our own stop, or by the guard at the deadline, of which it will tell
-        cause = how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom)
-        self._fail(one, cause, report.at, hit=report.signal is not None)
-
-    def _fail(self, one: Running, cause: Cause, at: float = 0.0, hit: bool = False) -> None:
-        """``at``: when it was noticed, monotonic; 0: now. ``hit``: by a signal that was not the stop's."""
-        if self._epoch is None:
-            return
         now = time.monotonic()
-        if one in self._went_before:
-            at = min(at or now, self._stop_at)
-        elif not self._live and not hit:
+        age = max(0.0, now - report.at) if report.at else 0.0
+        if report.told and one not in self._went_before:
+            # by our own stop, or by the guard at the deadline, of which it will tell
+            cause = how_it_ended(self._rank, one.process.name, report, tail[-MOST_OF_STOPPED:], lambda: False)
+            if self._epoch is not None and not self._live:
+                self._ended(self._epoch, cause, age, report.doubt)
             return
-        self._broke(self._epoch, cause, max(0.0, now - at) if at else 0.0)
+        tail = tuple(line for line in tail if line != TOLD_TO_STOP)  # it was not
+        cause = how_it_ended(self._rank, one.process.name, report, tail, self._killed_by_oom)
+        doubt = report.doubt
+        if one in self._went_before and now - age > self._stop_at:
+            age, doubt = now - self._stop_at, BEGAN
+        if self._epoch is not None:
+            self._broke(self._epoch, cause, age, doubt)
+
+    def _fail(self, one: Running, cause: Cause) -> None:
+        if self._epoch is not None and self._live:
+            self._broke(self._epoch, cause, 0.0, 0.0)
 
     # ------------------------------------------------------------------------------------------------------ gates
 

@@ -15,6 +15,7 @@ from launcher.words import Cause
 
 if TYPE_CHECKING:
     from launcher.agent import Agent
+    from launcher.group.ends import End
     from launcher.group.measures import Durations
 
 TERMINATION_BYTES = 4000  #: the kubelet reads 4096
@@ -76,6 +77,22 @@ def failure_object(cause: Cause | None, epoch: int | None, at: float | None) -> 
         "exit_code": cause.code,
         "text": cause.text,
         "tail": list(cause.tail),
+        "probably": bool(cause.rivals),
+        "or_rank": list(cause.rivals),
+        "because_of_it": list(cause.because),
+    }
+
+
+def end_object(end: End) -> dict[str, Any]:
+    """How a rank ended."""
+    cause = end.cause
+    return {
+        "rank": cause.rank,
+        "cause": cause.kind.value,
+        "exit_code": cause.code,
+        "text": cause.text,
+        "stopped_by_us": end.told,
+        "tail": list(cause.tail),
     }
 
 
@@ -111,6 +128,7 @@ def status_object(agent: Agent) -> dict[str, Any]:
             {
                 "served_s": None if e.served is None else round(e.served, 1),
                 **(failure_object(e.cause, e.epoch.n, e.at) or {}),
+                "ends": [end_object(end) for end in e.ends],
             }
             for e in lead.history.ended
         ]
@@ -267,10 +285,29 @@ def failure_block(cause: Cause, reason: str, restarts: int) -> list[str]:
         lines.append(f"launcher:   process {cause.process}{code}")
     if reason:
         lines.append(f"launcher:   giving up: {reason}")
+    if cause.rivals:
+        lines.append(f"launcher:   {rivals_in_words(cause)}")
     if cause.tail:
         lines.append(f"launcher:   last lines of rank {cause.rank}:")
         lines += [f"launcher:   | {line}" for line in cause.tail]
+    if cause.because:
+        lines.append(f"launcher:   {because_in_words(cause)}")
+        lines += [f"launcher:   | {line}" for line in cause.because]
     return lines
+
+
+def rivals_in_words(cause: Cause) -> str:
+    """Who else it may have been."""
+    others = " or ".join(f"rank {rank}" for rank in cause.rivals)
+    return f"it may have been {others}: they ended too close together to know which was first"
+
+
+def because_in_words(cause: Cause) -> str:
+    """How many ended too."""
+    count = len(cause.because)
+    if count and cause.because[-1].startswith("and "):
+        count += int(cause.because[-1].split()[1]) - 1
+    return f"{count} more rank{' ended' if count == 1 else 's ended'} because of it:"
 
 
 def termination_message(cause: Cause | None, code: int, text: str) -> str:

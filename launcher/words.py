@@ -214,9 +214,15 @@ class Cause:
     code: int | None = None  #: exit code; 128 + n for signal n
     tail: tuple[str, ...] = ()  #: last lines of output, oldest first
     limit: str = ""  #: the engine's own limit that ran out because all is slow, if its last lines tell of one
+    rivals: tuple[int, ...] = ()  #: ranks that may have been the first instead: then this is but probable
+    because: tuple[str, ...] = ()  #: a line for each other rank that ended: because of this, as far as is known
 
     def __str__(self) -> str:
-        return f"rank {self.rank}: {self.text}"
+        return f"{'probably ' if self.rivals else ''}rank {self.rank}: {self.text}"
+
+
+#: In the last lines of a process that our stop had reached: what it said before that stands above.
+TOLD_TO_STOP = "--- here it was told to stop ---"
 
 
 # ------------------------------------------------------------------------------------------------ fingerprint

@@ -44,9 +44,10 @@ from launcher.data import dataclass, replace
 from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.budget import STEADY, Budget
+from launcher.group.ends import End, Ends
 from launcher.group.events import Closed, Hang, Note, OwnGap, Say, SayAll, Tick
 from launcher.group.fences import Fences
-from launcher.group.history import WINDOW, History, came_before, explains_better, with_neighbour
+from launcher.group.history import History
 from launcher.group.lease import Contact, Terms
 from launcher.group.measures import DrainEnd, Measures
 from launcher.group.seats import Rival, Seat, alike, differences, named
@@ -168,7 +169,7 @@ class Coordinator:
         self.history = History()
         self.measures = Measures()
         self.budget = Budget(config.max_restarts, config.restart_window, rng, longest=config.restart_backoff)
-        self.cause: Cause | None = None  #: why the current epoch is ending
+        self.cause: Cause | None = None  #: why the current epoch is ending, as far as is known
         self.verdict = ""  #: why the group gave up
         self.phase_since = now
         self.put_off = 0.0  #: seconds so far for which deadlines of a start did not count: this machine was starved
@@ -188,7 +189,7 @@ class Coordinator:
         self._fresh_at = now
         self._ready_at: float | None = None
         self._started = False  # a stage of this epoch was started: its end is charged
-        self._cause_at = self._broke_at = now  # when the leader heard of it, and when it was, as far as anybody knows
+        self._ends = Ends({})  # of the current epoch: what its cause is judged by
         self._drain_by: float | None = None
         self._drain_end = DrainEnd.IDLE
         self._not_before = now
@@ -308,18 +309,15 @@ class Coordinator:
         rank, replaces = hello.rank, hello.dead
         stopping = self.phase is Phase.STOPPING and self.cause is not None
         if stopping and self._was_lost_for(rank, replaces):
-            assert self.cause is not None
-            self.cause = replace(died, tail=died.tail or self.cause.tail)
+            self._ends.explain(rank, died)
         elif (replaces or not stopping) and self.history.refine(rank, died, replaces):
             self._note("first failure explained", cause=str(self.history.first))
         elif rank == 0 and not self._members:
             self.history.inherit_death(died)
 
     def _was_lost_for(self, rank: int, replaces: tuple[str, ...]) -> bool:
-        """Whether the epoch that stops does so because one of ``replaces`` (empty: any launcher of the rank) was lost."""
-        assert self.cause is not None
-        known = not replaces or self._lost_member(rank) in replaces
-        return self.cause.rank == rank and self.cause.kind is CauseKind.LOST and known
+        """Whether the epoch that stops has lost one of ``replaces`` (empty: any launcher of the rank)."""
+        return self._ends.lost(rank) and (not replaces or self._lost_member(rank) in replaces)
 
     def _lost_member(self, rank: int) -> str:
         """Who of this epoch is lost for all that is known; empty: it came back, so it had not died."""
@@ -333,8 +331,9 @@ class Coordinator:
         self._fences.clear(seat.clears)
 
     def _seat(self, conn: int, hello: m.Hello, now: float, heard: float | None = None) -> None:
+        contact = Contact(now, 0.0) if conn == LOCAL else Contact(now)
         spoke, moved = now if heard is None else heard, now - self.put_off
-        self.seats[hello.rank] = Seat(conn, hello, Contact(now), spoke, moved=moved)
+        self.seats[hello.rank] = Seat(conn, hello, contact, spoke, moved=moved)
         self._by_conn[conn] = hello.rank
         self._say(conn, m.Accepted(self.config.incarnation, self.seats[hello.rank].contact.mark(now)))
         self._note("member joined", member=hello.rank, address=hello.address, incarnation=hello.incarnation)
@@ -444,7 +443,7 @@ class Coordinator:
         if self.phase in (Phase.PREPARING, Phase.STARTING, Phase.RUNNING, Phase.DRAINING):
             self._end(cause, now, noticed)
         elif self.phase is Phase.STOPPING:
-            self._also(cause, now)
+            self._ends.add(End(cause, now, now), now)
             self._over_if_all_stopped(now)
 
     def _drop_rival(self, conn: int) -> None:
@@ -459,7 +458,7 @@ class Coordinator:
         if seat is None:
             return  # nothing is acked to a launcher that was declared lost
         first = seat.contact.proven is None
-        seat.contact.heard(ping.seq, ping.echo, now)
+        seat.contact.heard(ping.seq, ping.echo, now, ping.at, ping.heard)
         limit = now if not self._in_epoch() else self._freshness(now)
         good = seat.contact.good(limit)
         self._say(conn, m.Ack(good, seat.contact.mark(now)))
@@ -564,6 +563,7 @@ class Coordinator:
             seat.moved = now - self.put_off
         token, values = self.config.mint(self.epoch)
         addresses = tuple(self.seats[r].hello.address for r in ranks)
+        self._ends = Ends(dict(zip(addresses, ranks, strict=True)) if len(set(addresses)) == len(ranks) else {})
         self._go(Phase.PREPARING, now)
         self._stage_since, self._stage_put_off = now, self.put_off
         self._note("epoch begins", of_epoch=str(self.epoch), members=len(ranks))
@@ -619,9 +619,9 @@ class Coordinator:
 
     def _failed(self, conn: int, message: m.Failed, now: float) -> None:
         seat = self._current(conn, message.epoch)
-        if seat is not None:
+        if seat is not None and not message.told:  # else we have told nobody to stop: its guard killed at the deadline
             cause = self._or_own_gap(replace(message.cause, rank=seat.hello.rank), now)
-            self._end(self._beside_silence(cause, now), now, message.noticed)
+            self._end(self._beside_silence(cause, now), now, message.noticed, self._when(seat, message, now))
 
     def _beside_silence(self, cause: Cause, now: float) -> Cause:
         """An engine may end because its neighbour behind a bad link was killed by its lease: then both are told."""
@@ -630,6 +630,12 @@ class Coordinator:
         if cause.kind is not CauseKind.EXITED or silence.get(rank, 0.0) <= self.config.terms.lease / 4:
             return cause
         return replace(cause, text=f"{cause.text}; rank {rank} had been silent for {silence[rank]:.1f} s")
+
+    def _when(self, seat: Seat, message: m.Failed, now: float) -> tuple[float, float]:
+        """Between which times it was, on our clock."""
+        offset = seat.contact.offset
+        found = None if message.at is None else offset.interval(message.at, message.doubt, now)
+        return found or (now - message.noticed - message.doubt, now - message.noticed)
 
     def _unable(self, conn: int, message: m.Unable, now: float) -> None:
         seat = self._current(conn, message.epoch)
@@ -659,20 +665,13 @@ class Coordinator:
 
     def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
         seat = self._seat_of(conn)
-        if seat is not None and message.epoch == self.epoch:
-            noticed = message.noticed if isinstance(message, m.Failed) else 0.0
-            self._also(replace(message.cause, rank=seat.hello.rank), now - noticed)
-
-    def _also(self, cause: Cause, now: float) -> None:
-        """A failure beside the first, of ``now``: the cause only if it explains the first and came right after it."""
-        assert self.cause is not None
-        if self.cause.kind is CauseKind.DRAIN or now - self._cause_at > WINDOW:
+        if seat is None or message.epoch != self.epoch:
             return
-        if explains_better(cause, self.cause) or (now < self._broke_at and came_before(cause, self.cause)):
-            self._note("failure explained", level="warning", cause=str(cause))
-            self.cause, self._broke_at = with_neighbour(cause, self.cause), now
+        cause = replace(message.cause, rank=seat.hello.rank)
+        if isinstance(message, m.Failed):
+            self._ends.add(End(cause, *self._when(seat, message, now), message.told), now)
         else:
-            self.cause = with_neighbour(self.cause, cause)
+            self._ends.add(End(cause, now, now), now)
 
     def _stopped_unasked(self, conn: int, message: m.Stopped, now: float) -> None:
         seat = self._current(conn, message.epoch)
@@ -761,7 +760,7 @@ class Coordinator:
         first = self._drain_by is None
         self._drain_by = by if self._drain_by is None else min(self._drain_by, by)
         if first:
-            self.cause, self._cause_at = _drain_cause(seat.hello.rank), now
+            self.cause = _drain_cause(seat.hello.rank)
             self._drain_end = DrainEnd.IDLE
             self._go(Phase.DRAINING, now)
             self._note("draining", member=seat.hello.rank, at_most_s=round(max(0.0, by - now), 1))
@@ -823,10 +822,10 @@ class Coordinator:
 
     # ---------------------------------------------------------------------------------------------- the end of one
 
-    def _end(self, cause: Cause, now: float, noticed: float = 0.0) -> None:
+    def _end(self, cause: Cause, now: float, noticed: float = 0.0, when: tuple[float, float] | None = None) -> None:
         """End the epoch on all ranks: `stop` to everybody who takes part in it.
 
-        ``noticed``: seconds from the failure to now, as far as anybody knows.
+        ``noticed``: seconds from the failure to now, as far as anybody knows; ``when``: between which times it was.
         """
         assert self.epoch is not None
         drained = cause.kind is CauseKind.DRAIN
@@ -835,7 +834,8 @@ class Coordinator:
             self._measure_drain(cause, now)
         if not drained:
             self.measures.detected.add(noticed)
-        self.cause, self._cause_at, self._broke_at = cause, now, now - noticed
+            self._ends.add(End(cause, *(when or (now, now))), now)
+        self.cause = cause
         self._go(Phase.STOPPING, now)
         if not drained:
             self._note("epoch failed", level="error", of_epoch=str(self.epoch), cause=str(cause))
@@ -875,12 +875,14 @@ class Coordinator:
         if any(s.joined for s in self.seats.values()) or self.phase is not Phase.STOPPING:
             return
         assert self.epoch is not None and self.cause is not None
+        self._settle_cause()
         served = None if self._ready_at is None else now - self._ready_at
         self.measures.stopped.add(now - self.phase_since)
         if self.cause.kind is not CauseKind.DRAIN:
             self.measures.failures[self.cause.kind.value] += 1
         stage = self.stages[self.stage].name if self.stages else ""
-        self.history.record(self.epoch, self.cause, now, served, self._lost_member(self.cause.rank))
+        lost = self._lost_member(self.cause.rank)
+        self.history.record(self.epoch, self.cause, now, served, lost, self._ends.of_each_rank)
         drained = self.cause.kind is CauseKind.DRAIN
         verdict = self.budget.judge(self.cause, stage, served, self._started and not drained, now)
         if self._abort is not None:
@@ -899,6 +901,14 @@ class Coordinator:
             if seat.leaving is not None:
                 self._say(seat.conn, m.Goodbye())
         self._consider(LOCAL, None, now)
+
+    def _settle_cause(self) -> None:
+        """All ends that can be heard of are heard: which was the first?"""
+        assert self.cause is not None
+        if self.cause.kind is not CauseKind.DRAIN:
+            first, self.cause = self.cause, self._ends.judge()
+            if str(first) != str(self.cause):
+                self._note("failure explained", level="warning", cause=str(self.cause), first_heard=str(first))
 
     def _give_up(self, cause: Cause, code: int, reason: str, now: float) -> None:
         self._abort = m.Abort(cause, code, reason[: m.MOST_WORDS])

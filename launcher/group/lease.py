@@ -40,6 +40,7 @@ from __future__ import annotations
 from collections import deque
 
 from launcher.data import dataclass
+from launcher.group.clock import DRIFT, Offset
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Pings:
         self._sent: deque[tuple[int, float]] = deque(maxlen=256)
         self._seq = 0
         self.echo = echo  #: the newest mark heard
+        self.heard_at: float | None = None  #: when it was
         self.since: float | None = None  #: when the newest good ping was sent
         self.last_sent: float | None = None
 
@@ -86,9 +88,10 @@ class Pings:
         self.last_sent = now
         return self._seq
 
-    def acked(self, good: int, mark: int) -> bool:
+    def acked(self, good: int, mark: int, now: float | None = None) -> bool:
         """Take in an ack. True if the lease grew. An ack for a ping that was never sent changes nothing."""
-        self.echo = max(self.echo, mark)
+        if mark > self.echo:
+            self.echo, self.heard_at = mark, now
         grew = False
         while self._sent and self._sent[0][0] <= good:
             _, sent = self._sent.popleft()
@@ -108,7 +111,8 @@ class Pings:
 class Contact:
     """The leader's side for one member."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, drift: float = DRIFT) -> None:
+        self.offset = Offset(drift)  #: the member's clock, for the order of failures
         self._pings: deque[tuple[int, float]] = deque(maxlen=256)
         self._marks: deque[tuple[int, float]] = deque(maxlen=256)
         self._mark = 0
@@ -123,12 +127,16 @@ class Contact:
         self._marks.append((self._mark, now))
         return self._mark
 
-    def heard(self, seq: int, echo: int, now: float) -> None:
-        """A ping arrived."""
+    def heard(self, seq: int, echo: int, now: float, at: float | None = None, heard: float | None = None) -> None:
+        """A ping arrived. ``at``, ``heard``: when it was sent and its mark was heard, by the member's clock."""
         if not self._pings or seq > self._pings[-1][0]:
             self._pings.append((seq, now))
+        if at is not None:
+            self.offset.sent(at, now)
         while self._marks and self._marks[0][0] <= echo:
-            _, self.proven = self._marks.popleft()
+            mark, self.proven = self._marks.popleft()
+            if mark == echo and heard is not None:
+                self.offset.heard(heard, self.proven, now)
 
     def good(self, limit: float) -> int:
         """The newest ping that arrived no later than ``limit``; from now on it is granted."""

@@ -94,6 +94,8 @@ class Broke:
     epoch: Epoch
     cause: Cause
     noticed: float = 0.0  #: seconds that it took to notice
+    doubt: float = 0.0  #: seconds that it may have been earlier still
+    told: bool = False  #: our stop had reached it before it ended
 
 
 @dataclass(frozen=True)
@@ -370,6 +372,7 @@ class Member:
         self.leader = message.leader
         self.refusal = ""
         self._pings = Pings(self.config.terms, message.mark)
+        self._pings.heard_at = now
         self._seated_at = self._beat_at = now
         self.acked_at = self._led_at = now
         self._go(State.SEATED)
@@ -446,12 +449,13 @@ class Member:
 
     def _ping(self, now: float) -> None:
         self._beat_at = now
-        self._say(m.Ping(self._pings.send(now), self._pings.echo), now)
+        heard = None if self._pings.heard_at is None else self._pings.heard_at - self._born
+        self._say(m.Ping(self._pings.send(now), self._pings.echo, now - self._born, heard), now)
 
     def _acked(self, ack: m.Ack, now: float) -> None:
         self.acked_at = self._led_at = now
         self._died = None  # the ping that this answers has proven our hello: the leader has taken it in
-        grew = self._pings.acked(ack.good, ack.mark)
+        grew = self._pings.acked(ack.good, ack.mark, now)
         if grew and self.state in (State.STARTING, State.RUNNING, State.STOPPING):
             self._out.append(SetDeadline(self._pings.deadline))
 
@@ -554,7 +558,8 @@ class Member:
         """The leader stops everybody, us too. If it can't hear us, its silence does. One that came before the stop and
         is noticed only now may explain it better."""
         if event.epoch == self.epoch:
-            self._say(m.Failed(event.epoch, event.cause, event.noticed), now)
+            at = max(0.0, now - event.noticed - self._born)
+            self._say(m.Failed(event.epoch, event.cause, event.noticed, at, event.doubt, event.told), now)
 
     # -------------------------------------------------------------------------------------------------- its end
 

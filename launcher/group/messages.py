@@ -170,6 +170,8 @@ def _cause(value: Any) -> Cause:
         code=_optional(_whole(0, 255))(value.get("code")),
         tail=_list(_text(500), TAIL_LINES)(value.get("tail", [])),
         limit=_text(100)(value.get("limit", "")),
+        rivals=_list(_whole(0, MAX_RANKS), 16)(value.get("rivals", [])),
+        because=_list(_text(MOST_WORDS), 17)(value.get("because", [])),
     )
 
 
@@ -244,10 +246,15 @@ def next_incarnation(incarnation: str) -> str:
 
 @dataclass(frozen=True)
 class Ping:
-    """Heartbeat. ``echo`` is the newest ``mark`` heard: it proves to the leader that its words arrive."""
+    """Heartbeat. ``echo`` is the newest ``mark`` heard: it proves to the leader that its words arrive.
+
+    ``at`` and ``heard``: when this was sent and when that mark was heard, in seconds of the member's own clock.
+    """
 
     seq: int = _wire(_whole(0, 2**53))
     echo: int = _wire(_whole(0, 2**53), default=0)
+    at: float | None = _wire(_optional(_seconds), write=_sendable, default=None)
+    heard: float | None = _wire(_optional(_seconds), write=_sendable, default=None)
 
 
 @dataclass(frozen=True)
@@ -282,6 +289,11 @@ class Failed:
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
     noticed: float = _wire(_seconds, write=_sendable, default=0.0)  #: seconds that it took the rank to notice
+    #: When it was, by the clock of its pings.
+    at: float | None = _wire(_optional(_seconds), write=_sendable, default=None)
+    #: Seconds that it may have been earlier: its observer had no CPU.
+    doubt: float = _wire(_seconds, write=_sendable, default=0.0)
+    told: bool = _wire(_flag, default=False)  #: our own stop had reached it before it ended
 
 
 @dataclass(frozen=True)
@@ -562,6 +574,8 @@ def cause_object(value: Cause, room: int = TAIL_BYTES) -> dict[str, Any]:
         "code": value.code,
         "tail": _newest(value.tail, room),
         "limit": value.limit[:100],
+        "rivals": list(value.rivals[:16]),
+        "because": [line[:MOST_WORDS] for line in value.because[:17]],
     }
 
 

@@ -160,6 +160,7 @@ class Exited(NamedTuple):
     tail: str  #: the last 16 KiB that it wrote, both streams together
     told: bool = False  #: a stop, or the deadline, had sent TERM or KILL to it before it ended
     at: float = 0.0  #: when the guard noticed, CLOCK_MONOTONIC; 0: not told
+    doubt: float = 0.0  #: seconds that it may have been earlier: the guard had no CPU, or was busy
 
 
 class Orphaned(NamedTuple):

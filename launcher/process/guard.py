@@ -56,6 +56,7 @@ from launcher.process.channel import (
     encode,
 )
 from launcher.process.children import Child, Pipe
+from launcher.process.lateness import Lateness
 from launcher.process.stopping import Phase, Stopping
 
 #: Reports that wait for the agent; beyond the first, output is dropped; beyond the second, signals too.
@@ -132,6 +133,7 @@ class Guard:
         self._unread_since = 0.0
         self._held = False  #: engines wait for a reader of our stdout that keeps up
         self._told_dropped = [0, 0]
+        self._lateness = Lateness()
 
     def run(self) -> int:
         """Fork the agent and guard it until something says how to exit."""
@@ -142,7 +144,9 @@ class Guard:
         return self._leave(self._code)
 
     def _turn(self) -> None:
-        for fd, event in self._poll.poll(self._timeout() * 1000):
+        found = self._poll.poll(self._timeout() * 1000)
+        self._lateness.mark()
+        for fd, event in found:
             if fd == self._wakeup:
                 self._read_signals()
             elif fd == self._agent.fd:
@@ -210,7 +214,7 @@ class Guard:
                 self._agent.report(Orphaned(pid), OUTPUT_BOUND)
 
     def _root_ended(self, child: Child, status: int) -> None:
-        noticed = time.monotonic()
+        noticed, doubt = time.monotonic(), self._lateness.seconds()
         if child.status is not None:
             self._learn_exec(child)
         for fd in list(child.pipes):
@@ -222,7 +226,7 @@ class Guard:
         killed = os.WIFSIGNALED(status)
         code = None if killed else os.WEXITSTATUS(status)
         number = os.WTERMSIG(status) if killed else None
-        self._agent.report(Exited(child.id, code, number, child.tail, child.told, noticed))
+        self._agent.report(Exited(child.id, code, number, child.tail, child.told, noticed, doubt))
 
     # --------------------------------------------------------------------------------------------------- output
 
@@ -487,18 +491,18 @@ class Guard:
         self._reap()  # what has ended is reported, with its last output, before the end of it all is
         for stop in due:
             for pid, number in stop.tick(now, table, self._reaped):
-                tree.send(pid, number)
                 self._mark_told(pid)
+                tree.send(pid, number)
             if stop.phase is Phase.KILL:
-                tree.kill(stop.left, table, stop.groups)
                 for victim in stop.left:
                     self._mark_told(victim.pid)
+                tree.kill(stop.left, table, stop.groups)
                 if stop.everything:
                     tree.chase(self._is_ours)
 
     def _mark_told(self, pid: int) -> None:
-        """What ended before this did so by itself: only here is the order of the two known."""
-        if pid in self._children:
+        """A signal is about to be sent. What ended or began to end before did so by itself: only here is that known."""
+        if pid in self._children and not self._children[pid].told and not tree.ending(pid):
             self._children[pid].told = True
 
     def _is_ours(self, proc: tree.Proc) -> bool:

@@ -115,6 +115,8 @@ class Trouble:
 class Cluster:
     def __init__(self, world: World, rules: Rules, **plan: Any) -> None:
         self.world = world
+        self.evidence = random.Random(f"evidence of {world.seed}")  #: what changes nothing but what is told of an end
+        self.talkative = self.evidence.random() < 0.5  #: the engine's last words tell who ended because of a neighbour
         self.rules = rules
         self.plan = replace(draw_plan(world.rng), **plan)
         self.terms = Terms(self.plan.lease)
@@ -310,6 +312,12 @@ class Cluster:
         for other in list(self.truth.live):
             if other.epoch == proc.epoch and other.guard is not proc.guard and self.world.chance(0.7):
                 other.guard.later(self.world.between(0.001, 0.9), other.guard.breaks, other, CauseKind.EXITED, 1, False)
+
+    def last_words(self, followed: bool) -> tuple[str, ...]:
+        """Of a process that ended by itself."""
+        if not self.talkative:
+            return ()
+        return ("RuntimeError: Connection closed by peer",) if followed else ("ValueError: no such expert",)
 
     def agents(self) -> list[Agent]:
         return [p.agent for p in self.pods if p.agent is not None]

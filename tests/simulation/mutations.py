@@ -784,8 +784,8 @@ class ExitsWithOthers(mb.Member):
 
 
 class _Overwrites(History):
-    def record(self, epoch: Epoch, cause: Cause, at: float, served: float | None, member: str = "") -> None:
-        super().record(epoch, cause, at, served, member)
+    def record(self, epoch: Epoch, cause: Cause, *more: Any) -> None:
+        super().record(epoch, cause, *more)
         if cause.kind is not CauseKind.DRAIN:
             self.first = cause
 
@@ -824,9 +824,21 @@ class FirstOverwritten(c.Coordinator):
 
 @leader("of several failures the one that explains the others is told", "out_of_memory")
 class LastFailureTold(c.Coordinator):
-    def _also(self, cause: Cause, now: float) -> None:
+    def _settle_cause(self) -> None:
         if self.cause is not None and self.cause.kind is not CauseKind.DRAIN:
-            self.cause = cause
+            self.cause = self._ends.all[-1].cause
+
+
+@leader("the first failure is not the one that is heard first", "told_late")
+class FirstHeardTold(c.Coordinator):
+    def _settle_cause(self) -> None:
+        """Do nothing."""
+
+
+@leader("each member's clock is mapped to the leader's", "told_late")
+class ClocksTakenForOne(c.Coordinator):
+    def _when(self, seat: Any, message: m.Failed, now: float) -> tuple[float, float]:
+        return now - message.doubt, now
 
 
 @leader("pings that came under a frozen F are granted with `prepare`", "back_too_soon")

@@ -410,6 +410,19 @@ def out_of_memory(cluster: Cluster) -> None:
     proc.guard.breaks(proc, CauseKind.OOM, 137)
 
 
+def told_late(cluster: Cluster) -> None:
+    """A process ends with a code; another rank's, which ends because of it, is heard of first. Neither says a word of
+    the other, and the machines' clocks are days apart: the times of the ends alone tell which was the first."""
+    cluster.talkative, cluster.net.base = False, 0.001
+    procs = {p.rank: p for p in cluster.truth.live}
+    agent = procs[1].guard.agent
+    assert agent is not None
+    agent.stalled = True
+    cluster.world.at(0.8, agent.thaw)
+    procs[1].guard.breaks(procs[1], CauseKind.EXITED, 41)
+    cluster.world.at(0.5, procs[2].guard.breaks, procs[2], CauseKind.EXITED, 1, False)
+
+
 def stalled_before_start(cluster: Cluster) -> None:
     """An agent has said `prepared` and is stalled: `start` waits for it until its guard's deadline has passed."""
     _stall(cluster, 1, 1.5 * LEASE)
@@ -594,6 +607,7 @@ PLOTS: dict[str, Plot] = {
     ),
     "second_pod": Plot(second_pod),
     "out_of_memory": Plot(out_of_memory, more={"fragile": True}),
+    "told_late": Plot(told_late),
     "one_leaves_slowly": Plot(one_leaves_slowly, more={"longest_request": 0.5}, lasts=2 * LEASE),
     "lost_while_gathering": Plot(lost_while_gathering),
     "ended_while_preparing": Plot(ended_while_preparing, Phase.PREPARING, {"prepare_time": (0.0, 12.0)}),

@@ -232,7 +232,7 @@ class Guard:
             self.cluster.neighbours_break(proc)
         self._gone(proc)
         if proc.agent is self.agent:
-            self._report("process_ended", proc, kind, code)
+            self._report("process_ended", proc, kind, code, self.world.now, not root)
         self._settle()
 
     def _gone(self, proc: Proc) -> None:
@@ -664,9 +664,14 @@ class Agent:
         if self._stage == (epoch, stage):
             self.follow(mb.Done(epoch, stage))
 
-    def process_ended(self, proc: Proc, kind: CauseKind, code: int) -> None:
+    def process_ended(self, proc: Proc, kind: CauseKind, code: int, ended: float, followed: bool) -> None:
+        """``ended``: the true time. The guard noticed it some time later, and knows how late it may have been."""
         text = f"{proc.name} of rank {proc.rank} ended: {kind.value} {code}"
-        self.follow(mb.Broke(proc.epoch, Cause(kind, proc.rank, text, proc.name, code)))
+        late = self.cluster.evidence.choice((0.0, 0.001, 0.02, 0.2)) * self.cluster.evidence.random()
+        noticed = self.pod.clock.local(min(ended + late, self.world.now))
+        doubt = noticed - self.pod.clock.local(ended)
+        cause = Cause(kind, proc.rank, text, proc.name, code, self.cluster.last_words(followed))
+        self.follow(mb.Broke(proc.epoch, cause, self.local - noticed, doubt * self.cluster.evidence.uniform(1, 2)))
 
     def _stop(self, action: mb.DoStop) -> None:
         self._stops += 1

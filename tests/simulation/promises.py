@@ -519,8 +519,8 @@ class Truth:
         if first.since < truth.made_at or any(t is not first and t.since - first.since < 2 for t in relevant):
             return
         if first.rank != cause.rank or cause.kind not in first.kinds:
-            if cause.kind is CauseKind.EXITED and CauseKind.EXITED in first.kinds:
-                return  # two processes that ended with a code: nobody can tell which was first
+            if first.rank in cause.rivals and not self.cluster.talkative:
+                return  # two that ended by themselves, and nobody can tell which was first: that is said
             self.world.broken(
                 "explains",
                 f"{truth.epoch} ended by {first.what} of rank {first.rank}; told is {cause.kind.value}: {cause}",

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import random
-from itertools import product
 
-import pytest
-
-from launcher.data import replace
 from launcher.group import messages as m
 from launcher.group.budget import STEADY
 from launcher.group.coordinator import Config, Coordinator, Phase, Stage
 from launcher.group.events import Closed, Say, SayAll, Tick
-from launcher.group.history import History, came_before, explains_better
+from launcher.group.history import History
 from launcher.group.member import Config as MemberConfig
 from launcher.group.member import Connected, Gone, Member
 from launcher.words import Cause, CauseKind, Epoch
@@ -20,65 +16,6 @@ from launcher.words import Cause, CauseKind, Epoch
 
 def cause(kind: CauseKind, rank: int = 1, text: str = "x") -> Cause:
     return Cause(kind, rank, text)
-
-
-@pytest.mark.parametrize(
-    ("new", "old", "better"),
-    [
-        (CauseKind.OOM, CauseKind.SIGNALLED, True),  # the kernel's word says why there was a signal
-        (CauseKind.SIGNALLED, CauseKind.EXITED, True),  # neighbours end with codes
-        (CauseKind.AGENT, CauseKind.LOST, True),  # how it was lost
-        (CauseKind.LOST, CauseKind.EXITED, True),
-        (CauseKind.STOPPED, CauseKind.EXITED, True),
-        (CauseKind.EXITED, CauseKind.HEALTH, True),
-        (CauseKind.EXITED, CauseKind.EXITED, False),  # the first to arrive stays
-        (CauseKind.HEALTH, CauseKind.SIGNALLED, False),
-        (CauseKind.LEADER, CauseKind.LOST, False),
-        (CauseKind.LEADER, CauseKind.EXITED, True),  # a guard killed at the deadline: its neighbours broke of that
-        (CauseKind.EXITED, CauseKind.LEADER, False),
-    ],
-)
-def test_which_explains_better(new: CauseKind, old: CauseKind, better: bool) -> None:
-    assert explains_better(cause(new), cause(old)) is better
-
-
-@pytest.mark.parametrize(
-    ("new", "old", "better"),
-    [
-        # a worker that somebody killed, against what its neighbours do about it
-        (Cause(CauseKind.SIGNALLED, 2, "worker", code=137), Cause(CauseKind.EXITED, 1, "root", code=1), True),
-        (Cause(CauseKind.SIGNALLED, 2, "worker", code=137), Cause(CauseKind.DIED, 1, "worker", code=1), True),
-        (Cause(CauseKind.SIGNALLED, 2, "worker", code=137), Cause(CauseKind.DIED, 1, "worker", code=0), True),
-        (Cause(CauseKind.SIGNALLED, 2, "worker", code=137), Cause(CauseKind.EXITED, 2, "its root", code=1), True),
-        # how it ended is not known, on an older kernel
-        (Cause(CauseKind.DIED, 2, "worker"), Cause(CauseKind.EXITED, 1, "root", code=1), True),
-        (Cause(CauseKind.DIED, 2, "worker"), Cause(CauseKind.DIED, 1, "worker", code=1), True),
-        (Cause(CauseKind.DIED, 2, "worker"), Cause(CauseKind.DIED, 1, "worker", code=0), True),
-        (Cause(CauseKind.DIED, 2, "worker"), Cause(CauseKind.EXITED, 2, "its root", code=1), False),
-        # a worker that its own root asked to end, or that ended for want of its neighbour, explains nobody's end
-        (Cause(CauseKind.DIED, 1, "worker", code=143), Cause(CauseKind.EXITED, 2, "root", code=41), False),
-        (Cause(CauseKind.DIED, 1, "worker", code=1), Cause(CauseKind.EXITED, 2, "root", code=41), False),
-        (Cause(CauseKind.DIED, 1, "worker", code=0), Cause(CauseKind.EXITED, 2, "root", code=41), False),
-        (Cause(CauseKind.EXITED, 2, "root", code=41), Cause(CauseKind.DIED, 1, "worker", code=0), True),
-    ],
-)
-def test_a_signal_explains_what_the_neighbours_do_about_it(new: Cause, old: Cause, better: bool) -> None:
-    assert explains_better(new, old) is better
-
-
-def test_of_two_ends_by_themselves_the_earlier_is_the_origin() -> None:
-    ended, neighbour = Cause(CauseKind.EXITED, 1, "a", code=41), Cause(CauseKind.EXITED, 0, "b", code=1)
-    assert came_before(ended, neighbour) and came_before(neighbour, ended)  # it is the time that tells
-    unknown = Cause(CauseKind.DIED, 1, "a worker, nobody knows how")
-    assert came_before(unknown, replace(unknown, rank=2)) and not came_before(unknown, neighbour)
-    assert not came_before(replace(ended, code=0), neighbour)
-    assert not came_before(replace(ended, rank=0), neighbour)
-    assert not came_before(replace(ended, kind=CauseKind.SIGNALLED), neighbour)
-
-
-def test_nothing_explains_what_explains_it() -> None:
-    for a, b in product(CauseKind, CauseKind):
-        assert not (explains_better(cause(a, 1), cause(b, 2)) and explains_better(cause(b, 2), cause(a, 1)))
 
 
 class TestFirst:
@@ -213,8 +150,8 @@ class TestTheLeaderTakes:
         second = Cause(CauseKind.EXITED, 0, "ended with 1", "e", 1, ("lost the rank after",))
         for words in ([(0, second, 1.0, 0.0), (1, first, 1.2, 0.25)], [(1, first, 1.0, 0.0), (0, second, 1.0, 0.0)]):
             told = self.told(*words)
-            assert (told.rank, told.code) == (1, 41)
-            assert told.tail[0] == "its words" and "lost the rank after" in told.tail
+            assert (told.rank, told.code, told.tail) == (1, 41, ("its words",))
+            assert told.because == ("rank 0: ended with 1 (lost the rank after)",)
 
     def test_a_worker_of_which_nobody_knows_how_it_ended(self) -> None:
         unknown = Cause(CauseKind.DIED, 2, "process 7 of the engine ended although nobody asked it to")

@@ -138,7 +138,7 @@ def test_what_the_guard_ended_itself_is_no_failure(told: bool) -> None:
     stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
     stages.start(0)
     stages.hear(guard.Exited(orders[0].id, None, 9, "", told))
-    assert [cause.kind for _, cause, _ in broke] == ([] if told else [CauseKind.SIGNALLED])
+    assert [cause.kind for _, cause, *_ in broke] == ([] if told else [CauseKind.SIGNALLED])
 
 
 def test_a_second_order_to_stop_does_not_make_our_own_term_come_first() -> None:

@@ -1,0 +1,296 @@
+"""Which of an epoch's ends came first, by evidence that does not depend on who was heard first.
+
+When one rank fails, its neighbours end because of it within milliseconds, and their reports may overtake its own. So
+the leader keeps every end of the epoch, with
+
+    interval    the end happened between `since` and `until` on the leader's clock (clock.py). The observer's own delay
+                in being scheduled and the unknown part of its clock's offset make it wide
+    how         a signal from outside, a code of its own, a code of 0
+    last lines  whether they blame a peer ("connection reset by peer", "lost the rank after, rank 2") before anything
+                else went wrong: then this is a victim, whenever it ended. A process closes its connections some time
+                before its end can be seen (it prints a traceback, gives back GPU memory), so a victim may end first
+    told        our own stop had reached it before it ended: then it explains nothing, unless it was already printing
+                a traceback of its own and all others blame a peer
+
+`Grade` orders the kinds of evidence; within a grade the earlier end is the first. Where intervals overlap and nobody's
+last lines name one of them, the cause says "probably", and who else it may have been. `Ends.judge` depends on the set
+of ends only: the order of arrival counts for nothing but what has no time of its own, such as lost launchers.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+
+from launcher.data import dataclass, replace
+from launcher.words import TOLD_TO_STOP, Cause, CauseKind
+
+#: Seconds after the leader heard of the first end in which another one may have begun that explains it.
+WINDOW = 1.0
+MOST_PER_RANK = 4
+MOST_KEPT = 64  #: ranks whose ends are kept when the epoch is over
+MOST_BECAUSE = 16  #: ranks that are listed as having ended because of the cause
+BOTH_LINES = 12  #: last lines of each candidate where the first is not certain
+
+
+class Blame(IntEnum):
+    """What the last lines of a process say of its end."""
+
+    NONE = 0
+    AFTER = 1  #: a peer is blamed, but something else went wrong before
+    FIRST = 2  #: a lost peer is the first thing that went wrong
+
+
+class Grade(IntEnum):
+    """The lower, the more an end explains the others."""
+
+    OOM = 0
+    HIT = 1  #: by a signal, not started at all, or by the end of its launcher
+    LOST = 2  #: lost or frozen; or ended, and nobody knows how
+    GUARD = 3  #: killed by its guard at the deadline
+    CODE = 4  #: ended by itself
+    ZERO = 5  #: in good order, but before those who blame a peer for their own end
+    MIXED = 6  #: by itself; it blames a peer, but not first
+    STOPPED = 7  #: our stop had reached it, but its own trouble had begun before
+    VICTIM = 8  #: by itself, and it blames a peer
+    FOLLOWED = 9  #: with 0: it followed another more often than it led
+    OTHER = 10
+
+
+_GRADE = {
+    CauseKind.OOM: Grade.OOM,
+    CauseKind.SIGNALLED: Grade.HIT,
+    CauseKind.SPAWN: Grade.HIT,
+    CauseKind.AGENT: Grade.HIT,
+    CauseKind.STOPPED: Grade.LOST,
+    CauseKind.LOST: Grade.LOST,
+    CauseKind.UNCLEAN: Grade.GUARD,
+    CauseKind.LEADER: Grade.GUARD,  # its guard killed it at the deadline: the neighbours' connections broke of that
+    CauseKind.EXITED: Grade.CODE,
+    CauseKind.DIED: Grade.CODE,
+}
+_BY_ITSELF = (CauseKind.EXITED, CauseKind.DIED)  #: a process ended as it chose to, or nobody knows how
+_TIMED = (*_BY_ITSELF, CauseKind.SIGNALLED, CauseKind.OOM)  #: ends of processes: their time is known
+#: A process sends them to itself: an abort in a watchdog of a collective may well be the neighbour's fault.
+_FROM_WITHIN = frozenset(
+    128 + number
+    for number in (
+        *(signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL),
+        *(signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS),
+    )
+)
+
+#: How engines say that a peer is gone: words of the kernel, Python, gloo, NCCL, torch and the reference engine.
+_PEER = re.compile(
+    r"""connection\ (?:was\ |is\ )?(?:likely\ )?(?:reset|closed|lost|aborted|broken|dropped)\b | broken\ pipe
+    | connection(?:reset|aborted)error | brokenpipeerror
+    | (?:reset|closed|shut\ down|shutdown|hung\ up)\ by\ (?:the\ )?(?:remote\ )?peer
+    | \bremote\ (?:process|peer|rank|host|end|side|node)\b.{0,40}\b(?:exit|clos|gone|lost|died|dead|disconnect)
+    | \bpeers?\b.{0,40}\b(?:gone|lost|died|dead|failed|exited|closed|disconnect|unreachable|left)
+    | \b(?:lost|losing)\b.{0,24}\b(?:rank|peer|worker|connection|neighbou?r|node)s?\b
+    | \brank\ ?\d+\b.{0,24}\b(?:is\ gone|gone|lost|died|dead|disconnected|exited|unreachable|failed)\b
+    | \bto\ rank\ \d+:\ (?:broken|connection)
+    | ncclremoteerror | socket\ (?:was\ )?closed | end\ of\ file\ from | unexpected\ eof | store.{0,40}shut\ ?down
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+#: Something went wrong; a log level alone ("ERROR 11-28") says nothing yet, and a traceback is told by its last line.
+_TROUBLE = re.compile(
+    r"""\b\w*(?:Error|Exception|Interrupt)\b
+    | (?i:\b(?:fatal|panic|segfault|assert(?:ion)?\ failed|core\ dumped|aborted|killed)\b)
+    | (?i:\b(?:out\ of\ memory|illegal\ instruction|bus\ error)\b)""",
+    re.VERBOSE,
+)
+_BEGUN = "Traceback (most recent call last)"
+_RANK = re.compile(r"\brank[ =#]?(\d+)\b", re.IGNORECASE)
+_ADDRESS = re.compile(r"[0-9a-fA-F:.]*[0-9a-fA-F]+[:.][0-9a-fA-F:.]*[0-9a-fA-F]")
+
+
+def blame(tail: Sequence[str]) -> Blame:
+    """Whether last lines tell of a lost peer, and of nothing else before."""
+    trouble = False
+    for line in tail:
+        if _PEER.search(line):
+            return Blame.AFTER if trouble else Blame.FIRST
+        trouble = trouble or _TROUBLE.search(line) is not None
+    return Blame.NONE
+
+
+def in_trouble(tail: Sequence[str]) -> bool:
+    """Whether something of its own had gone wrong in these lines."""
+    own = any(_BEGUN in line or _TROUBLE.search(line) for line in tail)
+    return own and blame(tail) is not Blame.FIRST
+
+
+def named(tail: Sequence[str], own: int, addresses: Mapping[str, int]) -> frozenset[int]:
+    """Ranks that lines which blame a peer name, by an address or by number; ``own`` is the speaker's."""
+    found = set()
+    for line in filter(_PEER.search, tail):
+        found |= {int(number) for number in _RANK.findall(line)}
+        for word in _ADDRESS.findall(line):
+            host = word if word in addresses else word.rpartition(":")[0]
+            if host in addresses:
+                found.add(addresses[host])
+    return frozenset(found - {own})
+
+
+@dataclass(frozen=True)
+class End:
+    """How something of a rank ended. ``since``, ``until``: when, on the leader's clock."""
+
+    cause: Cause
+    since: float
+    until: float
+    told: bool = False  #: our own stop had reached it before
+
+    @property
+    def rank(self) -> int:
+        return self.cause.rank
+
+    @property
+    def timed(self) -> bool:
+        return self.cause.kind in _TIMED
+
+    @property
+    def own_lines(self) -> tuple[str, ...]:
+        """What it had said before it was told to stop."""
+        tail = self.cause.tail
+        return tail[: tail.index(TOLD_TO_STOP)] if TOLD_TO_STOP in tail else tail
+
+    @property
+    def grade(self) -> Grade:
+        cause, grade = self.cause, _GRADE.get(self.cause.kind, Grade.OTHER)
+        if self.told:
+            return Grade.STOPPED if cause.code and in_trouble(self.own_lines) else Grade.OTHER
+        if cause.kind is CauseKind.DIED and cause.code is None:
+            return Grade.LOST  # perhaps by a signal: only an older kernel does not know
+        if grade is Grade.CODE and cause.code == 0:
+            return Grade.FOLLOWED
+        if grade is Grade.CODE or (cause.kind is CauseKind.SIGNALLED and cause.code in _FROM_WITHIN):
+            blames = blame(self.own_lines)
+            return (grade, Grade.MIXED, Grade.VICTIM)[blames]
+        return grade
+
+
+class Ends:
+    """All ends of one epoch that the leader has heard of."""
+
+    def __init__(self, addresses: Mapping[str, int]) -> None:
+        self.addresses = dict(addresses)  #: of the members: address -> rank; one that two ranks have is of no use
+        self.all: list[End] = []
+        self._count: dict[int, int] = {}
+        self.heard_at: float | None = None  #: when the first was heard
+
+    def add(self, end: End, now: float) -> None:
+        """Heard ``now``."""
+        if self.heard_at is None and not end.told:
+            self.heard_at = now
+        self._count[end.rank] = self._count.get(end.rank, 0) + 1
+        if self._count[end.rank] <= MOST_PER_RANK:
+            self.all.append(end)
+
+    def lost(self, rank: int) -> bool:
+        """Whether the launcher of a rank was lost, and nobody knows how."""
+        return any(end.rank == rank and end.cause.kind is CauseKind.LOST for end in self.all)
+
+    def explain(self, rank: int, died: Cause) -> None:
+        """How the launcher of a rank ended that was lost."""
+        for at, end in enumerate(self.all):
+            if end.rank == rank and end.cause.kind is CauseKind.LOST:
+                self.all[at] = replace(end, cause=replace(died, tail=died.tail or end.cause.tail))
+
+    @property
+    def of_each_rank(self) -> tuple[End, ...]:
+        """For people: one of each rank, what explains the most."""
+        best: dict[int, End] = {}
+        for end in self.all:
+            if end.rank not in best or end.grade < best[end.rank].grade:
+                best[end.rank] = end
+        return tuple(best[rank] for rank in sorted(best)[:MOST_KEPT])
+
+    def judge(self) -> Cause:
+        """The first of them, as far as the evidence goes."""
+        assert self.all and self.heard_at is not None
+        last = self.heard_at + WINDOW
+        grades = {id(end): end.grade for end in self.all}
+        found = [end for end in self.all if grades[id(end)] is not Grade.OTHER or not end.told]
+        found = [end for end in found if not _follows_its_own(end, found)]
+        found = [end for end in found if end.since <= last or end.told] or found
+        victims = [end.until for end in found if grades[id(end)] is Grade.VICTIM]
+        for end in found:  # whoever ended in good order before the first that blames a peer was that peer
+            zero = end.cause.kind is CauseKind.EXITED and grades[id(end)] is Grade.FOLLOWED
+            if zero and victims and end.since <= min(victims):
+                grades[id(end)] = Grade.ZERO
+        first = min(found, key=lambda end: (grades[id(end)], end.until, self.all.index(end)))
+        rivals = self._beside(first, [end for end in found if grades[id(end)] is grades[id(first)]])
+        first, *rivals = self._named([first, *rivals])
+        rivals += _against(first, found, grades)
+        return self._in_words(first, [end for end in rivals if end.rank != first.rank])
+
+    def _beside(self, first: End, equals: list[End]) -> list[End]:
+        """Those of the same grade that may have been earlier."""
+        return [
+            end for end in equals if end.timed and first.timed and end.rank != first.rank and end.since <= first.until
+        ]
+
+    def _named(self, candidates: list[End]) -> list[End]:
+        """Those of the candidates that another rank's last words name; else all. The likeliest first."""
+        if len(candidates) > 1:
+            named_by = [named(e.own_lines, e.rank, self.addresses) for e in self.all]
+            names = frozenset().union(*named_by)
+            chosen = [end for end in candidates if end.rank in names]
+            # what woke an observer that had no CPU was the end itself, most likely: it is nearer to `since`
+            candidates = sorted(chosen or candidates, key=lambda end: end.since)
+            candidates = [candidates[0], *self._beside(candidates[0], candidates[1:])]
+        return candidates
+
+    def _in_words(self, first: End, rivals: list[End]) -> Cause:
+        """The cause with who else it may have been, and with who ended because of it."""
+        others: dict[int, str] = {}
+        for end in self.all:
+            if end.rank != first.rank and not end.told:
+                others.setdefault(end.rank, in_a_line(end))
+        because = [others[rank] for rank in sorted(others)]
+        if len(because) > MOST_BECAUSE:
+            because[MOST_BECAUSE:] = [f"and {len(because) - MOST_BECAUSE} more"]
+        ranks = tuple(dict.fromkeys(end.rank for end in rivals))[:MOST_BECAUSE]
+        cause = replace(first.cause, rivals=ranks, because=tuple(because))
+        shown = next((end for end in rivals if end.cause.tail), None)
+        if shown is not None:
+            header = f"it may have been {shown.cause}; its last lines:"
+            cause = replace(cause, tail=(*cause.tail[-BOTH_LINES:], header, *shown.cause.tail[-BOTH_LINES:]))
+        return cause
+
+
+def in_a_line(end: End) -> str:
+    """A rank's end with the word that explains it."""
+    peer = next((line for line in reversed(end.own_lines) if _PEER.search(line)), "")
+    word = peer or (end.cause.tail[-1] if end.cause.tail else "")
+    text = f"{replace(end.cause, rivals=())}"
+    return f"{text} ({word.strip()[:160]})" if word else text
+
+
+def _follows_its_own(end: End, heard: Sequence[End]) -> bool:
+    """Whether another end of the same rank, heard before, tells more.
+
+    A launcher that is lost had said why its engine ended, and left to begin anew. Of a process nobody knows how it
+    ended: its root may have ended first and taken it along.
+    """
+    before = [e.cause for e in heard[: heard.index(end)] if e.rank == end.rank]
+    if end.cause.kind is CauseKind.LOST:
+        return any(cause.kind not in _BY_ITSELF for cause in before)
+    return (
+        end.cause.kind is CauseKind.DIED and end.cause.code is None and any(c.kind is CauseKind.EXITED for c in before)
+    )
+
+
+def _against(first: End, found: Sequence[End], grades: Mapping[int, Grade]) -> list[End]:
+    """Ends of a lower grade that were certainly earlier: the evidence points both ways."""
+    if grades[id(first)] is Grade.STOPPED:
+        return sorted((e for e in found if not e.told), key=lambda e: e.until)[:1]
+    doubtful = {Grade.HIT: (Grade.CODE,), Grade.CODE: (Grade.MIXED,), Grade.MIXED: (Grade.VICTIM,)}
+    lower = doubtful.get(grades[id(first)], ()) if first.timed else ()
+    before = [e for e in found if grades[id(e)] in lower and e.timed and e.until < first.since]
+    return sorted(before, key=lambda e: e.until)[:1]
