@@ -566,6 +566,7 @@ class Agent:
             self._say(action.message)
         elif isinstance(action, me.SetDeadline):
             self._line.send(guard.Deadline(action.at))
+            self.engine.deadline = action.at
         elif isinstance(action, Hang):
             if self._member_link is not None:
                 self._member_link.hang()

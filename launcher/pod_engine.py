@@ -103,6 +103,7 @@ class PodEngine:
             self._oom_killed,
             lambda epoch, cause, age, doubt: tell(me.Broke(epoch, cause, age, doubt, True)),
         )
+        self.deadline: float | None = None  #: when the guard kills by itself
         self.lateness = Lateness()  #: of this loop, marked with every beat
         self._said: Cause | None = None  #: the failure that our log told last
         self._vital = vital.Vital(self._vital_ended, lambda: self.stages.pids)
@@ -403,6 +404,8 @@ class PodEngine:
     def _vital_ended(self, end: vital.End) -> None:
         if self.epoch is None or self.draining or end.along:
             return  # or it went with its root, of which the guard will tell
+        if end.killed and self.deadline is not None and time.monotonic() - end.age >= self.deadline:
+            return  # by the guard, at the deadline, of which it will tell
         if not end.killed and self._state() is me.State.STARTING:
             return  # a process that ends by itself while the engine starts is the engine's own affair
         if end.status == 0 and end.parent_lives:

@@ -25,12 +25,17 @@ while time.monotonic() < until and not select.select([sys.stdin], [], [], 0)[0]:
 
 
 @contextlib.contextmanager
-def busy(count: int) -> Iterator[None]:
-    """``count`` busy processes for the time of the block."""
+def busy(count: int, apart: bool = False) -> Iterator[None]:
+    """``count`` busy processes for the time of the block.
+
+    ``apart``: each in a session of its own. With CONFIG_SCHED_AUTOGROUP sessions share the CPUs, not processes, so in
+    one session they are a load of 1 to every other.
+    """
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
-            processes.append(subprocess.Popen([sys.executable, "-S", "-c", BUSY], stdin=subprocess.PIPE))
+            command = [sys.executable, "-S", "-c", BUSY]
+            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=apart))
         yield
     finally:
         for process in processes:

@@ -13,8 +13,6 @@ code.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import os
 import random
 import re
@@ -25,11 +23,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.group import Group
+from tests.load import busy
 
 PATIENCE = 180.0  #: for a whole group from its start to its end, on a machine that has no time
 SIGNALS = (
@@ -37,12 +35,6 @@ SIGNALS = (
     *(signal.SIGFPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1),
 )
 TOLD = re.compile(r"launcher: first failure: (probably )?rank (\d+): (.*)")
-BUSY = """
-import sys, time
-end = time.monotonic() + float(sys.argv[1])
-while time.monotonic() < end:
-    sum(range(9999))
-"""
 
 
 @dataclass(frozen=True)
@@ -113,6 +105,7 @@ def clocks_apart(size: int, rng: random.Random) -> tuple[int, ...]:
 
 def crash(folder: Path, size: int, what: Crash, offsets: tuple[int, ...] = (), *args: str) -> Told:
     """Make a group, crash it, and judge what its launchers said."""
+    folder.mkdir(exist_ok=True)
     group = ApartInTime(folder, size, "--max-restarts", "0", *args, "--", *what.options(), start=False)
     group.offsets = offsets
     began = time.monotonic()
@@ -144,31 +137,6 @@ def judge(what: Crash, codes: list[int], said: list[str]) -> tuple[str, str]:
     return ("probably" if any(likely for likely, _, _ in first) else "right"), words
 
 
-@contextlib.contextmanager
-def busy(count: int, seconds: float) -> Iterator[None]:
-    """So many processes that take all the time they get, each in a session of its own: the scheduler favours none.
-
-    They end with this process, at the end of the block, and after ``seconds`` whatever happens.
-    """
-    prctl = ctypes.CDLL(None).prctl
-
-    def bind() -> None:
-        os.setsid()
-        prctl(1, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
-
-    hogs = [
-        subprocess.Popen([sys.executable, "-S", "-c", BUSY, str(seconds)], preexec_fn=bind)  # noqa: PLW1509
-        for _ in range(count)
-    ]
-    try:
-        yield
-    finally:
-        for hog in hogs:
-            hog.kill()
-        for hog in hogs:
-            hog.wait()
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.first_failure", description=__doc__)
     parser.add_argument("--crashes", type=int, default=200)
@@ -183,7 +151,7 @@ def main(argv: list[str]) -> int:
     print(f"seed {options.seed}, clocks {'apart' if offsets else 'alike: no time namespaces here'}", flush=True)
     counts: Counter[str] = Counter()
     end = time.monotonic() + options.minutes * 60
-    with busy(options.busy, options.minutes * 60 + 600):
+    with busy(options.busy, apart=True):
         for number in range(options.crashes):
             if time.monotonic() > end:
                 print("out of time")

@@ -14,7 +14,13 @@ def test_the_truth_lies_within(seed: int) -> None:
     """Clocks with any offset, wrong by up to 1 %; words take any time."""
     rng = random.Random(seed)
     ahead, rate, leaders = rng.uniform(-1e6, 1e6), rng.uniform(0.99, 1.01), rng.uniform(0.99, 1.01)
-    member, leader = (lambda true: ahead + true * rate), (lambda true: 77.0 + true * leaders)
+
+    def member(true: float) -> float:
+        return ahead + true * rate
+
+    def leader(true: float) -> float:
+        return 77.0 + true * leaders
+
     slow = rng.choice((0.001, 0.1, 3.0))
     offset, now = Offset(), 0.0
     assert offset.interval(member(0.0), 0.0, leader(0.0)) is None
