@@ -5,6 +5,7 @@ Pure functions over what the agent knows; the same object is what `launcher stat
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -305,8 +306,8 @@ def rivals_in_words(cause: Cause) -> str:
 def because_in_words(cause: Cause) -> str:
     """How many ended too."""
     count = len(cause.because)
-    if count and cause.because[-1].startswith("and "):
-        count += int(cause.because[-1].split()[1]) - 1
+    if count and (more := re.fullmatch(r"and (\d{1,4}) more", cause.because[-1], re.ASCII)):
+        count += int(more[1]) - 1
     return f"{count} more rank{' ended' if count == 1 else 's ended'} because of it:"
 
 

@@ -31,6 +31,7 @@ from launcher.words import TOLD_TO_STOP, Cause, CauseKind
 WINDOW = 1.0
 MOST_PER_RANK = 4
 MOST_KEPT = 64  #: ranks whose ends are kept when the epoch is over
+LONGEST_LINE = 200  #: characters of such a line
 MOST_BECAUSE = 16  #: ranks that are listed as having ended because of the cause
 BOTH_LINES = 12  #: last lines of each candidate where the first is not certain
 
@@ -269,7 +270,7 @@ def in_a_line(end: End) -> str:
     peer = next((line for line in reversed(end.own_lines) if _PEER.search(line)), "")
     word = peer or (end.cause.tail[-1] if end.cause.tail else "")
     text = f"{replace(end.cause, rivals=())}"
-    return f"{text} ({word.strip()[:160]})" if word else text
+    return f"{text[:120]} ({word.strip()[:75]})" if word else text[:LONGEST_LINE]
 
 
 def _follows_its_own(end: End, heard: Sequence[End]) -> bool:

@@ -171,7 +171,7 @@ def _cause(value: Any) -> Cause:
         tail=_list(_text(500), TAIL_LINES)(value.get("tail", [])),
         limit=_text(100)(value.get("limit", "")),
         rivals=_list(_whole(0, MAX_RANKS), 16)(value.get("rivals", [])),
-        because=_list(_text(MOST_WORDS), 17)(value.get("because", [])),
+        because=_list(_text(200), 17)(value.get("because", [])),
     )
 
 
@@ -575,7 +575,7 @@ def cause_object(value: Cause, room: int = TAIL_BYTES) -> dict[str, Any]:
         "tail": _newest(value.tail, room),
         "limit": value.limit[:100],
         "rivals": list(value.rivals[:16]),
-        "because": [line[:MOST_WORDS] for line in value.because[:17]],
+        "because": [line[:200] for line in value.because[:17]],
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from functools import partial
 from typing import Any
 
 import pytest

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launcher
+from launcher.data import replace
 from launcher.errors import UnavailableError
 from launcher.log import OWN, Log
 from launcher.show_status import LARGEST, run, table
@@ -250,3 +251,21 @@ def answering(body: bytes) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
         thread.join(10)
+
+
+def test_the_block_folds_the_ends_that_followed() -> None:
+    cause = Cause(
+        CauseKind.EXITED, 2, "x ended with exit code 3", "x", 3, ("its words",), (1, 3), ("rank 0: y", "and 7 more")
+    )
+    assert failure_block(cause, "", 0) == [
+        "launcher: first failure: probably rank 2: x ended with exit code 3",
+        "launcher:   process x, exit code 3",
+        "launcher:   it may have been rank 1 or rank 3: they ended too close together to know which was first",
+        "launcher:   last lines of rank 2:",
+        "launcher:   | its words",
+        "launcher:   8 more ranks ended because of it:",
+        "launcher:   | rank 0: y",
+        "launcher:   | and 7 more",
+    ]
+    said = replace(cause, rivals=(), because=("and \u0663 more",))  # whatever a peer sends
+    assert failure_block(said, "", 0)[-2] == "launcher:   1 more rank ended because of it:"
