@@ -28,7 +28,7 @@ ACTION = "X-Launcher-Action"
 DETAILS = ("none", "loopback", "all")  #: who reads details without a token
 
 #: What anybody gets of /status. `launcher status`, other groups and roles may rely on these.
-_FAILURE = ("epoch", "at", "age_s", "rank", "cause", "process", "exit_code", "served_s")
+_FAILURE = ("epoch", "at", "age_s", "rank", "cause", "process", "exit_code", "served_s", "probably", "or_rank")
 OPEN: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("phase", "ready", "epoch", "rank", "size", "group", "name", "source"), ()),
     **dict.fromkeys(("members_present", "restarts"), ()),

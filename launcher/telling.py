@@ -6,6 +6,7 @@ import os
 
 from launcher import files
 from launcher.data import replace
+from launcher.group.ends import SAYING
 from launcher.log import Log
 from launcher.status import failure_block, termination_message
 from launcher.words import Cause
@@ -29,7 +30,8 @@ class Telling:
             self._log.block([f"launcher: giving up: {giving_up} (first failure: {cause})"])
 
     def _shown(self, cause: Cause) -> Cause:
-        return cause if self._last_lines else replace(cause, tail=())
+        because = tuple(line.partition(SAYING)[0] for line in cause.because)
+        return cause if self._last_lines else replace(cause, tail=(), because=because)
 
     def termination(self, cause: Cause | None, code: int, text: str) -> None:
         """Where the platform has made a file for it. One that can't be written is said, and changes nothing."""

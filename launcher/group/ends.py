@@ -31,9 +31,10 @@ from launcher.words import TOLD_TO_STOP, Cause, CauseKind
 WINDOW = 1.0
 MOST_PER_RANK = 4
 MOST_KEPT = 64  #: ranks whose ends are kept when the epoch is over
+SAYING = ", saying: "  #: before an engine's own words
 LONGEST_LINE = 200  #: characters of such a line
 MOST_BECAUSE = 16  #: ranks that are listed as having ended because of the cause
-BOTH_LINES = 12  #: last lines of each candidate where the first is not certain
+BOTH_LINES = 100  #: last lines of each candidate where the first is not certain
 
 
 class Blame(IntEnum):
@@ -98,37 +99,50 @@ _PEER = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 #: Something went wrong; a log level alone ("ERROR 11-28") says nothing yet, and a traceback is told by its last line.
-_TROUBLE = re.compile(
-    r"""\b\w*(?:Error|Exception|Interrupt)\b
-    | (?i:\b(?:fatal|panic|segfault|assert(?:ion)?\ failed|core\ dumped|aborted|killed)\b)
-    | (?i:\b(?:out\ of\ memory|illegal\ instruction|bus\ error)\b)""",
-    re.VERBOSE,
+_RAISED = re.compile(r"(?:Error|Exception|Interrupt)\b")
+_TROUBLE = (
+    *("fatal", "panic", "segfault", "assert failed", "assertion failed", "core dumped", "aborted", "killed"),
+    *("out of memory", "illegal instruction", "bus error"),
 )
+#: A line that blames a peer has one of these, in lower case: the expressions above are slow, and tracebacks long.
+_HINTS = ("connection", "pipe", "peer", "remote", "lost", "losing", "rank", "socket", "end of file", "eof", "shut")
 _BEGUN = "Traceback (most recent call last)"
 _RANK = re.compile(r"\brank[ =#]?(\d+)\b", re.IGNORECASE)
 _ADDRESS = re.compile(r"[0-9a-fA-F:.]*[0-9a-fA-F]+[:.][0-9a-fA-F:.]*[0-9a-fA-F]")
+
+
+def blames_peer(line: str) -> bool:
+    """Whether a line says that a peer is gone."""
+    lower = line.lower()
+    return any(hint in lower for hint in _HINTS) and _PEER.search(line) is not None
+
+
+def is_trouble(line: str) -> bool:
+    """Whether a line says that something went wrong."""
+    lower = line.lower()
+    return _RAISED.search(line) is not None or any(word in lower for word in _TROUBLE)
 
 
 def blame(tail: Sequence[str]) -> Blame:
     """Whether last lines tell of a lost peer, and of nothing else before."""
     trouble = False
     for line in tail:
-        if _PEER.search(line):
+        if blames_peer(line):
             return Blame.AFTER if trouble else Blame.FIRST
-        trouble = trouble or _TROUBLE.search(line) is not None
+        trouble = trouble or is_trouble(line)
     return Blame.NONE
 
 
 def in_trouble(tail: Sequence[str]) -> bool:
     """Whether something of its own had gone wrong in these lines."""
-    own = any(_BEGUN in line or _TROUBLE.search(line) for line in tail)
+    own = any(_BEGUN in line or is_trouble(line) for line in tail)
     return own and blame(tail) is not Blame.FIRST
 
 
 def named(tail: Sequence[str], own: int, addresses: Mapping[str, int]) -> frozenset[int]:
     """Ranks that lines which blame a peer name, by an address or by number; ``own`` is the speaker's."""
     found = set()
-    for line in filter(_PEER.search, tail):
+    for line in filter(blames_peer, tail):
         found |= {int(number) for number in _RANK.findall(line)}
         for word in _ADDRESS.findall(line):
             host = word if word in addresses else word.rpartition(":")[0]
@@ -181,6 +195,7 @@ class Ends:
     def __init__(self, addresses: Mapping[str, int]) -> None:
         self.addresses = dict(addresses)  #: of the members: address -> rank; one that two ranks have is of no use
         self.all: list[End] = []
+        self._grades: list[Grade] = []  # of `all`: each costs a look at all of its lines
         self._count: dict[int, int] = {}
         self.heard_at: float | None = None  #: when the first was heard
 
@@ -191,6 +206,7 @@ class Ends:
         self._count[end.rank] = self._count.get(end.rank, 0) + 1
         if self._count[end.rank] <= MOST_PER_RANK:
             self.all.append(end)
+            self._grades.append(end.grade)
 
     def lost(self, rank: int) -> bool:
         """Whether the launcher of a rank was lost, and nobody knows how."""
@@ -201,30 +217,31 @@ class Ends:
         for at, end in enumerate(self.all):
             if end.rank == rank and end.cause.kind is CauseKind.LOST:
                 self.all[at] = replace(end, cause=replace(died, tail=died.tail or end.cause.tail))
+                self._grades[at] = self.all[at].grade
 
     @property
     def of_each_rank(self) -> tuple[End, ...]:
         """For people: one of each rank, what explains the most."""
-        best: dict[int, End] = {}
-        for end in self.all:
-            if end.rank not in best or end.grade < best[end.rank].grade:
-                best[end.rank] = end
-        return tuple(best[rank] for rank in sorted(best)[:MOST_KEPT])
+        best: dict[int, tuple[Grade, End]] = {}
+        for grade, end in zip(self._grades, self.all, strict=True):
+            if end.rank not in best or grade < best[end.rank][0]:
+                best[end.rank] = grade, end
+        return tuple(best[rank][1] for rank in sorted(best)[:MOST_KEPT])
 
     def judge(self) -> Cause:
         """The first of them, as far as the evidence goes."""
         assert self.all and self.heard_at is not None
         last = self.heard_at + WINDOW
-        grades = {id(end): end.grade for end in self.all}
+        grades = {id(end): grade for end, grade in zip(self.all, self._grades, strict=True)}
         found = [end for end in self.all if grades[id(end)] is not Grade.OTHER or not end.told]
-        found = [end for end in found if not _follows_its_own(end, found)]
+        found = _without_followers(found)
         found = [end for end in found if end.since <= last or end.told] or found
         victims = [end.until for end in found if grades[id(end)] is Grade.VICTIM]
         for end in found:  # whoever ended in good order before the first that blames a peer was that peer
             zero = end.cause.kind is CauseKind.EXITED and grades[id(end)] is Grade.FOLLOWED
             if zero and victims and end.since <= min(victims):
                 grades[id(end)] = Grade.ZERO
-        first = min(found, key=lambda end: (grades[id(end)], end.until, self.all.index(end)))
+        first = min(found, key=lambda end: (grades[id(end)], end.until))  # else the one that was heard first
         rivals = self._beside(first, [end for end in found if grades[id(end)] is grades[id(first)]])
         first, *rivals = self._named([first, *rivals])
         rivals += _against(first, found, grades)
@@ -249,13 +266,13 @@ class Ends:
 
     def _in_words(self, first: End, rivals: list[End]) -> Cause:
         """The cause with who else it may have been, and with who ended because of it."""
-        others: dict[int, str] = {}
+        others: dict[int, End] = {}
         for end in self.all:
             if end.rank != first.rank and not end.told:
-                others.setdefault(end.rank, in_a_line(end))
-        because = [others[rank] for rank in sorted(others)]
-        if len(because) > MOST_BECAUSE:
-            because[MOST_BECAUSE:] = [f"and {len(because) - MOST_BECAUSE} more"]
+                others.setdefault(end.rank, end)
+        because = [in_a_line(others[rank]) for rank in sorted(others)[:MOST_BECAUSE]]
+        if len(others) > MOST_BECAUSE:
+            because.append(f"and {len(others) - MOST_BECAUSE} more")
         ranks = tuple(dict.fromkeys(end.rank for end in rivals))[:MOST_BECAUSE]
         cause = replace(first.cause, rivals=ranks, because=tuple(because))
         shown = next((end for end in rivals if end.cause.tail), None)
@@ -267,24 +284,28 @@ class Ends:
 
 def in_a_line(end: End) -> str:
     """A rank's end with the word that explains it."""
-    peer = next((line for line in reversed(end.own_lines) if _PEER.search(line)), "")
+    peer = next((line for line in reversed(end.own_lines) if blames_peer(line)), "")
     word = peer or (end.cause.tail[-1] if end.cause.tail else "")
     text = f"{replace(end.cause, rivals=())}"
-    return f"{text[:120]} ({word.strip()[:75]})" if word else text[:LONGEST_LINE]
+    return f"{text[:120]}{SAYING}{word.strip()[:66]}" if word else text[:LONGEST_LINE]
 
 
-def _follows_its_own(end: End, heard: Sequence[End]) -> bool:
-    """Whether another end of the same rank, heard before, tells more.
+def _without_followers(heard: Sequence[End]) -> list[End]:
+    """All but those of which another end of the same rank, heard before, tells more.
 
     A launcher that is lost had said why its engine ended, and left to begin anew. Of a process nobody knows how it
     ended: its root may have ended first and taken it along.
     """
-    before = [e.cause for e in heard[: heard.index(end)] if e.rank == end.rank]
-    if end.cause.kind is CauseKind.LOST:
-        return any(cause.kind not in _BY_ITSELF for cause in before)
-    return (
-        end.cause.kind is CauseKind.DIED and end.cause.code is None and any(c.kind is CauseKind.EXITED for c in before)
-    )
+    kept: list[End] = []
+    before: dict[int, list[Cause]] = {}
+    for end in heard:
+        own, cause = before.setdefault(end.rank, []), end.cause
+        left = cause.kind is CauseKind.LOST and any(c.kind not in _BY_ITSELF for c in own)
+        unknown = cause.kind is CauseKind.DIED and cause.code is None
+        if not left and not (unknown and any(c.kind is CauseKind.EXITED for c in own)):
+            kept.append(end)
+        own.append(cause)
+    return kept
 
 
 def _against(first: End, found: Sequence[End], grades: Mapping[int, Grade]) -> list[End]:

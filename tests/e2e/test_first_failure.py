@@ -33,10 +33,10 @@ def test_the_others_are_told_as_ended_because_of_it(tmp_path: Path) -> None:
             block = group.output(rank).partition("launcher: first failure: ")[2]
             assert re.match(r"(probably )?rank 1: reference ended with exit code 7", block), block
             assert "launcher:   | RuntimeError: injected crash of rank 1" in block
-            assert re.search(r"launcher:   [12] more ranks? ended because of it:", block), block
-            assert re.search(r"launcher:   \| rank [02]: reference ended with exit code 1 \(.*lost the .*\)", block), (
-                block
-            )
+            # whom the group's stop reaches before it has noticed the loss is not listed
+            listed = re.findall(r"launcher:   \| rank [02]: .* exit code 1, saying: .*lost the .*rank", block)
+            told = re.search(r"launcher:   (\d) more ranks? ended because of it:", block)
+            assert len(listed) == (int(told[1]) if told else 0), block
 
 
 @pytest.mark.chaos

@@ -151,7 +151,7 @@ class TestTheLeaderTakes:
         for words in ([(0, second, 1.0, 0.0), (1, first, 1.2, 0.25)], [(1, first, 1.0, 0.0), (0, second, 1.0, 0.0)]):
             told = self.told(*words)
             assert (told.rank, told.code, told.tail) == (1, 41, ("its words",))
-            assert told.because == ("rank 0: ended with 1 (lost the rank after)",)
+            assert told.because == ("rank 0: ended with 1, saying: lost the rank after",)
 
     def test_a_worker_of_which_nobody_knows_how_it_ended(self) -> None:
         unknown = Cause(CauseKind.DIED, 2, "process 7 of the engine ended although nobody asked it to")

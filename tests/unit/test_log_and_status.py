@@ -254,9 +254,8 @@ def answering(body: bytes) -> Iterator[str]:
 
 
 def test_the_block_folds_the_ends_that_followed() -> None:
-    cause = Cause(
-        CauseKind.EXITED, 2, "x ended with exit code 3", "x", 3, ("its words",), (1, 3), ("rank 0: y", "and 7 more")
-    )
+    cause = Cause(CauseKind.EXITED, 2, "x ended with exit code 3", "x", 3, ("its words",))
+    cause = replace(cause, rivals=(1, 3), because=("rank 0: y", "and 7 more"))
     assert failure_block(cause, "", 0) == [
         "launcher: first failure: probably rank 2: x ended with exit code 3",
         "launcher:   process x, exit code 3",

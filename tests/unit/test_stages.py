@@ -113,7 +113,7 @@ def test_probes_are_no_sign_of_life_and_a_traceback_is_told_whole() -> None:
         stages.hear(guard.Output(orders[0].id, 1, 'INFO: 127.0.0.1:1 - "GET /are-you-well HTTP/1.1" 200 OK\n'))
     assert stages.bytes == before
     stages.hear(guard.Exited(orders[0].id, 1, None, ""))
-    ((_, cause, _),) = broke
+    ((_, cause, *_),) = broke
     assert cause.tail == tuple(traceback)
 
 
@@ -125,7 +125,7 @@ def test_the_guards_own_tail_is_read_alike() -> None:
     stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
     stages.start(0)
     stages.hear(guard.Exited(orders[0].id, 1, None, "\n".join(map(str, range(100)))))
-    ((_, cause, _),) = broke
+    ((_, cause, *_),) = broke
     assert cause.tail == tuple(map(str, range(80, 100)))
 
 
