@@ -726,9 +726,9 @@ class StopsInHaste(c.Coordinator):
     def _grace_left(self, now: float) -> float:
         return 0.0
 
-    def _end(self, cause: Cause, now: float, noticed: float = 0.0) -> None:
+    def _end(self, cause: Cause, now: float, *more: Any) -> None:
         config, self.config = self.config, replace(self.config, stop_grace=0.1)
-        super()._end(cause, now, noticed)
+        super()._end(cause, now, *more)
         self.config = config
 
 
