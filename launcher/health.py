@@ -31,6 +31,9 @@ CANARY_LIMIT = 300.0  #: seconds for a canary's one token where --hang-timeout i
 IDLE_EVERY = 0.25
 SAY_EVERY = 5.0  #: seconds at least between two lines about what a drain waits for
 MOST_SERIES = 2048  #: label sets of one metric that are looked at: engines have a few for each rank
+OUTSIDE_EVERY = 10.0  #: seconds between looks at the address that Services use
+OUTSIDE_TIMEOUT = 5.0
+SHUT_OUT = "no Service reaches the engine: its API does not listen on this pod's own address"
 NOT_WELL = "engine is not well: it fails its health checks"
 IDLE_FOR = 2.0  #: running + waiting must stay 0 this long before the engine counts as drained
 
@@ -127,7 +130,8 @@ class HealthWatch:
     ``broke(cause, seconds that it took to notice)`` is called at most once; ``idle()`` when a drain has nothing left to
     wait for. ``requests`` tells what went over the API's connections, ``signs`` is a number that moves with CPU
     time and output, ``fair`` is the clock of deadlines, ``starved`` says why it runs slowly, ``say`` writes a log line,
-    and ``failures`` counts failed health checks by reason.
+    and ``failures`` counts failed health checks by reason. ``own`` is this pod's address, which Services use; empty: it
+    has none that others reach.
     """
 
     def __init__(
@@ -146,6 +150,7 @@ class HealthWatch:
         starved: Callable[[], str] = str,
         say: Callable[[str, Mapping[str, object], str], None] = lambda text, fields, level: None,
         failures: Counter[str] | None = None,
+        own: str = "",
     ) -> None:
         self._rank = rank
         self._settings = settings
@@ -165,6 +170,8 @@ class HealthWatch:
         self._verdict = Verdict(process, what, settings.health_failures, settings.unresponsive_timeout)
         self._progress = Progress(health, settings.hang_timeout)
         self._page: Samples | None = None  # the latest that could be read
+        self._outside = (own, health.outside) if own and health.outside else None
+        self._shut_out = ""  # why nobody else reaches the API
         self._over = False
         self._well_at = time.monotonic()
         self._said, self._said_at = "", float("-inf")
@@ -180,6 +187,8 @@ class HealthWatch:
             self._loop(self._watch())
         if self._health.canary_url and self._settings.canary_interval:
             self._loop(self._send_canaries())
+        if self._outside is not None:
+            self._loop(self._watch_outside(*self._outside))
 
     def drain(self, say: Callable[[], None]) -> None:
         """No new work comes: say when the last is done. ``say`` is called now and then, when ``in_flight`` is new."""
@@ -271,8 +280,9 @@ class HealthWatch:
     def _judge(self) -> None:
         """After a round: is what was seen enough?"""
         if self._verdict.spell is None:
-            self.ok, self.slow = True, False
-            self._tell("")
+            self.ok, self.slow = not self._shut_out, False
+            self.words = self._shut_out
+            self._tell(SHUT_OUT if self._shut_out else "")
             return
         now, fair = time.monotonic(), self._fair()
         requests = self._requests()
@@ -304,6 +314,19 @@ class HealthWatch:
     def _why(self) -> str:
         starved = self._starved()
         return f"; {starved}" if starved else ""
+
+    async def _watch_outside(self, own: str, port: int) -> None:
+        """Whether the API takes connections where Services send them, too; loopback alone proves that only for us."""
+        while not self._over:
+            why = await probe.why_unreachable(own, port, OUTSIDE_TIMEOUT)
+            if not why:
+                self._shut_out = ""
+            elif not why.startswith(probe.NO_ANSWER):  # that may be a full backlog
+                at = f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
+                self._shut_out = f"the API does not answer on {at}, this pod's own address: {why}"
+                if self._verdict.spell is None:
+                    self.ok, self.words = False, self._shut_out
+            await asyncio.sleep(OUTSIDE_EVERY)
 
     async def _send_canaries(self) -> None:
         limit, failed = self._settings.hang_timeout or CANARY_LIMIT, 0

@@ -234,6 +234,14 @@ def on_host_network(environ: Mapping[str, str]) -> bool:
     return access.shares_host_network(_text_of("/etc/hosts"), str(rdma.roots(environ)[0]))
 
 
+def reachable_address(address: str) -> str:
+    """The pod's own address, where an interface other than loopback holds it; empty for others (behind NAT, say)."""
+    from launcher.network import addresses
+
+    held = not addresses.is_loopback(address) and addresses.holder(address, addresses.interfaces()) is not None
+    return address if held else ""
+
+
 def _network_status(environ: Mapping[str, str]) -> str:
     """Multus' annotation, from a downwardAPI volume (as a variable it is empty at the first start)."""
     return _text_of(environ.get("LAUNCHER_NETWORK_STATUS") or NETWORK_STATUS_FILE)

@@ -84,6 +84,7 @@ class PodEngine:
         self.draining = False
         self._drain_by = 0.0
         self.health: HealthWatch | None = None
+        self._own = ""  # this pod's address in this epoch, where others may reach it
         self.pids: tuple[int, ...] = ()
         self.recorded: dict[tree.Key, None] = {}  #: processes of this epoch, and ended ones whose sessions live on
         self._ray_token = bool(settings.engine_file is None and settings.engine in ("vllm", "doctor"))
@@ -188,6 +189,7 @@ class PodEngine:
             return
         self._scratch = self._scratch[-2:]
         self.epoch, self.draining = shared.epoch, False
+        self._own = planning.reachable_address(shared.addresses[self._identity.rank])
         self._log.epoch = str(shared.epoch.n)
         self.recorded.clear()
         self._frozen_since.clear()
@@ -268,6 +270,7 @@ class PodEngine:
             starved=lambda: self._pressure.words,
             say=self._log,
             failures=self.health_failures,
+            own=self._own,
         )
         self.health.start()
         self.look()  # who runs now is known from now on, also should the guard be killed

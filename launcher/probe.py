@@ -92,12 +92,15 @@ async def reachable(target: str, timeout: float) -> bool:
     return True
 
 
+NO_ANSWER = "no answer"  #: how the reason begins where nothing came back in time
+
+
 async def why_unreachable(host: str, port: int, timeout: float) -> str:
     """Why an address takes no connection: ``no route to host``; empty where it does."""
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout)
     except asyncio.TimeoutError:
-        return f"no answer within {timeout:g} s"
+        return f"{NO_ANSWER} within {timeout:g} s"
     except (OSError, ValueError) as error:
         return (getattr(error, "strerror", None) or str(error)).lower()
     writer.close()

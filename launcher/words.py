@@ -140,6 +140,7 @@ class Health:
     canary_body: str = ""
     insecure: bool = False  #: https with a certificate that is not verified (the pod asks itself)
     timeout: float = 5.0  #: seconds to wait for ``url``: SGLang's makes a token and gives itself 20 s
+    outside: int = 0  #: port at which other pods reach the API on this pod's own address; 0: it listens elsewhere
     dead: int = 0  #: with this status and no body ``url`` says that the engine is dead for good; 0: it never says so
 
 

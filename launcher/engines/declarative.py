@@ -165,7 +165,10 @@ class DeclarativeEngine:
         return Health(
             url=url,
             metrics_url=whole(spec.metrics),
-            **spec.names,
+            running=spec.names.get("running", ()),
+            waiting=spec.names.get("waiting", ()),
+            progress=spec.names.get("progress", ()),
+            sleeping=spec.names.get("sleeping", ()),
             canary_url=whole(spec.canary),
             canary_body=json.dumps(_filled(spec.canary_body, values)) if spec.canary else "",
             insecure=spec.insecure,

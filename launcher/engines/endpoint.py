@@ -71,8 +71,14 @@ def health(
         canary_body="" if needs_key(args) else json.dumps({k: v for k, v in body.items() if v is not None}),
         insecure=is_tls(args),
         timeout=timeout,
+        outside=port if _everywhere(args, bind) else 0,
         dead=dead,
     )
+
+
+def _everywhere(args: Sequence[str], bind: str) -> bool:
+    """Whether the API is meant to listen on all addresses: one of its own was neither given nor is it a socket file."""
+    return last(args, "--uds") is None and (last(args, "--host") or bind) in ("", "0.0.0.0", "::")
 
 
 def gate(health: Health) -> Gate:
@@ -106,6 +112,9 @@ def notes(settings: Settings) -> tuple[str, ...]:
     args = settings.engine_args
     if asks_client_certificate(args):
         return ("--ssl-cert-reqs 2 asks for a client certificate: the launcher cannot ask the engine's health",)
+    host = last(args, "--host") or ""
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        return (f"'-- --host {host}': no Service and no other pod reaches the engine's API; leave it out",)
     if needs_key(args) and settings.canary_interval:
         return (f"{settings.said('canary_interval')} has no effect: --api-key would refuse the canary",)
     return ()

@@ -236,3 +236,17 @@ def test_doctor_of_the_group_ends_in_findings(tmp_path: Path, told: bool) -> Non
         else:
             assert codes == [0, 0], text
             assert "launcher doctor: 2 pods" in text and "192.168.57" not in text.split("launcher doctor: 2 pods")[1]
+
+
+def test_an_api_that_services_cannot_reach_is_not_ready(tmp_path: Path) -> None:
+    """The user's own --host is of the other family: loopback answers, and nobody else gets through."""
+    with machines(tmp_path, {"eth0": (f"{V6}/64",)}) as pair:
+        for number in (1, 2):
+            env = {"POD_IP": V6.format(number)}
+            rank = str(number - 1)
+            words = ("--engine", "reference", "--rank", rank, "--size", "2", "--leader", V6.format(1))
+            pair.start(number, *words, "--", "--host", "0.0.0.0", env=env)
+        text = pair.said(1, "no Service reaches the engine")
+        assert f"the API does not answer on [{V6.format(1)}]:8000" in text
+        assert pair.get(2, f"http://[{V6.format(1)}]:9471/livez") == 200
+        assert pair.get(2, f"http://[{V6.format(1)}]:9471/readyz") == 0  # 503 is an exception there
