@@ -20,6 +20,7 @@ import click
 
 from launcher import __version__, files
 from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
+from launcher.numbers import check_document
 from launcher.settings import Settings
 
 if TYPE_CHECKING:
@@ -673,6 +674,7 @@ def _file(path: str) -> dict[str, Any]:
         import tomli as tomllib
     try:
         entries = tomllib.loads(files.read_text(path))
+        check_document(entries)
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}", "give a readable TOML file") from None
     except (ValueError, RecursionError) as error:

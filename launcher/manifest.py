@@ -16,6 +16,7 @@ from typing import Any
 from launcher import manifest_shell
 from launcher.data import dataclass, field, replace
 from launcher.errors import ConfigError, UsageError
+from launcher.numbers import check_document
 
 KINDS = ("StatefulSet", "LeaderWorkerSet", "JobSet", "Job")
 GPUS = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "habana.ai/gaudi")
@@ -80,9 +81,10 @@ def read(source: str) -> tuple[Told, ...]:
         raise UsageError(f"--filename {source} cannot be read: {why}", "give a YAML file, or - for input") from None
     try:
         objects = [o for o in module.safe_load_all(text) if isinstance(o, dict)]
+        check_document(objects)
     except module.YAMLError as error:
         raise UsageError(f"--filename {source} is not YAML: {error}", "build it first: kubectl kustomize DIR") from None
-    except (ValueError, RecursionError) as error:  # a date that is none, or nesting without end
+    except (ValueError, TypeError, RecursionError) as error:  # a date or a key that is none, or nesting without end
         raise UsageError(
             f"--filename {source} cannot be read: {error}", "build it first: kubectl kustomize DIR"
         ) from None

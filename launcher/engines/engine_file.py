@@ -16,6 +16,7 @@ from launcher.data import dataclass, field
 from launcher.engines import template
 from launcher.engines.template import PORT_NAMES, Command, Template, nearest
 from launcher.errors import ConfigError
+from launcher.numbers import check_document
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +24,7 @@ else:
     import tomli as tomllib
 
 LARGEST = 1 << 20
+MOST_SECONDS = 1e9  #: compared before it is converted: a whole number of 400 digits is no float
 LEADER, WORKER, ALL = "leader", "worker", "all"
 API = "api"  #: the port of [ports] that --port overrides
 GATES = ("started", "exited", "line", "pattern", "tcp", "http")
@@ -151,6 +153,7 @@ def parse(raw: bytes, path: str) -> EngineFile:
     """An engine file from its bytes; ``path`` is for errors."""
     try:
         content = tomllib.loads(raw.decode())
+        check_document(content)
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a date that is none, a number that is too long
         raise ConfigError(f"{path} is not TOML: {error}", "mend the file there") from None
     top = Table(path, "", content, TOP)
@@ -214,8 +217,10 @@ class Table:
         value = self.content.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise self.wrong(key, "no number of seconds", f"write {key} = 30, without quotes")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_SECONDS:
+            raise self.wrong(
+                key, f"no number of seconds from 0 to {MOST_SECONDS:g}", f"write {key} = 30, without quotes"
+            )
         return float(value)
 
     def texts(self, key: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.data import dataclass, field
 from launcher.errors import ConfigError
+from launcher.numbers import check_document
 from launcher.render import known, text
 from launcher.render.fields import Field
 from launcher.render.template import labels, read_template, unite
@@ -55,8 +56,11 @@ def read(source: str, name: str) -> list[Service]:
     module = text.yaml()
     try:
         documents = [d for d in module.load_all(source, Loader=_strict(module)) if d is not None]
+        check_document(documents)
     except module.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}", "correct it") from None
+    except (ValueError, TypeError, RecursionError) as error:  # a date or a key that is none, or nesting without end
+        raise ConfigError(f"{name} cannot be read: {str(error)[:200]}", "correct it") from None
     if not documents:
         raise ConfigError(f"{name} holds nothing", f"write an {KIND}")
     many = len(documents) > 1

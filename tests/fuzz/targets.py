@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from launcher import health, http, memory, planning, show_status
+from launcher import health, http, manifest, memory, planning, show_status
 from launcher.acceptor import Silent
 from launcher.engines import engine_file, versions
 from launcher.errors import LauncherError
@@ -28,6 +29,7 @@ from launcher.group.link import LeaderLink
 from launcher.identity import identify
 from launcher.network.gpus import parse_smi, visible_gpus
 from launcher.process import channel, leftovers
+from launcher.render import service
 from launcher.settings import Settings
 from launcher.visitors import answer_of
 from launcher.words import Health
@@ -252,6 +254,61 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+CONTAINER = {
+    "name": "engine",
+    "image": "engine:tag",
+    "command": ["launcher"],
+    "args": ["--engine", "vllm", "--backend", "mp", "--model", "/m", "--tp", "8", "--pp", "2"],
+    "env": [{"name": "LAUNCHER_SIZE", "value": "2"}, {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}],
+    "resources": {"limits": {"nvidia.com/gpu": 8}},
+    "ports": [{"containerPort": 8000, "name": "http"}],
+}
+POD = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [CONTAINER], "terminationGracePeriodSeconds": 60}}
+MANIFESTS: tuple[dict[str, Any], ...] = (
+    {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": {"name": "vllm", "namespace": "ns"},
+        "spec": {"replicas": 2, "serviceName": "vllm", "selector": {"matchLabels": {"a": "b"}}, "template": POD},
+    },
+    {
+        "apiVersion": "leaderworkerset.x-k8s.io/v1",
+        "kind": "LeaderWorkerSet",
+        "metadata": {"name": "vllm"},
+        "spec": {"replicas": 1, "leaderWorkerTemplate": {"size": 2, "leaderTemplate": POD, "workerTemplate": POD}},
+    },
+    {
+        "apiVersion": "system.hero.ai/v1alpha1",
+        "kind": "InferenceService",
+        "metadata": {"name": "simple", "namespace": "default"},
+        "spec": {
+            "deploymentMode": "DistributeInference",
+            "replicas": 2,
+            "servers": {"leader": {"replicas": 1, "template": POD}, "worker": {"replicas": 1, "template": POD}},
+        },
+    },
+)
+ODD_YAML = ("", "&a [*a]", "{[1]: 2}", "{{a: b}: c}", "2024-99-99", "0x" + "F" * 5000, "!!python/none x", "[" * 3000)
+
+
+def manifests(rng: random.Random) -> None:
+    """YAML for `plan -f` and `render`: read, or refused in words."""
+    body = values.changed(rng, rng.choice(MANIFESTS))
+    for _ in range(rng.randrange(3)):
+        body = values.changed(rng, body)
+    said = json.dumps(body)[: 1 << 16]
+    if rng.random() < 0.3:
+        said = said.replace(rng.choice(('"ns"', "2", '"vllm"', "[")), rng.choice(ODD_YAML), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "it.yaml")
+        with open(path, "w", encoding="utf-8", errors="replace") as file:
+            file.write(said)
+        with contextlib.suppress(LauncherError):
+            manifest.read(path)
+    with contextlib.suppress(LauncherError):
+        service.read(said, "it.yaml")
+
+
 def any_file(rng: random.Random) -> None:
     """Whatever lies where a small file should."""
     with tempfile.TemporaryDirectory() as folder:
@@ -412,7 +469,7 @@ TARGETS: dict[str, Callable[[random.Random], None]] = {
     target.__name__: target
     for target in (
         *(messages, group_port, agent_port, machines.coordinator, machines.member, guard_channel),
-        *(state_file, handed_on, engine_toml, any_file, metrics, status_answer, programs, variables),
+        *(state_file, handed_on, engine_toml, any_file, metrics, status_answer, programs, variables, manifests),
     )
 }
 

@@ -18,6 +18,8 @@ import pytest
 
 from launcher import files, health, memory, probe
 from launcher.agent import _is_ours
+from launcher.engines import engine_file
+from launcher.errors import ConfigError
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.events import Say
@@ -340,6 +342,16 @@ def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_what_the_guard_hands_on_is_believed_or_not_there(text: str) -> None:
     assert memory.handed_on({"LAUNCHER_LAST_EPOCH": text}) == (None, None)
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "0x" + "F" * 5000, "0b" + "1" * 20_000, "nan", "inf", "1e308"])
+@pytest.mark.parametrize(
+    "line",
+    ["stop_grace = @", "completes = @", "[ports]\napi = @", "[env]\nA = @", "[health]\nport = @", "versions = @"],
+)
+def test_a_number_of_an_engine_file_out_of_bounds(line: str, value: str) -> None:
+    with pytest.raises(ConfigError):
+        engine_file.parse(f'name = "n"\n{line}'.replace("@", value).encode(), "n.toml")
 
 
 @pytest.mark.parametrize("make", IN_ITS_PLACE)
