@@ -166,3 +166,88 @@ def test_an_error_shows_no_secret_of_the_engines(own: list[str], engine: list[st
         engine_line.check(own, engine, {"--engine": True, "--model": True, "--token-file": True}, "launcher run")
     said = f"{caught.value.message}\n{caught.value.fix}"
     assert "sk-1234" not in said and "--api-key" in said and "***" in said
+
+
+# --------------------------------------------------------------------------- every owned option, and its fix followed
+
+VALUES = {
+    "model": "/other",
+    "served_model_name": "n",
+    "tp": "16",
+    "pp": "2",
+    "dp": "2",
+    "port": "9000",
+    "backend": "mp",
+    "master_port": "29600",
+}
+
+
+def spellings() -> list[tuple[str, str, str]]:
+    """Engine, spelling and setting of every option that the launcher owns."""
+    from launcher.engines.registry import spellings as tables
+
+    return [(engine, name, one.setting) for engine, owned in tables() for one in owned for name in one.names]
+
+
+@pytest.mark.parametrize(("engine", "spelling", "setting"), spellings())
+def test_the_fix_of_every_owned_option_works(engine: str, spelling: str, setting: str) -> None:
+    version = "0.33.0" if engine == "vllm" else "0.5.23"
+    base = ["plan", "--engine", engine, "--size", "2", "--gpus-per-pod", "16", "--rank", "0", "--leader", "a"]
+    base += ["--engine-version", version, *([] if setting == "model" else ["--model", "m"])]
+    value = [VALUES[setting]] if setting in VALUES else [] if setting == "ep" or not takes_value(spelling) else ["1"]
+    message, fix = plan([*base, "--", spelling, *value])
+    assert spelling in message and "is the launcher's to set" in message
+    if setting:
+        assert fix.startswith("give --"), fix
+        given, _, rest = fix.removeprefix("give ").partition(" to the launcher (before any --), and leave ")
+        assert rest == f"{spelling} out"
+        followed = [*base, *shlex.split(given)]
+    else:
+        assert fix == f"leave {spelling} out of it"
+        followed = base
+    if setting == "dp" and engine == "sglang":  # whose replicas do not span pods without it
+        followed = [*followed, "--", "--enable-dp-attention"]
+    if setting != "tp" and "--tp" not in followed:
+        at = followed.index("--") if "--" in followed else len(followed)
+        followed = [*followed[:at], "--tp", "16", *followed[at:]]
+    text, none = plan(followed)
+    assert none == "", (message, fix, text)
+
+
+def takes_value(spelling: str) -> bool:
+    flags = (
+        "--headless",
+        "--use-ray",
+        "--data-parallel-hybrid-lb",
+        "-dph",
+        "--data-parallel-external-lb",
+        "-dpe",
+        "--data-parallel-multi-port-external-lb",
+        "-dpm",
+    )
+    return spelling not in flags
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("plan --engine vllm --model m --tp 3 --size 2 --rank 0 --leader a --gpus-per-pod 8", "--tp 3"),
+        (
+            "plan --engine sglang --model m --tp 6 --dp 4 --size 2 --rank 0 --leader a -- --enable-dp-attention",
+            "multiple",
+        ),
+        ("plan --engine vllm --size 2 --rank 0 --leader a", "--model is not given"),
+        ("plan --engine vlm --model m", "there is no such engine"),
+        ("plan --engine sglang --model m --backend ray", "without Ray"),
+        ("plan --engine vllm --model m --rank 5 --size 2 --leader x", "ranks 0 to 1"),
+        ("plan --engine vllm --model m --port 9471", "are the same port"),
+        ("plan --engine vllm --model m --rdma maybe", "is not one of"),
+        ("plan --engine vllm --model m --lease 1h30", "not a duration"),
+    ],
+)
+def test_other_errors_name_a_fix(line: str, words: str) -> None:
+    result = CliRunner().invoke(cli.cli, shlex.split(line))
+    if isinstance(result.exception, LauncherError):
+        assert words in result.exception.message and result.exception.fix
+    else:
+        assert words in result.output
