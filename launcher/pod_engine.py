@@ -84,6 +84,7 @@ class PodEngine:
         self.draining = False
         self._drain_by = 0.0
         self.health: HealthWatch | None = None
+        self._said_polls = False
         self._own = ""  # this pod's address in this epoch, where others may reach it
         self.pids: tuple[int, ...] = ()
         self.recorded: dict[tree.Key, None] = {}  #: processes of this epoch, and ended ones whose sessions live on
@@ -382,6 +383,11 @@ class PodEngine:
             if self._state() in (me.State.STARTING, me.State.RUNNING):
                 self._broke(self.epoch, Cause(CauseKind.STOPPED, self._identity.rank, text, comm), frozen)
         self._vital.see(procs, self._vital_names())
+        if self._vital.polls and not self._said_polls:
+            self._said_polls = True
+            self._log(
+                "no pidfd here (gVisor, or an old kernel): the end of an engine process is noticed by a look a second"
+            )
         for one in self.stages.overdue(now):
             waits = (
                 f"{one.process.name} is not ready after {now - one.since:.0f} s: waiting until {one.process.gate.words}"

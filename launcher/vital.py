@@ -33,6 +33,7 @@ from launcher.process import tree
 from launcher.process.titles import Titles
 from launcher.process.tree import Key, Proc, ending
 
+NO_PIDFD = -1
 HOLD = 0.1  #: seconds in which a better word than ours may come: the guard's, or a stop
 #: They ask a process to end: an engine that goes down sends them to its own.
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -84,6 +85,7 @@ class Vital:
     def __init__(self, ended: Callable[[End], None], roots: Callable[[], Iterable[int]]) -> None:
         self._ended = ended
         self._roots = roots
+        self.polls = False  #: there is no pidfd here: ends are noticed by the next look at the tree
         self._titles = Titles()
         self._watched: dict[Key, _Watched] = {}
         self._held: dict[int, tuple[End, float, asyncio.TimerHandle, Key | None]] = {}
@@ -96,6 +98,10 @@ class Vital:
         procs, prefixes = tuple(procs), tuple(names)
         keys = {p.pid: p.key for p in procs}
         own = self._titles.own(procs, names, self._roots()) if names else {}
+        if self.polls:
+            there = {p.key for p in procs if not p.gone}
+            for key in [k for k, one in self._watched.items() if one.fd == NO_PIDFD and k not in there]:
+                self._gone(key)
         for p in procs:
             one = self._watched.get(p.key)
             if one is None:
@@ -110,15 +116,17 @@ class Vital:
     def _watch(self, p: Proc, title: str, parent_key: Key | None) -> None:
         try:
             fd = os.pidfd_open(p.pid)
-        except (OSError, AttributeError):
-            # Gone; or a kernel before 5.3, or a Python that was built without (python-build-standalone was): then the
-            # engine's own word is all there is.
+        except ProcessLookupError:
             return
+        except (OSError, AttributeError):
+            # gVisor, a kernel before 5.3, or a Python that was built without (python-build-standalone was).
+            fd, self.polls = NO_PIDFD, True
         if tree.start_time(p.pid) != p.start_time:  # the pid was given out anew since the scan
-            os.close(fd)
+            _close(fd)
             return
         self._watched[p.key] = _Watched(fd, title, p.stack, p.ppid, parent_key)
-        asyncio.get_running_loop().add_reader(fd, self._gone, p.key)
+        if fd != NO_PIDFD:
+            asyncio.get_running_loop().add_reader(fd, self._gone, p.key)
 
     def forget(self) -> None:
         """The engine is being stopped: ends mean nothing from now on.
@@ -127,7 +135,7 @@ class Vital:
         a GPU's memory may take them seconds, and their neighbours' connections broke long before.
         """
         for key, one in list(self._watched.items()):
-            if _over(one.fd):
+            if _over(one.fd, key):
                 self._gone(key)
             elif ending(key[0]):
                 one.ending_since = one.ending_since or time.monotonic()  # a stop may be ordered twice
@@ -140,7 +148,7 @@ class Vital:
     def settle(self) -> None:
         """Nothing of the engine is left, and all of the guard's words are heard: what is still held is told."""
         for key, one in list(self._watched.items()):
-            if _over(one.fd):
+            if _over(one.fd, key):
                 self._gone(key)
             else:
                 self._close(key)
@@ -182,11 +190,19 @@ class Vital:
 
     def _close(self, key: Key) -> None:
         fd = self._watched.pop(key).fd
-        asyncio.get_running_loop().remove_reader(fd)
+        if fd != NO_PIDFD:
+            asyncio.get_running_loop().remove_reader(fd)
+        _close(fd)
+
+
+def _close(fd: int) -> None:
+    if fd != NO_PIDFD:
         os.close(fd)
 
 
-def _over(fd: int) -> bool:
+def _over(fd: int, key: Key) -> bool:
+    if fd == NO_PIDFD:
+        return tree.start_time(key[0]) != key[1] or _zombie(key[0]) is not None
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
@@ -202,6 +218,8 @@ def _how(fd: int, pid: int) -> int | None:
 
 def told_by_pidfd(fd: int) -> int | None:
     """What the kernel keeps with the pidfd once the process is reaped."""
+    if fd == NO_PIDFD:
+        return None
     info = bytearray(INFO_BYTES)
     struct.pack_into("Q", info, 0, PIDFD_INFO_EXIT)
     try:

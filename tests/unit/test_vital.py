@@ -225,7 +225,7 @@ def test_a_signal_that_asks_is_no_kill(number: int) -> None:
 
 
 def test_a_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some are built without: then nothing is watched, and nothing breaks."""
+    """Some are built without, and gVisor has none: then the next look at the tree tells."""
     monkeypatch.delattr(os, "pidfd_open")
     own = tree.read(os.getpid())
     assert own is not None
@@ -237,3 +237,27 @@ def test_a_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
         watching.settle()
 
     asyncio.run(story())
+
+
+def test_without_pidfds_the_next_look_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pid: int, flags: int = 0) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+
+    async def story(root: subprocess.Popen[str], worker: int) -> None:
+        pod = Pod(root, worker)
+        assert pod.vital.polls
+        pod.vital.see([found for found in (tree.read(worker),) if found], [""])
+        assert pod.ends == []
+        os.kill(worker, signal.SIGKILL)
+        for _ in range(6000):
+            await asyncio.sleep(0.01)
+            pod.vital.see([found for found in (tree.read(worker),) if found], [""])
+            if pod.ends:
+                break
+        (end,) = pod.ends
+        assert end.pid == worker
+
+    with started("lives on") as (root, worker):
+        asyncio.run(story(root, worker))
