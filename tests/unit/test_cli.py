@@ -190,3 +190,30 @@ def test_mistakes_are_answered_in_words_with_the_code_of_their_kind(args: list[s
     assert done.returncode == code, done.stderr + done.stdout
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_plan_is_exact_where_it_can_be() -> None:
+    """Addresses that were given stand in the plan; this pod's processes show what the table of variables shows."""
+    env = {"POD_IP": "10.9.8.8", "POD_NAME": "x"}
+    words = ["plan", "--engine", "vllm", "--backend", "mp", "--model", "m", "--tp", "2", "--size", "2", "--rank", "1"]
+    words += ["--leader", "10.9.8.7", "--engine-version", "0.33.0", "--gpus-per-pod", "1", "--json"]
+    page = json.loads(CliRunner().invoke(cli.cli, words, env=env).stdout)
+    argv = page["ranks"][1]["stages"][0]["processes"][0]["argv"]
+    assert argv[argv.index("--master-addr") + 1] == "10.9.8.7"
+    assert "<ip of" not in json.dumps(page["ranks"])
+    own = page["ranks"][1]["stages"][0]["processes"][0]["env"]
+    table = {v["name"]: v["value"] for v in page["variables"] if v["set_by"] == "launcher"}
+    assert own["VLLM_HOST_IP"] == table["VLLM_HOST_IP"] == "10.9.8.8"
+    assert {name: value for name, value in own.items() if name in table} == {n: table[n] for n in own if n in table}
+    assert page["ranks"][0]["stages"][0]["processes"][0]["env"]["VLLM_HOST_IP"] == "10.9.8.7"
+
+
+def test_a_pod_alone_has_an_address_too() -> None:
+    words = ["plan", "--engine", "vllm", "--model", "m", "--tp", "2", "--engine-version", "0.33.0", "--json"]
+    page = json.loads(CliRunner().invoke(cli.cli, words, env={"POD_IP": "10.9.8.8"}).stdout)
+    own = page["ranks"][0]["stages"][0]["processes"][0]["env"]
+    for name in ("VLLM_HOST_IP", "SGLANG_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST"):
+        assert own[name] == "10.9.8.8"
+    six = json.loads(CliRunner().invoke(cli.cli, words, env={"POD_IP": "fd00::8"}).stdout)
+    argv = six["ranks"][0]["stages"][0]["processes"][0]["argv"]
+    assert argv[argv.index("--host") + 1] == "::"
