@@ -139,6 +139,12 @@ def refuse_owned(args: Sequence[str], owned: Iterable[Owned], settings: Settings
     """
     table = tuple(owned)
     for arg in args:
+        glued = _GLUED.fullmatch(arg)
+        match = _owner(_normal(glued[1]), table) if glued else None
+        if glued and match is not None:
+            raise _owned_error(
+                Given(_normal(glued[1]), (glued[2].strip(),), repr(arg)), match, settings, where, glued[1]
+            )
         refuse_glued(arg, where)
     for option in given(args):
         if not option.name:
@@ -259,10 +265,12 @@ def example(flag: str, value: str | None) -> str:
     return f"{flag} {value}" if value and value.lower() not in ("true", "false", "given") else flag
 
 
-def _owned_error(option: Given, owned: Owned, settings: Settings, where: str) -> UsageError:
+def _owned_error(option: Given, owned: Owned, settings: Settings, where: str, glued: str = "") -> UsageError:
+    """``glued``: the option's name, where it and its value were one word."""
     value = " ".join(option.values)
-    text = option.text if "=" in option.text or not value else f"{option.text} {value}"
-    name = option.text.partition("=")[0]
+    text = option.text if "=" in option.text or not value or glued else f"{option.text} {value}"
+    text += " (one word with a blank in it)" if glued else ""
+    name = glued or option.text.partition("=")[0]
     if option.name not in owned.names and option.name in _off(owned):
         said = getattr(settings, owned.setting) if owned.setting else None
         return UsageError(

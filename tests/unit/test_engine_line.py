@@ -73,10 +73,18 @@ def test_a_line_of_an_engines_own(line: str, fix: str) -> None:
 )
 def test_an_option_and_its_value_in_one_word(word: str) -> None:
     name, value = word.split()[:2]
-    for words in ([*PLAN.split(), "--model", "m", "--tp", "16", "--", word], [*PLAN.split(), "--model", "m", word]):
-        message, fix = plan(words)
-        assert "one word with a blank in it" in message
+    base = [*PLAN.split(), "--model", "m"]
+    message, fix = plan([*base, word])
+    assert "one word with a blank in it" in message
+    assert fix.endswith(f"{name} {value}")
+    message, fix = plan([*base, "--", word])
+    assert "one word with a blank in it" in message
+    if name == "--max-model-len":
         assert fix.endswith(f"{name} {value}")
+    else:
+        given = fix.removeprefix("give ").partition(" to the launcher")[0]
+        text, none = plan([*base, *shlex.split(given), *(["--tp", "16"] if name == "--port" else ["--pp", "4"])])
+        assert none == "", text
 
 
 def test_a_trailing_blank() -> None:
