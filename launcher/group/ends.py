@@ -244,7 +244,7 @@ class Ends:
         first = min(found, key=lambda end: (grades[id(end)], end.until))  # else the one that was heard first
         rivals = self._beside(first, [end for end in found if grades[id(end)] is grades[id(first)]])
         first, *rivals = self._named([first, *rivals])
-        rivals += _against(first, found, grades)
+        rivals += _against(first, found, grades) + _silently_before(first, found, grades)
         return self._in_words(first, [end for end in rivals if end.rank != first.rank])
 
     def _beside(self, first: End, equals: list[End]) -> list[End]:
@@ -306,6 +306,18 @@ def _without_followers(heard: Sequence[End]) -> list[End]:
             kept.append(end)
         own.append(cause)
     return kept
+
+
+def _silently_before(first: End, found: Sequence[End], grades: Mapping[int, Grade]) -> list[End]:
+    """Ends with 0 that may have been earlier than one with a code, when that one says nothing of its own trouble.
+
+    An engine may end with 0 although nobody asked it to, and its neighbours with a code because of it. They say so if
+    they say anything at all; of engines that are silent nobody knows.
+    """
+    if grades[id(first)] is not Grade.CODE or in_trouble(first.own_lines):
+        return []
+    zeros = [e for e in found if grades[id(e)] is Grade.FOLLOWED and e.cause.kind is CauseKind.EXITED]
+    return sorted((e for e in zeros if e.since <= first.until), key=lambda e: e.since)
 
 
 def _against(first: End, found: Sequence[End], grades: Mapping[int, Grade]) -> list[End]:

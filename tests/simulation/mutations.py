@@ -835,6 +835,14 @@ class FirstHeardTold(c.Coordinator):
         """Do nothing."""
 
 
+@leader("what may have been the first failure, too, is told with it", "ends_with_0")
+class AlwaysCertain(c.Coordinator):
+    def _settle_cause(self) -> None:
+        super()._settle_cause()
+        if self.cause is not None:
+            self.cause = replace(self.cause, rivals=())
+
+
 @leader("each member's clock is mapped to the leader's", "told_late")
 class ClocksTakenForOne(c.Coordinator):
     def _when(self, seat: Any, message: m.Failed, now: float) -> tuple[float, float]:

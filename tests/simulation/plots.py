@@ -235,6 +235,26 @@ def fails_in_a_drain(cluster: Cluster) -> None:
     cluster.world.at(1.0, _rank_fails, cluster, 2)
 
 
+def fails_as_it_ends_unserved(cluster: Cluster) -> None:
+    """A worker is told to go before the group ever served; while all stop, the agent of another one is killed."""
+    _told_to_go(cluster, _pod(cluster, 1))
+    cluster.world.at(0.3, _agent_of, cluster, 2)
+
+
+def stalled_and_alone(cluster: Cluster) -> None:
+    """The others' nodes are lost, then the leader's agent is stalled: rank 0 ends by its lease, and says hello anew."""
+    for rank in (1, 2):
+        _kill(cluster, _pod(cluster, rank), silent=True)
+    cluster.world.at(0.35 * LEASE, _stall, cluster, 0, 0.55 * LEASE)
+
+
+def ends_with_0(cluster: Cluster) -> None:
+    """On a slow network an engine ends with 0, and its neighbours with 1 because of it, before anybody is stopped."""
+    cluster.net.base = 0.3
+    proc = next(p for p in cluster.truth.live if p.rank == 2)
+    proc.guard.breaks(proc, CauseKind.EXITED, 0)
+
+
 def leaves_with_its_node(cluster: Cluster) -> None:
     """While the group is not whole a worker says that it leaves, and its node is lost before more is heard of it."""
     cluster.wanted.discard(2)
@@ -632,6 +652,13 @@ PLOTS: dict[str, Plot] = {
     ),
     "long_request": Plot(long_request, lasts=2 * LEASE),
     "fails_in_a_drain": Plot(fails_in_a_drain, more={"longest_request": 0.5}, lasts=2 * LEASE),
+    "fails_as_it_ends_unserved": Plot(
+        fails_as_it_ends_unserved,
+        Phase.STARTING,
+        {"start_time": (2.0, 3.0), "term_time": (0.7, 0.9), "max_restarts": 0},
+    ),
+    "stalled_and_alone": Plot(stalled_and_alone),
+    "ends_with_0": Plot(ends_with_0, more={"fragile": True}),
     "leaves_with_its_node": Plot(leaves_with_its_node),
     "taken_over_and_back": Plot(taken_over_and_back, lasts=4 * LEASE),
     "replaced_in_its_pod": Plot(replaced_in_its_pod),

@@ -73,6 +73,7 @@ class EpochTruth:
         self.calm = True  #: nothing was done to any of its pods, and nobody was told to stop
         self.guards: set[Guard] = set()
         self.ended_at: float | None = None  #: when its leader first told somebody to stop
+        self.drained = False  #: and then it was because a pod was told to go
 
 
 class Truth:
@@ -369,12 +370,15 @@ class Truth:
             return _remembered(leader, agent.local), _seated(leader)
         return None
 
-    def _unmoved(self, agent: Agent, event: Any, conn: int, before: tuple[Any, ...]) -> None:
+    def _unmoved(self, agent: Agent, event: Any, conn: int, actions: list[Any], before: tuple[Any, ...]) -> None:
         leader = agent.coordinator
         assert leader is not None
         knew, (seats, *state) = before
         knows, has = _remembered(leader, agent.local), _seated(leader)
         rank = leader._by_conn.get(conn)
+        accepted = any(type(a) is Say and a.conn == conn and type(a.message) is m.Accepted for a in actions)
+        if conn == c.LOCAL and accepted and seats.get(0, ("",))[0] == event.incarnation:
+            return  # rank 0 is back: it has the one connection inside this process, whatever became of its seat
         if rank is None or (rank in seats and seats[rank][1] == conn):  # refused, asked about, or of no use
             if leader.phase is not c.Phase.ABORTED and (knew, (seats, *state)) != (knows, has):
                 changed = _difference((*knew, seats, *state), (*knows, *has))
@@ -389,7 +393,7 @@ class Truth:
         leader = agent.coordinator
         assert leader is not None
         if before is not None:
-            self._unmoved(agent, event, conn, before)
+            self._unmoved(agent, event, conn, actions, before)
         made: Epoch | None = None
         for action in actions:
             if type(action) is SayAll:
@@ -399,7 +403,8 @@ class Truth:
                     self._epoch_made(agent, leader, action.message)
             if type(action) in (Say, SayAll) and type(action.message) is m.Stop:
                 truth = self.epochs[action.message.epoch]
-                truth.ended_at = self.world.now if truth.ended_at is None else truth.ended_at
+                if truth.ended_at is None:
+                    truth.ended_at, truth.drained = self.world.now, action.message.cause.kind is CauseKind.DRAIN
         name = leader.config.incarnation
         if leader.history.ended and leader.history.ended[-1].epoch != self._over.get(name):
             self._over[name] = leader.history.ended[-1].epoch
@@ -480,9 +485,14 @@ class Truth:
         self.cluster.leader_n = max(self.cluster.leader_n, prepare.epoch.n)
 
     def _no_second(self, prepare: m.Prepare) -> None:
-        """No restart is allowed: no launcher whose epoch has failed takes part in another."""
+        """No restart is allowed: no launcher whose epoch has failed takes part in another.
+
+        Nobody pays for what fails in an epoch that ends anyway: it serves, and drains, or it was stopped before it ever
+        served, for a pod was told to go (`_epoch_over` checks that one was).
+        """
         for truth in self.epochs.values():
-            failed = truth.started and truth.failed_at is not None and truth.drain_by is None
+            drained = truth.drained or truth.drain_by is not None
+            failed = truth.started and truth.failed_at is not None and not drained
             if failed and set(truth.members) & set(prepare.incarnations):
                 self.world.broken("budget", f"{truth.epoch} failed and {prepare.epoch} follows; no restart is allowed")
 

@@ -59,7 +59,7 @@ def judged(*ends: End) -> Cause:
         (end(2, DIED, None), end(1, DIED, 0)),
         # a worker that ended in good order followed its neighbour
         (end(2, code=41), end(1, DIED, 0)),
-        (end(2, code=41), end(1, code=0)),
+        (end(2, code=41, tail=OWN), end(1, code=0)),
         # a victim truly ended first: the first one printed a traceback and gave back its memory
         (end(2, code=3, at=10.4, tail=OWN), end(1, at=10.0, tail=LOST_2)),
         (end(2, code=3, at=10.4, tail=OWN), end(1, at=10.0, tail=RESET)),
@@ -98,6 +98,19 @@ def test_a_signal_after_an_end_that_blames_nobody_is_doubtful() -> None:
     told = judged(end(2, SIGNALLED, 137, at=10.5), end(1, at=10.0))
     assert (told.rank, told.rivals) == (2, (1,))
     assert judged(end(2, SIGNALLED, 137, at=10.5, doubt=0.6), end(1, at=10.0)).rivals == ()
+
+
+def test_an_end_with_0_before_one_with_a_code_that_says_nothing_is_doubtful() -> None:
+    """Which of them led? An engine in trouble of its own says so, and one that blames a peer is a victim."""
+    for at, doubt in ((10.0, 0.01), (10.3, 0.4)):
+        told = judged(end(2, code=41, at=10.2), end(1, code=0, at=at, doubt=doubt))
+        assert (told.rank, told.code, told.rivals) == (2, 41, (1,))
+    three = judged(end(2, code=41, at=10.2), end(3, code=42, at=10.25, doubt=0.1), end(1, code=0, at=10.0))
+    assert (three.rank, three.rivals) == (3, (2, 1))
+    for certain in (end(2, code=41, at=9.5), end(2, code=41, at=10.2, tail=OWN)):
+        assert judged(certain, end(1, code=0, at=10.0)).rivals == ()
+    followed = judged(end(2, code=41, at=10.2), end(1, DIED, 0, at=10.0))
+    assert (followed.rank, followed.rivals) == (2, ())
 
 
 def test_own_trouble_before_a_lost_peer_is_doubtful_after_a_victim() -> None:
