@@ -21,7 +21,8 @@ _KEYWORDS = ("then", "do", "else", "{", "!", "if", "while", "until", "time")
 _WRAPPERS = ("exec", "env", "nohup", "nice", "ionice", "tini", "dumb-init", "catatonit", "numactl", "taskset", "stdbuf",
              "setpriv", "gosu", "su-exec", "sudo", "chrt", "timeout", "command", "busybox")  # fmt: skip
 
-Word = list[tuple[str, bool]]  #: pieces of text, and whether the shell expands variables in them
+LITERAL, QUOTED, BARE = 0, 1, 2  #: no variable is expanded; they are; and what they hold is split into words
+Word = list[tuple[str, int]]  #: pieces of text, and what the shell does with variables in them
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,18 @@ def _expand(
         if raw in ("$@", "$*"):
             words += positional[1:]
             continue
-        text = "".join(_substituted(piece, known, positional) if live else piece for piece, live in word)
-        if any(live and re.search(r"\$[({A-Za-z_@*0-9#?]|`", _substituted(p, known, positional)) for p, live in word):
-            unknown.append(text)
-        words.append(text)
+        parts = [""]
+        for piece, kind in word:
+            text = piece if kind == LITERAL else _substituted(piece, known, positional)
+            if kind == BARE and text != piece:
+                first, *rest = re.split(r"\s+", text)
+                parts = [*parts[:-1], parts[-1] + first, *rest]
+            else:
+                parts[-1] += text
+            if kind != LITERAL and re.search(r"\$[({A-Za-z_@*0-9#?]|`", text):
+                unknown.append("".join(t for t, _ in word))
+        kept = parts if len(parts) == 1 and (parts[0] or any(kind != BARE for _, kind in word)) else filter(None, parts)
+        words += kept
     return words, tuple(unknown)
 
 
@@ -184,23 +193,23 @@ def _piece(script: str, i: int, word: Word) -> int:
     """Take one character, one quoted text or one ``$(...)`` into the word; where the next begins."""
     c = script[i]
     if c == "\\":
-        word.append((script[i + 1 : i + 2], False))
+        word.append((script[i + 1 : i + 2], LITERAL))
         return i + 2
     if c == "'":
         end = script.find("'", i + 1)
         end = len(script) if end < 0 else end
-        word.append((script[i + 1 : end], False))
+        word.append((script[i + 1 : end], LITERAL))
         return end + 1
     if c == '"':
         return _double_quoted(script, i + 1, word)
     if script.startswith("$(", i):
         end = _closing(script, i + 2)
-        word.append((script[i:end], True))
+        word.append((script[i:end], BARE))
         return end
     end = i + 1
     while end < len(script) and script[end] not in " \t\r\n;&|()<>\\'\"" and not script.startswith("$(", end):
         end += 1
-    word.append((script[i:end], True))
+    word.append((script[i:end], BARE))
     return end
 
 
@@ -208,15 +217,15 @@ def _double_quoted(script: str, i: int, word: Word) -> int:
     text = ""
     while i < len(script) and script[i] != '"':
         if script[i] == "\\" and script[i + 1 : i + 2] in ('"', "\\", "$", "`", "\n"):
-            word.append((text, True))
+            word.append((text, QUOTED))
             text = ""
             if script[i + 1] != "\n":
-                word.append((script[i + 1], False))
+                word.append((script[i + 1], LITERAL))
             i += 2
         else:
             text += script[i]
             i += 1
-    word.append((text, True))
+    word.append((text, QUOTED))
     return i + 1
 
 

@@ -404,13 +404,16 @@ SCRIPTS = [
     ("cp -r /launcher /opt; exec env A=1 launcher --tp 2", ("--tp", "2"), True),
     ("if true; then exec launcher --tp 2; fi", ("--tp", "2"), True),
     ("exec launcher \"$@\"", ("--tp", "9"), True),
+    ("exec launcher $MORE", ("--tp", "2", "--pp", "4"), True),
+    ("exec launcher --model=\"$MORE\" $NOTHING --tp 2", ("--model=--tp 2 --pp 4", "--tp", "2"), True),
+    ("exec launcher --model '$MORE' \"\"", ("--model", "$MORE", ""), True),
     ("exec launcher --model \"a\\\"b\"", ("--model", 'a"b'), True),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("script", "words", "replaces"), SCRIPTS)
 def test_the_launcher_in_a_script(script: str, words: tuple[str, ...], replaces: bool) -> None:
-    call = manifest_shell.find(script, ("sh", "--tp", "9"), {"HOME_OF": "/x"})
+    call = manifest_shell.find(script, ("sh", "--tp", "9"), {"HOME_OF": "/x", "MORE": "--tp 2 --pp 4", "NOTHING": ""})
     assert call is not None
     assert (call.words, call.replaces_shell, call.unknown) == (words, replaces, ())
 
