@@ -244,7 +244,10 @@ class Ends:
         first = min(found, key=lambda end: (grades[id(end)], end.until))  # else the one that was heard first
         rivals = self._beside(first, [end for end in found if grades[id(end)] is grades[id(first)]])
         first, *rivals = self._named([first, *rivals])
-        rivals += _against(first, found, grades) + _silently_before(first, found, grades)
+        rivals += _against(first, found, grades)
+        silent = _silently_before(first, found, grades)
+        if silent and first.rank not in self._names:
+            rivals += silent
         return self._in_words(first, [end for end in rivals if end.rank != first.rank])
 
     def _beside(self, first: End, equals: list[End]) -> list[End]:
@@ -256,13 +259,17 @@ class Ends:
     def _named(self, candidates: list[End]) -> list[End]:
         """Those of the candidates that another rank's last words name; else all. The likeliest first."""
         if len(candidates) > 1:
-            named_by = [named(e.own_lines, e.rank, self.addresses) for e in self.all]
-            names = frozenset().union(*named_by)
+            names = self._names
             chosen = [end for end in candidates if end.rank in names]
             # what woke an observer that had no CPU was the end itself, most likely: it is nearer to `since`
             candidates = sorted(chosen or candidates, key=lambda end: end.since)
             candidates = [candidates[0], *self._beside(candidates[0], candidates[1:])]
         return candidates
+
+    @property
+    def _names(self) -> frozenset[int]:
+        """Ranks that another one's last words blame."""
+        return frozenset().union(*(named(e.own_lines, e.rank, self.addresses) for e in self.all))
 
     def _in_words(self, first: End, rivals: list[End]) -> Cause:
         """The cause with who else it may have been, and with who ended because of it."""
@@ -316,7 +323,7 @@ def _silently_before(first: End, found: Sequence[End], grades: Mapping[int, Grad
     """
     if grades[id(first)] is not Grade.CODE or in_trouble(first.own_lines):
         return []
-    zeros = [e for e in found if grades[id(e)] is Grade.FOLLOWED and e.cause.kind is CauseKind.EXITED]
+    zeros = [e for e in found if e.cause.kind is CauseKind.EXITED and grades[id(e)] in (Grade.ZERO, Grade.FOLLOWED)]
     return sorted((e for e in zeros if e.since <= first.until), key=lambda e: e.since)
 
 

@@ -109,6 +109,10 @@ def test_an_end_with_0_before_one_with_a_code_that_says_nothing_is_doubtful() ->
     assert (three.rank, three.rivals) == (3, (2, 1))
     for certain in (end(2, code=41, at=9.5), end(2, code=41, at=10.2, tail=OWN)):
         assert judged(certain, end(1, code=0, at=10.0)).rivals == ()
+    blamed = judged(end(2, code=41, at=10.2), end(1, code=0, at=10.0), end(3, at=10.3, tail=LOST_2))
+    assert (blamed.rank, blamed.rivals) == (2, ())
+    unnamed = judged(end(2, code=41, at=10.2), end(1, code=0, at=10.0), end(3, at=10.3, tail=("broken pipe",)))
+    assert (unnamed.rank, unnamed.rivals) == (2, (1,))
     followed = judged(end(2, code=41, at=10.2), end(1, DIED, 0, at=10.0))
     assert (followed.rank, followed.rivals) == (2, ())
 
