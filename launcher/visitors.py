@@ -2,8 +2,8 @@
 
 What is answered is in `http.py`; this file knows sockets and bytes. Probes must get through whatever else comes: a
 connection is answered as soon as its request is complete, so a kubelet's is open for a moment, and those that dawdle or
-are idle are closed for newer ones (`places.py`). Pages that take long to make wait their turn, one in each iteration
-of the event loop: a thousand requests for /metrics don't keep a heartbeat waiting.
+are idle cost little (`acceptor.py`) and are closed for newer ones (`places.py`). Pages that take long to make wait
+their turn, one in each iteration of the event loop: a thousand requests for /metrics don't keep a heartbeat waiting.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 from launcher import tasks
-from launcher.acceptor import Acceptor, Silent, adopt
+from launcher.acceptor import MOST_HEAD, Acceptor, Incoming, adopt
 from launcher.places import Places
 
 REQUEST_SECONDS = 5.0  #: from the connection to the end of its request
 ANSWER_SECONDS = 10.0  #: from then until all of the answer has been taken
 LINGER_SECONDS = 1.0  #: for the other side to close first, so that a reset does not cost it our answer
-MOST_HEAD = 16 << 10
 MOST_HEADERS = 100
 MOST_UNSENT = 16 << 20  #: of all answers that are being sent, together
 CHEAP = ("/livez", "/readyz")  #: answered at once
@@ -86,17 +85,17 @@ class Visitors:
 
     def __init__(self, respond: Respond, sockets: Sequence[socket.socket], most: int) -> None:
         self._respond = respond
-        visits = max(2, min(256, most // 4))  # an open request is soon whole and answered
-        silent = max(2, most - visits)
-        self._silent: Places[Silent] = Places(silent, max(2, silent * 3 // 4))
+        visits = max(2, min(256, most // 4))  # a whole request is soon answered
+        incoming = max(2, most - visits)
+        self._incoming: Places[Incoming] = Places(incoming, max(2, incoming * 3 // 4))
         self._visits: Places[Visit] = Places(visits, max(2, visits * 3 // 4))
         self._waiting: deque[Visit] = deque()
         self._loop = asyncio.get_running_loop()
         self.turned_away = 0  #: connections closed without an answer
-        self._acceptor = Acceptor(sockets, self._silent, REQUEST_SECONDS, self._spoke, self._refused, self._expel)
+        self._acceptor = Acceptor(sockets, self._incoming, REQUEST_SECONDS, self._asked, self._refused, self._expel)
 
     def __len__(self) -> int:
-        return len(self._silent) + len(self._visits)
+        return len(self._incoming) + len(self._visits)
 
     def close(self) -> None:
         self._acceptor.close()
@@ -105,13 +104,15 @@ class Visitors:
 
     # -------------------------------------------------------------------------------------------------------------
 
-    def _spoke(self, sock: socket.socket, silent: Silent) -> None:
-        visit = Visit(silent.host, self._complete, self._left)
-        victim = self._visits.enter(visit, silent.host)
+    def _asked(self, incoming: Incoming) -> None:
+        head, end, _ = incoming.head.partition(b"\r\n\r\n")
+        whole = end and len(head) <= MOST_HEAD
+        visit = Visit(incoming.host, head if whole else b"", self._complete, self._left)
+        victim = self._visits.enter(visit, incoming.host)
         if victim is not None:
             self.turned_away += 1
             victim.cut()
-        tasks.start(self._adopt(visit, sock))
+        tasks.start(self._adopt(visit, incoming.sock))
 
     async def _adopt(self, visit: Visit, sock: socket.socket) -> None:
         await adopt(visit, sock)
@@ -157,16 +158,20 @@ class Visitors:
 
 
 class Visit(asyncio.BufferedProtocol):
-    """One connection: a request, an answer, and the end. ``complete`` is called once ``head`` is whole."""
+    """A connection whose request is there (``head``; empty where it is none): it gets an answer, and that is its end.
 
-    def __init__(self, host: str, complete: Callable[[Visit], None], left: Callable[[Visit], None]) -> None:
+    ``complete`` is called once it can be answered.
+    """
+
+    def __init__(
+        self, host: str, head: bytes, complete: Callable[[Visit], None], left: Callable[[Visit], None]
+    ) -> None:
         self.host = host
-        self.head = b""
+        self.head = head
         self._complete = complete
         self._left = left
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._asked = False
         self._answered = False
         self._doomed = False
 
@@ -212,22 +217,16 @@ class Visit(asyncio.BufferedProtocol):
             self.cut()
         else:
             self._within(REQUEST_SECONDS)
+            self._complete(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._asked:
-            return  # a body, or one more request: there is one answer, and it is on its way
-        self.head += bytes(_BUFFER[:nbytes])
-        whole, end, _ = self.head.partition(b"\r\n\r\n")
-        if end or len(self.head) > MOST_HEAD:
-            self._asked = True
-            self.head = whole if end and len(whole) <= MOST_HEAD else b""  # which is no request
-            self._complete(self)
+        """A body, or one more request: there is one answer, and it is on its way."""
 
     def eof_received(self) -> bool:
-        return self._asked and not self._answered  # it may close its half once it has asked
+        return not self._answered  # it may close its half once it has asked
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

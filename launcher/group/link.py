@@ -31,7 +31,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from launcher import tasks
-from launcher.acceptor import Acceptor, Silent, adopt
+from launcher.acceptor import Acceptor, Incoming, adopt
 from launcher.group import messages as m
 from launcher.group import proof
 from launcher.group.wire import CLOSE_SECONDS, SILENT, Allowance, Errors, LinkError, Prepared, Unexpected, Wire
@@ -41,6 +41,7 @@ HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
 OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much
 SHAKE_SECONDS = 10.0  #: for the handshake of one that answers: a leader to whom a thousand come at once is busy
 PENDING_BYTES = 8 << 20  #: of unfinished messages of all who have not joined, together
+SMALL = 4 << 10  #: an unfinished message that is not worth counting: there are only so many guests
 PROOF = "Launcher-Proof"  #: header of a member's request: the version of its proof
 OLD_PROOF = "with --token-file every pod of a group must run launcher 0.2 or later"
 
@@ -78,11 +79,11 @@ class LeaderLink:
         self._hello_seconds = hello_seconds
         self._known: dict[str, None] = {}  # addresses of members, the latest last
         self._most_known = 2 * size
-        # Before hello a connection is in one of these: silent; talking, not proven; proven. After it, or when it has
-        # been refused, it is a member's, or on its way out.
+        # Before hello a connection is in one of these: without a whole request; talking, not proven; proven. After it,
+        # or when it has been refused, it is a member's, or on its way out.
         talking = max(2, min(most // 2, 512 + 2 * size))
-        silent = max(2, most - talking)
-        self._silent: Places[Silent] = Places(silent, max(size + 8, silent * 3 // 4), self._is_known)
+        incoming = max(2, most - talking)
+        self._incoming: Places[Incoming] = Places(incoming, max(size + 8, incoming * 3 // 4), self._is_known)
         self._talking: Places[Wire] = Places(talking, max(size + 8, talking * 3 // 4), self._is_known)
         self._proven: Places[Wire] = Places(2 * size + 8, 2 * size + 8)
         self._leaving: Places[Wire] = Places(talking, talking)
@@ -102,7 +103,7 @@ class LeaderLink:
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on sockets that listen already."""
         self._acceptor = Acceptor(
-            sockets, self._silent, self._hello_seconds, self._spoke, self._name_address, self._expel
+            sockets, self._incoming, self._hello_seconds, self._asked, self._name_address, self._expel
         )
 
     @property
@@ -153,28 +154,29 @@ class LeaderLink:
 
     # ------------------------------------------------------------------------------------------- one of its wires
 
-    def _spoke(self, sock: socket.socket, silent: Silent) -> None:
-        """A connection has said its first word: from now on it is a wire."""
-        tasks.start(self._adopt(self._guest(silent), sock))
+    def _asked(self, incoming: Incoming) -> None:
+        """A connection has made its request: from now on it is a wire."""
+        tasks.start(self._adopt(self._guest(incoming), incoming.sock))
 
-    def _guest(self, silent: Silent) -> Wire:
+    def _guest(self, incoming: Incoming) -> Wire:
         """A wire that is a guest until its hello."""
+        head = incoming.head
         wire = Wire(
             ServerProtocol(max_size=m.MAX_FROM_MEMBER, logger=SILENT),
-            made=lambda wire: None,
+            made=lambda wire: wire.receive(head),
             shaken=self._shaken,
             ended=self._ended,
             lost=self._lost,
             grew=self._grew,
             allowance=Allowance(),
         )
-        wire.peer = (silent.host, silent.port)
+        wire.peer = (incoming.host, incoming.port)
         loop = asyncio.get_running_loop()
         self._open.add(wire)
         self._emptied.clear()
-        left = silent.since + self._hello_seconds - time.monotonic()
+        left = incoming.since + self._hello_seconds - time.monotonic()
         self._guests[wire] = loop.call_later(left, self._turn_away, wire, "said no hello in time")
-        victim = self._talking.enter(wire, silent.host)
+        victim = self._talking.enter(wire, incoming.host)
         if victim is not None:
             self._turn_away(victim, "said no hello, and made room for a newer connection", cut=True)
         return wire
@@ -199,7 +201,9 @@ class LeaderLink:
 
     def _grew(self, wire: Wire) -> None:
         """Unfinished messages of guests are kept in memory: all together only so much."""
-        if wire in self._guests and sum(guest.pending for guest in self._guests) > PENDING_BYTES:
+        if wire.pending < SMALL or wire not in self._guests:
+            return
+        if sum(guest.pending for guest in self._guests) > PENDING_BYTES:
             self._turn_away(
                 max(self._guests, key=lambda guest: guest.pending), "sent too much without a hello", cut=True
             )

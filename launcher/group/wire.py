@@ -123,7 +123,6 @@ class Wire(asyncio.BufferedProtocol):
     ) -> None:
         self.ws = ws
         self.hear: Callable[[Wire, str], None] = _too_soon
-        self.spoke = False  #: something has arrived
         self.pending = 0  #: bytes that have arrived of what is not complete yet
         self.seal_out: Seal | None = None  #: once proven: for what is said
         self.seal_in: Seal | None = None  #: and for what is heard
@@ -216,6 +215,15 @@ class Wire(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def receive(self, data: bytes) -> None:
+        """Bytes have come."""
+        self.pending += len(data)
+        with self._contained():
+            self.ws.receive_data(data)
+            self._proceed()
+        if self.pending and not self.over:
+            self._grew(self)
+
     def _end(self, error: Exception | None) -> None:
         if not self.over:
             self.over = True
@@ -235,13 +243,7 @@ class Wire(asyncio.BufferedProtocol):
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.spoke = True
-        self.pending += nbytes
-        with self._contained():
-            self.ws.receive_data(bytes(_BUFFER[:nbytes]))
-            self._proceed()
-        if self.pending and not self.over:
-            self._grew(self)
+        self.receive(bytes(_BUFFER[:nbytes]))
 
     def eof_received(self) -> None:
         with self._contained():

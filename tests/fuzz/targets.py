@@ -20,7 +20,7 @@ from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
 from launcher import health, http, manifest, memory, planning, show_status
-from launcher.acceptor import Silent
+from launcher.acceptor import Incoming
 from launcher.engines import engine_file, versions
 from launcher.errors import LauncherError
 from launcher.files import read_text
@@ -98,7 +98,7 @@ async def _group_port(rng: random.Random) -> None:
     link = LeaderLink("g", secret, 64, lambda _, message: heard.append(message), lambda *_: None, lambda *_: None)
     for _ in range(5):
         ours, theirs = socket.socketpair()
-        wire, transport = link._guest(Silent(ours, "127.0.0.1", 1)), Transport()
+        wire, transport = link._guest(Incoming(ours, "127.0.0.1", 1)), Transport()
         ours.close()
         theirs.close()
         wire.connection_made(transport)

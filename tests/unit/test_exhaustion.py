@@ -125,7 +125,7 @@ async def main():
     clients = [socket.socket() for _ in range(20)]
     for one in clients:
         one.setblocking(False)
-    one = Acceptor(sockets, Places(1000, 1000), 60, lambda s, who: spoke.append(s), lambda *a: refused.append(a), print)
+    one = Acceptor(sockets, Places(1000, 1000), 60, spoke.append, lambda *a: refused.append(a), print)
     for client in clients[:5]:
         await asyncio.get_running_loop().sock_connect(client, where)
     while len(one) < 5:

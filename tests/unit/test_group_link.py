@@ -252,7 +252,7 @@ def test_the_oldest_makes_room_for_the_newest() -> None:
         async with listening(most=24) as leader:
             held = [await asyncio.open_connection(HOST, leader.port) for _ in range(40)]
             await until(lambda: leader.link.turned_away >= 28)
-            assert leader.strangers == ["said nothing, and made room for a newer connection"]
+            assert leader.strangers == ["said no hello, and made room for a newer connection"]
             reader, _ = held[0]
             with contextlib.suppress(ConnectionResetError):
                 assert await asyncio.wait_for(reader.read(), 90) == b""
