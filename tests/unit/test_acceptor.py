@@ -36,6 +36,10 @@ class Port:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return client
 
+    async def until_read(self, count: int) -> None:
+        """The only connection has sent so many bytes, or has been refused."""
+        await until(lambda: self.refused or [len(one.head) for one in self.places] == [count])
+
 
 @contextlib.asynccontextmanager
 async def listening(most: int = 100, seconds: float = PATIENCE) -> AsyncIterator[Port]:
@@ -64,7 +68,7 @@ def test_a_request_is_handed_on_when_its_head_is_whole(said: bytes) -> None:
                 end = said.index(b"\r\n\r\n") + 4
                 for at in range(end - 1):
                     client.sendall(said[at : at + 1])
-                    await until(lambda at=at: [len(one.head) for one in port.places] == [at + 1])
+                    await port.until_read(at + 1)
                 assert not port.asked
                 client.sendall(said[end - 1 :])
                 await until(lambda: port.asked)
@@ -122,7 +126,7 @@ def test_a_head_in_too_many_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -
                 with contextlib.suppress(ConnectionError):
                     for at in range(len(GET)):
                         client.sendall(GET[at : at + 1])
-                        await until(lambda at=at: port.refused or [len(one.head) for one in port.places] == [at + 1])
+                        await port.until_read(at + 1)
                 assert port.refused == ["sent its request in too many pieces"]
 
     asyncio.run(test())
