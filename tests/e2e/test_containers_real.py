@@ -25,7 +25,7 @@ from tests.real.model import tiny_model
 pytestmark = [
     pytest.mark.containers,
     pytest.mark.real,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 LAYERS = {"vllm-mp": "engines/vllm-mp", "vllm-ray": "engines/vllm-ray", "sglang": "engines/sglang"}

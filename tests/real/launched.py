@@ -100,6 +100,10 @@ class LaunchedGroup:
         status = json.loads(answer.body) if answer.status == 200 else {}
         return status if isinstance(status, dict) else {}
 
+    def until_told(self, seconds: float = 120.0) -> dict[str, Any]:
+        """/status of rank 0, which may be late on a busy machine."""
+        return until(self.status, seconds, "the leader's /status") or {}
+
     def until_serving(self, epoch: int = 1, seconds: float = recipes.READY_SECONDS) -> dict[str, Any]:
         """Wait until the group serves in ``epoch`` or a later one; its status. Fails early when a launcher ends."""
 
@@ -146,12 +150,22 @@ class LaunchedGroup:
         passing = (str(LAUNCHER), versions.PREFIX)
         return [p for p in pod.processes() if p.state != "Z" and not any(own in p.command for own in passing)]
 
+    def workers(self, rank: int) -> list[Any]:
+        """The processes of a rank that make tokens, by the title that their engine gave them."""
+        return [p for p in self.engine_processes(rank) if _makes_tokens(p.command)]
+
     # -------------------------------------------------------------------------------------------------- ending
 
-    def terminate_all(self, seconds: float = 60.0) -> dict[int, int]:
+    def terminate_all(self, seconds: float = 120.0) -> dict[int, int]:
         """SIGTERM to all at the same moment, as on scale-down; the exit codes."""
         for process in self.processes.values():
             if process.returncode is None:
                 process.signal(15)
         until_time = time.monotonic() + seconds
         return {r: p.wait(max(1.0, until_time - time.monotonic())) for r, p in self.processes.items()}
+
+
+def _makes_tokens(command: str) -> bool:
+    """Others may die unnoticed, a spare worker of Ray's for one."""
+    busy = command.startswith("ray::") and "IDLE" not in command
+    return busy or "VLLM::Worker" in command or "sglang::scheduler" in command

@@ -78,9 +78,9 @@ REQUEST: Mapping[str, object] = {
     "temperature": 0,
     "ignore_eos": True,
 }
-READY_SECONDS = 400
-"""How long to wait for an engine: some 50 s on two idle cores, several times that on busy ones."""
-ANSWER_SECONDS = 300
+READY_SECONDS = 1500
+"""How long to wait for an engine: some 50 s on two idle cores; beside 30 busy processes 600 s were seen."""
+ANSWER_SECONDS = 600
 """How long to wait for a completion: ranks wait for each other at every layer (55 s were seen at load 17)."""
 
 

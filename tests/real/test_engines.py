@@ -16,7 +16,7 @@ from tests.real import recipes
 from tests.real.install import NotInstallable
 from tests.real.launched import LaunchedGroup, engine_arguments
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
 LATE = 20.0  #: seconds by which one side is late
 
@@ -40,9 +40,9 @@ def test_two_pods_serve_what_one_process_would(cluster: Cluster, kind: str) -> N
     worker, leader = group.pod(1), group.pod(0, resolvable=False)
     group.start(1)
     began = time.monotonic()
-    until(lambda: "does not resolve yet" in group.processes[1].output(), 30, "the worker to wait for the name")
+    until(lambda: "does not resolve yet" in group.processes[1].output(), 120, "the worker to wait for the name")
     group.start(0)
-    until(lambda: time.monotonic() - began > LATE, LATE + 10, "the record to be late")
+    until(lambda: time.monotonic() - began > LATE, LATE + 60, "the record to be late")
     assert group.processes[1].returncode is None, group.logs()
     assert not group.engine_processes(1), "an engine process was started before the group was whole"
     cluster.dns.set(leader.fqdn, leader.ip)
@@ -63,15 +63,14 @@ def test_two_pods_serve_what_one_process_would(cluster: Cluster, kind: str) -> N
 def _kill_and_come_back(group: LaunchedGroup, kind: str, expected: str) -> None:
     """kill -9 of an engine process of rank 1: everything of the epoch is dead before the next one starts."""
     old = {(p.pid, p.started) for rank in (0, 1) for p in group.engine_processes(rank)}
-    workers = [p for p in group.engine_processes(1) if _makes_tokens(p.command)]
-    victim = max(workers, key=lambda p: p.started)
+    victim = max(group.workers(1), key=lambda p: p.started)
     killed = time.monotonic()
     os.kill(victim.pid, signal.SIGKILL)
 
     def none_left() -> bool:
         return not any((p.pid, p.started) in old for rank in (0, 1) for p in group.engine_processes(rank))
 
-    until(none_left, 60, "the old epoch to be gone")
+    until(none_left, 120, "the old epoch to be gone")
     gone = time.monotonic() - killed
     status = group.until_serving(epoch=2)
     print(f"{kind}: kill -9 -> all dead {gone:.2f} s, serving again {time.monotonic() - killed:.1f} s")
@@ -79,18 +78,12 @@ def _kill_and_come_back(group: LaunchedGroup, kind: str, expected: str) -> None:
     assert group.complete() == expected
 
 
-def _makes_tokens(command: str) -> bool:
-    """A worker, by the title that its engine gave it: others may die unnoticed, a spare worker of Ray's for one."""
-    busy = command.startswith("ray::") and "IDLE" not in command
-    return busy or "VLLM::Worker" in command or "sglang::scheduler" in command
-
-
 def test_the_leader_may_start_long_before_its_workers(cluster: Cluster) -> None:
     group = _group(cluster, "vllm-mp")
     group.start(0)
     began = time.monotonic()
-    until(lambda: group.status().get("phase") == "gathering", 30, "the leader to wait")
-    until(lambda: time.monotonic() - began > LATE, LATE + 10, "the worker to be late")
+    until(lambda: group.status().get("phase") == "gathering", 120, "the leader to wait")
+    until(lambda: time.monotonic() - began > LATE, LATE + 60, "the worker to be late")
     assert not group.engine_processes(0), "an engine process was started before the group was whole"
     group.start(1)
     group.until_serving()

@@ -18,7 +18,7 @@ from tests.real import recipes
 from tests.real.install import NotInstallable
 from tests.real.launched import LaunchedGroup, engine_arguments
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
 
 BY_DEFAULT = {"kill -9 engine, rank 0", "kill -9 guard (container), rank 1", "SIGSTOP agent, rank 1"}
 SECONDS = 600.0  #: to serve again: the fault's own time, the lease, and an engine's start on a noisy machine

@@ -21,7 +21,6 @@ from tests.real.launched import LaunchedGroup, engine_arguments
 
 #: vLLM ends itself when one step takes 300 s: here a step waits for its turn on a CPU at every layer (seen at load 80).
 OWN_LIMITS = {"VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600"}
-READY = 1500.0  #: seconds until the engine serves beside that load
 
 
 @pytest.mark.real
@@ -35,14 +34,14 @@ def test_an_overloaded_engine_is_not_restarted(cluster: Cluster, kind: str, caps
         group = LaunchedGroup(cluster, 2, engine_arguments(kind), {**recipes.environment(name), **OWN_LIMITS})
     except NotInstallable as reason:
         pytest.skip(f"{name} cannot be installed here: {reason}")
-    with busy(LOAD):
-        group.start_all()
-        group.until_serving(seconds=READY)
+    group.start_all()
+    group.until_serving()  # a start beside a load is shown in test_under_load.py
+    with busy(LOAD, apart=True):
         with requests(lambda: _ask(group, expected), callers=2) as asked:
             loads = watch(group.status, SECONDS, group.logs)
             asked.stop()
-            victim = group.engine_processes(1)[-1]
-            epoch = int(group.status()["epoch"])
+            victim = group.workers(1)[-1]
+            epoch = int(group.until_told()["epoch"])
             os.kill(victim.pid, signal.SIGSTOP)
             took, why = found(group.status, epoch, time.monotonic())
         slow = sum(line.count("engine is slow") for line in group.logs(1_000_000).splitlines())
@@ -55,7 +54,7 @@ def test_an_overloaded_engine_is_not_restarted(cluster: Cluster, kind: str, caps
             )
         assert asked.took and not asked.failed, asked.failed
         assert "has been stopped (state T)" in why and took < FOUND_WITHIN, (took, why)
-    group.terminate_all(120)
+    group.terminate_all()
 
 
 def _ask(group: LaunchedGroup, expected: str) -> None:

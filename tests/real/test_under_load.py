@@ -25,7 +25,6 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
 
 HELPERS = Path(__file__).parent / "forking_helpers"
 ROUNDS = 5
-READY = 1500.0  #: seconds until an engine serves beside that load
 
 
 def load(default: int) -> int:
@@ -46,7 +45,7 @@ def _group(cluster: Cluster, kind: str, env: dict[str, str], without: Sequence[s
 
 def check_calm(group: LaunchedGroup) -> None:
     """One epoch, and nothing that looked like a failure."""
-    status = group.status()
+    status = group.until_told()
     assert status.get("epoch") == 1 and not status.get("first_failure"), group.logs()
 
 
@@ -59,7 +58,7 @@ def test_helpers_of_real_workers_end_and_the_group_serves_on(cluster: Cluster, k
     expected = recipes.expected_completion(kind.partition("-")[0])
     began = time.monotonic()
     group.start_all()
-    group.until_serving(seconds=READY)
+    group.until_serving()
     ready = time.monotonic() - began
 
     def rounds() -> Counter[str]:
@@ -70,7 +69,7 @@ def test_helpers_of_real_workers_end_and_the_group_serves_on(cluster: Cluster, k
         for pod in group.pods.values():
             pod.exec(["touch", f"{log}.begin"])
         completions = 0
-        until_then = time.monotonic() + READY
+        until_then = time.monotonic() + recipes.READY_SECONDS
         while len(rounds()) < 2 or min(rounds().values()) < len(DELAYS) * ROUNDS:
             assert time.monotonic() < until_then, f"{rounds()}\n{group.logs()}"
             assert group.complete() == expected
@@ -82,7 +81,7 @@ def test_helpers_of_real_workers_end_and_the_group_serves_on(cluster: Cluster, k
     print(f"\n{kind}: ready after {ready:.0f} s, {completions} completions beside {forked} helpers, no restart")
     said = re.findall("an engine process exited with 0 and its parent runs on.*", group.logs(100_000))
     print(f"{kind}: {len(said)} exits with 0 were told and passed over")
-    assert group.terminate_all(120) == {0: 0, 1: 0}, group.logs()
+    assert group.terminate_all() == {0: 0, 1: 0}, group.logs()
 
 
 def test_the_first_completion_with_compilation_on(cluster: Cluster) -> None:
@@ -91,7 +90,7 @@ def test_the_first_completion_with_compilation_on(cluster: Cluster) -> None:
     with busy(load(16)):
         began = time.monotonic()
         group.start_all()
-        group.until_serving(seconds=READY)
+        group.until_serving()
         ready = time.monotonic()
         text = group.complete()
         done = time.monotonic()
@@ -101,4 +100,4 @@ def test_the_first_completion_with_compilation_on(cluster: Cluster) -> None:
     compiled = group.pods[0].exec(["find", "/tmp", "-name", "*.so"]).stdout.split()
     assert compiled, group.logs()
     print(f"vllm-mp, compiled: {len(compiled)} kernels made by g++ on rank 0")
-    assert group.terminate_all(120) == {0: 0, 1: 0}, group.logs()
+    assert group.terminate_all() == {0: 0, 1: 0}, group.logs()
