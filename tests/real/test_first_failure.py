@@ -1,6 +1,6 @@
 """Real engines, two pods each: whichever process of whichever rank is ended, that rank is named.
 
-python -m pytest -m real tests/real/test_first_failure.py
+LAUNCHER_REAL_CRASHES=5 ./run.sh slow -m "real and chaos" -s tests/real/test_first_failure.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.real import recipes
 from tests.real.install import NotInstallable
 from tests.real.launched import LaunchedGroup, engine_arguments
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.real, pytest.mark.chaos, pytest.mark.timeout(3000)]
 
 CRASHES = int(os.environ.get("LAUNCHER_REAL_CRASHES", "2"))
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)

@@ -1,6 +1,8 @@
 """Real engines on a machine that is far too busy: slow, and never ended for it.
 
 LAUNCHER_TEST_LOAD says how many busy processes run beside (default: 30 for helpers, 16 for the compiler).
+
+./run.sh slow -m "real and chaos" -s tests/real/test_under_load.py
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from tests.real.forking_helpers.sitecustomize import DELAYS, WAYS
 from tests.real.install import NotInstallable
 from tests.real.launched import LaunchedGroup, engine_arguments
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.real, pytest.mark.chaos, pytest.mark.timeout(2400)]
 
 HELPERS = Path(__file__).parent / "forking_helpers"
 ROUNDS = 5
