@@ -73,6 +73,8 @@ _GRADE = {
     CauseKind.EXITED: Grade.CODE,
     CauseKind.DIED: Grade.CODE,
 }
+#: What was seen of processes that still ran. The stop that follows makes them end, and their ends explain nothing.
+_VERDICTS = (CauseKind.HEALTH, CauseKind.HANG, CauseKind.STALL, CauseKind.TIMEOUT)
 _BY_ITSELF = (CauseKind.EXITED, CauseKind.DIED)  #: a process ended as it chose to, or nobody knows how
 _TIMED = (*_BY_ITSELF, CauseKind.SIGNALLED, CauseKind.OOM)  #: ends of processes: their time is known
 #: A process sends them to itself: an abort in a watchdog of a collective may well be the neighbour's fault.
@@ -198,11 +200,14 @@ class Ends:
         self._grades: list[Grade] = []  # of `all`: each costs a look at all of its lines
         self._count: dict[int, int] = {}
         self.heard_at: float | None = None  #: when the first was heard
+        self._decided_at: float | None = None  # when a verdict on running processes was heard, and the stop began
 
     def add(self, end: End, now: float) -> None:
         """Heard ``now``."""
         if self.heard_at is None and not end.told:
             self.heard_at = now
+        if self._decided_at is None and end.cause.kind in _VERDICTS:
+            self._decided_at = now
         self._count[end.rank] = self._count.get(end.rank, 0) + 1
         if self._count[end.rank] <= MOST_PER_RANK:
             self.all.append(end)
@@ -234,7 +239,7 @@ class Ends:
         last = self.heard_at + WINDOW
         grades = {id(end): grade for end, grade in zip(self.all, self._grades, strict=True)}
         found = [end for end in self.all if grades[id(end)] is not Grade.OTHER or not end.told]
-        found = _without_followers(found)
+        found = self._before_the_verdict(_without_followers(found), grades)
         found = [end for end in found if end.since <= last or end.told] or found
         victims = [end.until for end in found if grades[id(end)] is Grade.VICTIM]
         for end in found:  # whoever ended in good order before the first that blames a peer was that peer
@@ -249,6 +254,25 @@ class Ends:
         if silent and first.rank not in self._names:
             rivals += silent
         return self._in_words(first, [end for end in rivals if end.rank != first.rank])
+
+    def _before_the_verdict(self, found: list[End], grades: Mapping[int, Grade]) -> list[End]:
+        """Where running processes were judged: without the ends that our own stop brought about on other ranks.
+
+        A stop reaches one rank after the other, and a process that loses its neighbour may end before our TERM comes.
+        What may have ended before the verdict counts if it was hit from outside or tells of trouble of its own.
+        """
+        decided = self._decided_at
+        if decided is None:
+            return found
+
+        def led_to_it(end: End) -> bool:
+            if end.cause.kind in _VERDICTS or end.told or end.until <= decided:
+                return True
+            grade = grades[id(end)]
+            own = grade <= Grade.GUARD or (grade is Grade.CODE and in_trouble(end.own_lines))
+            return end.since <= decided and own
+
+        return [end for end in found if led_to_it(end)]
 
     def _beside(self, first: End, equals: list[End]) -> list[End]:
         """Those of the same grade that may have been earlier."""

@@ -245,3 +245,24 @@ def test_grades_are_of_the_kinds_of_evidence() -> None:
     assert end(1, SIGNALLED, 137, tail=RESET).grade is Grade.HIT
     assert end(1, SIGNALLED, 139).grade is Grade.HIT
     assert end(1, DIED, 0).grade is Grade.FOLLOWED
+
+
+@pytest.mark.parametrize(
+    ("other", "explains"),
+    [
+        (end(1, code=0, at=10.02), False),
+        (end(1, code=1, at=10.02), False),
+        (end(1, code=1, at=10.3, doubt=0.25, tail=LOST_2), False),
+        (end(1, code=1, at=10.1, doubt=0.25), False),  # it may have been before, and tells of nothing
+        (end(1, DIED, 1, at=10.02), False),
+        (end(1, SIGNALLED, 134, at=10.4), False),
+        (end(1, code=1, at=10.1, doubt=0.25, tail=OWN), True),
+        (end(1, SIGNALLED, 137, at=10.1, doubt=0.25), True),
+        (end(1, code=1, at=9.5), True),
+        (end(1, code=0, at=9.5), True),
+    ],
+)
+@pytest.mark.parametrize("kind", [CauseKind.HEALTH, CauseKind.HANG, CauseKind.STALL, CauseKind.TIMEOUT])
+def test_what_our_stop_brings_about_explains_no_verdict(kind: CauseKind, other: End, explains: bool) -> None:
+    cause = judged(End(Cause(kind, 0, "seen while it ran"), 9.99, 10.0), other)
+    assert (cause.rank == 1) is explains, cause
