@@ -177,7 +177,7 @@ class Restarts:
         self._says_why(leader, abort)
         told = [a for a in self.cluster.agents() if self._hears(a, agent, leader)]
         if self.cluster.plan.linger:
-            told.remove(agent)  # it stays for those that are away
+            told = [a for a in told if a is not agent]  # it stays for those that are away
         net = self.cluster.net
         if self.cluster.plan.linger:
             self.verdict_heard = set()
