@@ -85,6 +85,7 @@ class PodEngine:
         self._drain_by = 0.0
         self.health: HealthWatch | None = None
         self._said_polls = False
+        self._going = False  # the epoch was stopped in good order: what ends now is no failure
         self._own = ""  # this pod's address in this epoch, where others may reach it
         self.pids: tuple[int, ...] = ()
         self.recorded: dict[tree.Key, None] = {}  #: processes of this epoch, and ended ones whose sessions live on
@@ -189,7 +190,7 @@ class PodEngine:
         if self._preparing != shared.epoch:
             return
         self._scratch = self._scratch[-2:]
-        self.epoch, self.draining = shared.epoch, False
+        self.epoch, self.draining, self._going = shared.epoch, False, False
         self._own = planning.reachable_address(shared.addresses[self._identity.rank])
         self._log.epoch = str(shared.epoch.n)
         self.recorded.clear()
@@ -242,7 +243,8 @@ class PodEngine:
 
     def _broke(self, epoch: Epoch, cause: Cause, noticed: float = 0.0, doubt: float = 0.0) -> None:
         cause = limits.explained(cause)
-        if not self.draining and not self._identity.is_leader:  # there the group's log says it in the same moment
+        going = self.draining or self._going
+        if not going and not self._identity.is_leader:  # there the group's log says it in the same moment
             self._log("failure", {"cause": cause.text, "process": cause.process}, "error")
             self._said = replace(cause, rank=self._identity.rank)
         self._tell(me.Broke(epoch, cause, noticed, doubt))
@@ -312,6 +314,7 @@ class PodEngine:
         if cause.kind is not CauseKind.DRAIN:
             self._log("stopping the engine", {"why": "" if known else str(cause), "grace": grace}, "warning")
         else:
+            self._going = True
             self._log("stopping the engine", {"why": str(cause), "grace": grace})
         name = f"stop-{self._stops}"
         self._line.send(guard.Stop(name, None, grace) if grace > 0 else guard.Kill(name, None))
