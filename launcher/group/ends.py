@@ -266,7 +266,11 @@ class Ends:
             return found
 
         def led_to_it(end: End) -> bool:
-            if end.cause.kind in _VERDICTS or end.told or end.until <= decided:
+            if end.cause.kind in _VERDICTS:
+                return True
+            if end.told:
+                return False  # whatever had begun in it: the verdict was there first
+            if end.until <= decided:
                 return True
             grade = grades[id(end)]
             own = grade <= Grade.GUARD or (grade is Grade.CODE and in_trouble(end.own_lines))

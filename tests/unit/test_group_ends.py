@@ -266,3 +266,20 @@ def test_grades_are_of_the_kinds_of_evidence() -> None:
 def test_what_our_stop_brings_about_explains_no_verdict(kind: CauseKind, other: End, explains: bool) -> None:
     cause = judged(End(Cause(kind, 0, "seen while it ran"), 9.99, 10.0), other)
     assert (cause.rank == 1) is explains, cause
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        end(1, code=1, at=10.2, tail=(*OWN, TOLD_TO_STOP), told=True),
+        end(1, code=1, at=9.9, tail=(*OWN, TOLD_TO_STOP), told=True),
+        end(1, code=0, at=10.2, told=True),
+        end(1, SIGNALLED, 137, at=10.2),
+        end(1, code=1, at=10.2, tail=(*OWN, *RESET)),
+    ],
+)
+@pytest.mark.parametrize("kind", [CauseKind.HEALTH, CauseKind.HANG, CauseKind.STALL, CauseKind.TIMEOUT])
+def test_no_effect_of_our_stop_takes_the_place_of_a_verdict(kind: CauseKind, effect: End) -> None:
+    """Not even of an engine that had errors in its last lines before it was stopped."""
+    told = judged(end(0, kind, None, at=9.0), effect, end(2, code=1, at=10.3, tail=RESET))
+    assert (told.rank, told.kind, told.rivals) == (0, kind, ())
