@@ -512,9 +512,8 @@ class Agent:
     # ------------------------------------------------------------------------------------------------- the one queue
 
     def _to_member(self, event: Any) -> None:
-        if isinstance(getattr(event, "cause", None), Cause):  # from here it goes to the leader, and to all who ask
-            event = replace(event, cause=redaction.cause(event.cause, self._known_secrets))
-        self._queue.append(("member", event, 0))
+        # from here its words go to the leader, and to all who ask
+        self._queue.append(("member", redaction.event(event, self._known_secrets), 0))
         self._pump()
 
     def _to_coordinator(self, event: Any, conn: int) -> None:
@@ -550,6 +549,7 @@ class Agent:
             self.log(action.event, action.fields, action.level)
             return
         if isinstance(action, Hang):
+            self._arrived.discard(action.conn)
             if action.conn != co.LOCAL and self._leader_link is not None:
                 self._leader_link.hang(action.conn)
             return

@@ -7,9 +7,12 @@ own standard output is passed on as it is: that is the engine's log.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from launcher.data import replace
 from launcher.engines import arguments
+from launcher.group.messages import Report
+from launcher.last_lines import LINE_LENGTH
 from launcher.words import Cause
 
 LEAST = 6  #: characters: what is shorter is in too many words
@@ -27,6 +30,16 @@ def text(words: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         if secret in words:
             words = words.replace(secret, arguments.MASK)
+        if len(words) >= LINE_LENGTH:
+            words = _without_beginning_of(secret, words)
+    return words
+
+
+def _without_beginning_of(secret: str, words: str) -> str:
+    """Lines are cut to a length, perhaps in the middle of a secret."""
+    for length in range(len(secret) - 1, LEAST - 1, -1):
+        if words.endswith(secret[:length]):
+            return words[:-length] + arguments.MASK
     return words
 
 
@@ -38,3 +51,13 @@ def cause(found: Cause, secrets: Sequence[str]) -> Cause:
         process=text(found.process, secrets),
         tail=tuple(text(line, secrets) for line in found.tail),
     )
+
+
+def event(found: Any, secrets: Sequence[str]) -> Any:
+    """An event for the member in words that may travel: those of its cause, or of its report's last lines."""
+    if isinstance(getattr(found, "cause", None), Cause):
+        return replace(found, cause=cause(found.cause, secrets))
+    if isinstance(getattr(found, "report", None), Report):  # they are told should this pod be lost
+        tail = tuple(text(line, secrets) for line in found.report.tail)
+        return replace(found, report=replace(found.report, tail=tail))
+    return found

@@ -12,8 +12,11 @@ from websockets.http11 import Response
 
 from launcher import access, redaction
 from launcher.errors import ConfigError
+from launcher.group import member as me
+from launcher.group import messages as m
 from launcher.group import proof
 from launcher.http import ROUTES, Pages, Route, respond
+from launcher.last_lines import LINE_LENGTH
 from launcher.words import Cause, CauseKind, Epoch
 
 SECRET, OTHER = b"0123456789abcdef", b"fedcba9876543210"
@@ -299,3 +302,25 @@ def test_secrets_that_are_known_leave_a_failures_words() -> None:
     shown = redaction.cause(cause, secrets)
     assert not any(secret in str((shown.text, shown.process, shown.tail)) for secret in secrets)
     assert shown.tail == ("non-default args: {'api_key': ['***']}", "HF_TOKEN=*** public-name /etc/launcher/token")
+
+
+def test_every_word_of_an_event_for_the_leader_is_masked() -> None:
+    """The last lines of a report become those of a pod that is lost."""
+    epoch, secrets = Epoch(1, "L"), ("sk-first-1",)
+    cause = Cause(CauseKind.EXITED, 1, "bad key sk-first-1", "serve", 1, ("key sk-first-1",))
+    report = m.Report(epoch, (7,), "ok", 3, ("api_key=sk-first-1", "ready"))
+    events = (
+        *(me.Broke(epoch, cause, told=told) for told in (False, True)),
+        me.NotAble(epoch, cause),
+        me.Activity(report),
+    )
+    for one in events:
+        assert "sk-first-1" in str(one) and "sk-first-1" not in str(redaction.event(one, secrets))
+    assert redaction.event(me.Activity(report), secrets).report.tail == ("api_key=***", "ready")
+    assert redaction.event(me.Gone(), secrets) == me.Gone()
+
+
+def test_a_line_that_is_cut_within_a_secret_shows_nothing_of_it() -> None:
+    line = ("x" * (LINE_LENGTH - 8) + "sk-first-1")[:LINE_LENGTH]
+    assert redaction.text(line, ("sk-first-1",)) == "x" * (LINE_LENGTH - 8) + "***"
+    assert redaction.text("ends with sk-firs", ("sk-first-1",)) == "ends with sk-firs"
