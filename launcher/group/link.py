@@ -314,8 +314,8 @@ class LeaderLink:
         if number is None or self._members.pop(number, None) is None:
             return
         if error is not None:
-            self._name(wire, str(error))
-        self._closed(number, wire.why if error is None else f"it sent what is not the protocol: {error}")
+            self._name(wire, _words(error))
+        self._closed(number, _why(wire, error, "it"))
 
     def _lost(self, wire: Wire) -> None:
         self._open.discard(wire)
@@ -514,7 +514,7 @@ class MemberLink:
             ready.set_exception(error or ConnectionError(str(wire.ws.handshake_exc or wire.why or "it left")))
         elif self._wire is wire:
             self._wire = None
-            self._closed(wire.why if error is None else f"the leader sent what is not the protocol: {error}")
+            self._closed(_why(wire, error, "the leader"))
 
 
 def _ask(wire: Wire) -> None:
@@ -561,6 +561,15 @@ def _object(text: str, word: str) -> dict[str, Any]:
     if not isinstance(body, dict) or body.get("is") != word:
         raise m.Malformed(f"no {word!r} came")
     return body
+
+
+def _why(wire: Wire, error: Exception | None, who: str) -> str:
+    """Why a connection that worked is over, for people; empty: it was closed in good order."""
+    if error is None:
+        return wire.why
+    if isinstance(error, OSError):  # of the network: nobody has said anything wrong
+        return f"it broke: {_words(error)}"
+    return f"{who} sent what is not the protocol: {error}"
 
 
 def _words(error: BaseException) -> str:

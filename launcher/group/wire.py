@@ -55,7 +55,7 @@ class Errors:
     def count(self, error: Exception) -> None:
         if isinstance(error, Unexpected):
             self.unexpected += 1
-        else:
+        elif not isinstance(error, OSError):  # a connection that broke
             self.protocol += 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import random
@@ -291,6 +292,36 @@ def test_how_a_member_ends_is_told_once(said: bytes, why: str) -> None:
             writer.close()
             assert [conn for conn, _ in leader.closed] == [1]
             assert leader.closed[0][1].startswith(why)
+
+    asyncio.run(test())
+
+
+def test_a_connection_that_breaks_is_nobodys_breach_of_the_protocol() -> None:
+    """The kernel says so where asyncio does not expect it: when our half of one that is gone is closed."""
+
+    def breaks(*_: Any) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    async def test() -> None:
+        async with listening() as leader:
+            member = Member(leader)
+            await until(lambda: leader.heard)
+            number = leader.heard[0][0]
+            leader.link._members[number].hear = breaks
+            member.link.say(m.Ping(1))
+            await until(lambda: leader.closed)
+            assert leader.closed == [(number, "it broke: Transport endpoint is not connected")]
+            await until(lambda: member.closed)
+            member.link.dial(0)
+            await until(lambda: len(leader.heard) > 1)
+            assert member.link._wire is not None
+            member.link._wire.hear = breaks
+            leader.link.say([leader.heard[-1][0]], m.News("gathering"))
+            leader.link.flush()
+            await until(lambda: len(member.closed) > 1)
+            assert member.closed[-1] == "it broke: Transport endpoint is not connected"
+            assert (leader.link.errors.protocol, member.link.errors.protocol) == (0, 0)
+            member.link.hang()
 
     asyncio.run(test())
 
