@@ -2,7 +2,9 @@
 
 Each ping says, by the member's clock, when it was sent and when the mark that it echoes was heard. It was sent before
 it arrived, and the mark was heard after it was sent: two bounds of the offset, each off by no more than one way took.
-The tightest are kept, and widened with their age by what two clocks may drift apart (1 % each, `lease.py`).
+The tightest are kept, and widened with their age by what two clocks may drift apart (1 % each, `lease.py`). A machine
+that was suspended, or moved to another one, may have had its clock stand still: a bound that the newest one contradicts
+is of the time before, and is forgotten.
 
 For the order of failures only: no lease, deadline or fence depends on it.
 """
@@ -10,6 +12,7 @@ For the order of failures only: no lease, deadline or fence depends on it.
 from __future__ import annotations
 
 DRIFT = 0.0203  #: two clocks that are wrong by 1 % each, in opposite ways
+LEAPT = 1e-3  #: seconds by which two bounds contradict each other if one of the clocks stood still or leapt
 
 
 class Offset:
@@ -24,11 +27,15 @@ class Offset:
         """What the member sent at its time ``at`` arrived at ``now``."""
         if self._most is None or now - at < self._bounded(self._most, now, 1):
             self._most = (now - at, now)
+            if self._contradicts(now):
+                self._least = None
 
     def heard(self, at: float, said: float, now: float) -> None:
         """The member heard at its time ``at`` what was said at ``said``. It is ``now``."""
         if self._least is None or said - at > self._bounded(self._least, now, -1):
             self._least = (said - at, said)  # it was true when it was heard, which was no earlier
+            if self._contradicts(now):
+                self._most = None
 
     def interval(self, at: float, doubt: float, now: float) -> tuple[float, float] | None:
         """When it was, by the leader's clock, what the member noticed at ``at`` and ``doubt`` seconds late at most."""
@@ -38,6 +45,12 @@ class Offset:
         age = max(0.0, now - until)
         since = at - doubt + self._bounded(self._least, now, -1)
         return min(since - self._drift * (age + doubt), until), min(now, until + self._drift * age)
+
+    def _contradicts(self, now: float) -> bool:
+        """Whether no offset lies within both bounds."""
+        if self._least is None or self._most is None:
+            return False
+        return self._bounded(self._least, now, -1) > self._bounded(self._most, now, 1) + LEAPT
 
     def _bounded(self, bound: tuple[float, float], now: float, way: int) -> float:
         value, learned = bound

@@ -54,3 +54,18 @@ def test_one_clock_does_not_drift_from_itself() -> None:
     offset.sent(10.0, 110.0)
     offset.heard(9.0, 109.0, 110.0)
     assert offset.interval(500.0, 0.25, 601.0) == (599.75, 600.0)
+
+
+@pytest.mark.parametrize("leap", [-5.0, 5.0])
+def test_a_clock_that_stood_still_is_told_right_from_the_next_beats_on(leap: float) -> None:
+    """A machine is suspended for 5 s, shorter than the lease: the member's, or the leader's."""
+    offset = Offset()
+    for beat in range(10):
+        offset.sent(beat, 100.0 + beat)
+        offset.heard(beat, 99.99 + beat, 100.0 + beat)
+    ahead = 100.0 + leap
+    for beat in (10, 11):
+        offset.sent(beat, ahead + beat + 0.01)
+        offset.heard(beat, ahead + beat - 0.01, ahead + beat + 0.01)
+    since, until = offset.interval(11.5, 0.0, ahead + 11.6) or (0.0, 0.0)
+    assert since <= ahead + 11.5 <= until and until - since < 0.1
