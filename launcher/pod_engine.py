@@ -154,6 +154,8 @@ class PodEngine:
 
         Each wait may see this epoch stopped and the next one prepared, or even run: then nothing here is of use.
         """
+        if self._state() is not me.State.PREPARING:
+            return  # it was stopped before this could begin
         self._preparing = shared.epoch
         try:
             shared = self._with_token(shared)

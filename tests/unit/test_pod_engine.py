@@ -232,6 +232,20 @@ def test_what_could_not_be_killed_is_not_killed_again_in_a_later_epoch() -> None
     in_a_pod(story)
 
 
+def test_a_preparation_that_begins_after_its_stop_does_nothing() -> None:
+    """Whether rank 0's address can be reached is tried first, for seconds; the epoch was stopped meanwhile."""
+
+    async def story(pod: Pod) -> None:
+        pod.hear(m.Prepare(epoch(1), *MEMBERS), m.Stop(epoch(1), LOST, 3.0))
+        pod.report(guard.Stopped((await pod.ordered(guard.Stop)).id, True, (), 0.1))
+        await until(lambda: pod.member.state is me.State.SEATED)
+        assert pod.member.shared is not None
+        await pod.engine.prepare(pod.member.shared)
+        assert pod.engine.epoch is None and pod.engine.plan is None
+
+    in_a_pod(story)
+
+
 def test_a_preparation_that_ends_late_changes_nothing_of_the_next_epoch() -> None:
     """It was stopped while it removed an old epoch's folder; the next epoch runs by the time that this is done."""
 
