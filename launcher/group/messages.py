@@ -514,14 +514,6 @@ def hello_that_fits(hello: Hello) -> Hello:
     return hello
 
 
-def _without_facts(hello: Hello) -> Hello:
-    return replace(hello, facts={})
-
-
-def _with_few_charges(hello: Hello) -> Hello:
-    return replace(hello, charges=hello.charges[:64])
-
-
 def _without_last_words(hello: Hello) -> Hello:
     first, died = hello.first_failure, hello.died
     return replace(hello, first_failure=first and replace(first, tail=()), died=died and replace(died, tail=()))
