@@ -3,7 +3,9 @@
 Both protocols of the launcher begin with a request of HTTP. Until all of its head is there, a connection is one
 descriptor and less than 1 KiB, without a transport of asyncio's: it waits here, and whoever comes later takes its place
 (`places.py`). What has asked is handed on, and so is what will never be a request, to be refused in words. An iteration
-of the event loop accepts and reads a bounded number, so that a crowd leaves those who are in their share of it.
+of the event loop accepts, reads and hands on a bounded number, so that a crowd leaves those who are in their share of
+it. Accepting is ten times cheaper than serving: the kernel's backlog is emptied fast, and here, where addresses are
+known, the newest of the address that waits with the fewest is served first. A probe never queues behind a crowd.
 
 asyncio's own servers do none of this: they accept without bound, hand a failed accept to the handler that is for bugs,
 and then accept nobody for a second.
@@ -23,7 +25,8 @@ from collections.abc import Callable, Sequence
 
 from launcher.places import Places
 
-EACH_TURN = 32  #: connections accepted, and as many read, in one iteration of the event loop, at most
+EACH_TURN = 128  #: connections accepted, and as many read, in one iteration of the event loop, at most
+SERVED_EACH_TURN = 8  #: and handed on
 PAUSE = 0.05  #: seconds until the next try after a shortage
 MOST_HEAD = 16 << 10  #: of a request
 MOST_PIECES = 256  #: in which it may come: who sends single bytes is no client that anybody misses
@@ -105,6 +108,7 @@ class Acceptor:
         # and hands out a bounded number of those that are ready, the others first the next time.
         self._epoll = select.epoll()
         self._by_fd: dict[int, Incoming] = {}
+        self._ready: Places[Incoming] = Places(places.most, places.most)  # those of all that have asked
         self._bytes = 0  # of all heads
         self._loop.add_reader(self._epoll, self._read_some)
         for one in self._sockets:
@@ -171,25 +175,26 @@ class Acceptor:
         if not incoming.read():
             sock.close()  # it is gone already: in a storm, most are
             return
-        if incoming.has_asked:  # most clients ask at once
-            self._asked(incoming)
-            return
-        try:
-            self._epoll.register(sock, select.EPOLLIN)
-        except OSError:  # it has no memory, or no watch, for one more
-            sock.close()
-            return
-        self._by_fd[sock.fileno()] = incoming
+        asked = incoming.has_asked  # most clients ask at once
+        if not asked:
+            try:
+                self._epoll.register(sock, select.EPOLLIN)
+            except OSError:  # it has no memory, or no watch, for one more
+                sock.close()
+                return
+            self._by_fd[sock.fileno()] = incoming
         self._bytes += len(incoming.head)
         victim = self._places.enter(incoming, incoming.host)
         if victim is not None:
             self._displace(victim)
+        if asked:
+            self._is_ready(incoming)
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._expire)
 
     def _displace(self, victim: Incoming) -> None:
         """It has lost its place. It may have asked since we last looked: on a busy machine that is a while."""
-        if self._take(victim) and victim.has_asked:
+        if not len(self._ready) and self._take(victim) and victim.has_asked:
             self._hand_on(victim)
         else:
             self._refuse(victim, "said no hello, and made room for a newer connection")
@@ -204,12 +209,27 @@ class Acceptor:
         if not self._take(incoming):
             self._close(incoming)
         elif incoming.has_asked:
-            self._hand_on(incoming)
+            self._unwatch(incoming)
+            self._is_ready(incoming)
         elif incoming.pieces > MOST_PIECES:
             self._refuse(incoming, "sent its request in too many pieces")
         elif self._bytes > MOST_BYTES:
             most = max(self._places, key=lambda one: len(one.head))
             self._refuse(most, "sent too much that is no request")
+
+    def _is_ready(self, incoming: Incoming) -> None:
+        if not len(self._ready):
+            self._loop.call_soon(self._serve)
+        self._ready.enter(incoming, incoming.host)
+
+    def _serve(self) -> None:
+        for _ in range(SERVED_EACH_TURN):
+            incoming = self._ready.most_deserving()
+            if incoming is None:
+                return
+            self._hand_on(incoming)
+        if len(self._ready):
+            self._loop.call_soon(self._serve)
 
     def _take(self, incoming: Incoming) -> bool:
         """Read, and count what came."""
@@ -245,10 +265,13 @@ class Acceptor:
 
     def _forget(self, incoming: Incoming) -> None:
         self._places.leave(incoming)
-        fd = incoming.sock.fileno()
-        del self._by_fd[fd]
         self._bytes -= len(incoming.head)
-        self._epoll.unregister(fd)
+        if not self._ready.leave(incoming):
+            self._unwatch(incoming)
+
+    def _unwatch(self, incoming: Incoming) -> None:
+        if self._by_fd.pop(incoming.sock.fileno(), None) is not None:
+            self._epoll.unregister(incoming.sock)
 
 
 async def adopt(protocol: asyncio.BaseProtocol, sock: socket.socket) -> None:

@@ -65,6 +65,13 @@ class Places(Generic[T]):
         """Who has been here longest."""
         return next(iter(self._address), None)
 
+    def most_deserving(self) -> T | None:
+        """The newest of the address that holds the fewest, the latest such address."""
+        if not self._by_count:
+            return None
+        address = next(reversed(self._by_count[min(self._by_count)]))
+        return next(reversed(self._of[address]))
+
     def expel(self) -> T | None:
         """Make one leave, as :meth:`enter` would for want of room. None: there is nobody."""
         victim = self._least_deserving()

@@ -152,7 +152,7 @@ def test_unfinished_heads_are_bounded_together_and_the_largest_goes(monkeypatch:
     asyncio.run(test())
 
 
-def test_an_iteration_of_the_loop_reads_a_bounded_number() -> None:
+def test_an_iteration_of_the_loop_serves_a_bounded_number() -> None:
     async def test() -> None:
         async with listening(most=500) as port, contextlib.AsyncExitStack() as closing:
             clients = [closing.enter_context(port.dial()) for _ in range(200)]
@@ -163,7 +163,7 @@ def test_an_iteration_of_the_loop_reads_a_bounded_number() -> None:
             while len(port.asked) < 200:
                 await asyncio.sleep(0)
                 before, most = len(port.asked), max(most, len(port.asked) - before)
-            assert most <= acceptor.EACH_TURN
+            assert most <= acceptor.SERVED_EACH_TURN
 
     asyncio.run(test())
 
@@ -180,5 +180,22 @@ def test_the_oldest_makes_room_but_not_if_it_has_asked() -> None:
             assert [one.head for one in port.asked] == [GET]
             assert port.refused == ["said no hello, and made room for a newer connection"]
             assert len(port.one) == 4
+
+    asyncio.run(test())
+
+
+def test_an_address_that_waits_with_few_is_served_before_a_crowd() -> None:
+    async def test() -> None:
+        async with listening(most=1000) as port, contextlib.AsyncExitStack() as closing:
+            for _ in range(100):
+                closing.enter_context(port.dial()).sendall(GET)
+            probe = closing.enter_context(socket.socket())
+            probe.bind(("127.0.0.77", 0))
+            probe.connect(port.where)
+            probe.sendall(GET)
+            await until(lambda: port.asked)  # 8 at a time
+            await until(lambda: len(port.asked) == 101)
+            hosts = [one.host for one in port.asked]
+            assert hosts.index("127.0.0.77") < 3 * acceptor.SERVED_EACH_TURN
 
     asyncio.run(test())

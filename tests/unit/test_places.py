@@ -62,3 +62,15 @@ def test_members_are_spared_while_there_are_strangers() -> None:
     assert [places.enter(number, "x") for number in range(4, 8)] == [3, 4, 5, 6]
     assert places.expel() == 7
     assert places.expel() == 0, "nobody else is left"
+
+
+def test_the_newest_of_the_address_that_holds_the_fewest_is_served_first() -> None:
+    places: Places[str] = Places(10, 10)
+    assert places.most_deserving() is None
+    for name in ("crowd 1", "crowd 2", "probe 1", "crowd 3", "probe 2", "other 1"):
+        places.enter(name, name.split()[0])
+    order = []
+    while (one := places.most_deserving()) is not None:
+        order.append(one)
+        places.leave(one)
+    assert order == ["other 1", "probe 2", "probe 1", "crowd 3", "crowd 2", "crowd 1"]
