@@ -300,9 +300,10 @@ class Coordinator:
             self._back.add(hello.rank)
         self.history.came_back(hello.incarnation)
 
-    def _known_clean(self) -> frozenset[str]:
-        """Launchers of which nothing runs: members here that have answered, and those before them."""
-        return frozenset().union(*(s.clears for s in self.seats.values() if s.contact.proven is not None))
+    def _known_clean(self, since: float) -> frozenset[str]:
+        """Launchers of which nothing runs: members here that have answered after ``since``, and those before them."""
+        answered = [s for s in self.seats.values() if s.contact.proven is not None and s.contact.proven >= since]
+        return frozenset().union(*(s.clears for s in answered))
 
     def _explain_death(self, hello: m.Hello, died: Cause) -> None:
         """A launcher that was killed is back and says how: the end of an epoch that it was in, and of no other."""
@@ -328,7 +329,7 @@ class Coordinator:
 
         Nothing runs of its launcher nor of those that it replaces: no fence is needed for them any more.
         """
-        self._fences.clear(seat.clears)
+        self._fences.clear(seat.clears, seat.contact.at)
 
     def _seat(self, conn: int, hello: m.Hello, now: float, heard: float | None = None) -> None:
         contact = Contact(now, 0.0) if conn == LOCAL else Contact(now)
@@ -467,6 +468,8 @@ class Coordinator:
             self._came_back(seat.hello)
             self._clear(seat)
             self._look_due = True
+        elif self._fences.foreign and seat.contact.proven is not None:
+            self._fences.clear_foreign(seat.clears, seat.contact.at)
         if self._look_due and self.phase is Phase.WAITING:
             self._look(conn, ping, now)
 

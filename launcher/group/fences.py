@@ -5,7 +5,8 @@ And the members of an epoch of a leader before us: nobody told us when they last
 when a member that is here last spoke to that leader (`lease.py` says why that is enough).
 
 A fence falls early when the same launcher, or the next one in the very same pod, is back and has answered: a member
-says hello only when nothing of its engine is left.
+says hello only when nothing of its engine is left. Of an epoch of another leader it is clean only if it answered after
+that epoch had begun: one that left us unnoticed may have joined it.
 """
 
 from __future__ import annotations
@@ -32,28 +33,40 @@ class Fences:
         """A member is lost whose newest good ping arrived at ``granted``."""
         self.lost[incarnation] = (rank, granted + self.terms.fence)
 
-    def put_foreign(self, hello: m.Hello, clean: Callable[[], Set[str]], now: float) -> None:
+    def put_foreign(self, hello: m.Hello, clean: Callable[[float], Set[str]], now: float) -> None:
         """A member took part in an epoch of another leader, whom it last heard ``hello.quiet`` seconds ago.
 
         It names the members of which, for all that it was told, something may still run. Each tells the truth as far as
-        it goes, so whom one leaves out is clean. ``clean``: launchers that are known to run nothing of it; asked when
-        the epoch is first heard of, for all its members will tell of it.
+        it goes, so whom one leaves out is clean. ``clean(since)``: launchers that are known to run nothing of an epoch
+        that had begun by ``since``; asked when it is first heard of, for all its members will tell of it.
         """
         assert hello.last_epoch is not None
         safe_at = now - hello.quiet + self.terms.fence
         known = self.foreign.get(hello.last_epoch)
         if known is None:
-            self.foreign[hello.last_epoch] = (frozenset(hello.last_members) - clean(), safe_at)
+            self.foreign[hello.last_epoch] = (frozenset(hello.last_members) - clean(self._begun(safe_at)), safe_at)
         else:
             absent, earlier = known
             self.foreign[hello.last_epoch] = (absent.intersection(hello.last_members), min(earlier, safe_at))
 
-    def clear(self, clean: Set[str]) -> None:
-        """Nothing runs of these launchers: they are here, or replaced by one in the same pod that is."""
+    def clear(self, clean: Set[str], at: float) -> None:
+        """Nothing runs of these launchers: they are here, or replaced by one in the same pod that is.
+
+        ``at``: when they were certainly here.
+        """
         for incarnation in clean:
             self.lost.pop(incarnation, None)
+        self.clear_foreign(clean, at)
+
+    def clear_foreign(self, clean: Set[str], at: float) -> None:
+        """The same, for epochs of other leaders only."""
         for epoch, (absent, safe_at) in list(self.foreign.items()):
-            self.foreign[epoch] = (absent - clean, safe_at)
+            if at >= self._begun(safe_at):
+                self.foreign[epoch] = (absent - clean, safe_at)
+
+    def _begun(self, safe_at: float) -> float:
+        """When an epoch of another leader had begun for certain: a member spoke of it then."""
+        return safe_at - self.terms.fence
 
     @property
     def until(self) -> float:

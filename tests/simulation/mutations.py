@@ -177,7 +177,7 @@ class ForeignNotAwaited(c.Coordinator):
 class HelloBelieved(c.Coordinator):
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
         if self._refusal(conn, hello) is None:
-            self._fences.clear({hello.incarnation})
+            self._fences.clear({hello.incarnation}, now)
         super()._admit(conn, hello, now)
 
 

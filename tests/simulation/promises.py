@@ -454,10 +454,16 @@ class Truth:
         """A fence is for launchers that are not here: what a pod ran is gone when its launcher has answered."""
         if leader.wait is not c.Wait.FENCED:
             return
-        here = {s.hello.incarnation for s in leader.seats.values() if s.contact.proven is not None}
-        clean = {name for a in self.cluster.agents() if a.member.incarnation in here for name in a.guard.replaces}
         fences = leader._fences
-        if clean & fences.lost.keys() or any(absent <= clean for absent, _ in fences.foreign.values()):
+
+        def clean(since: float) -> set[str]:
+            """Who has answered after that, and those before them in their pods."""
+            contacts = {s.hello.incarnation: s.contact.proven for s in leader.seats.values()}
+            here = {who for who, at in contacts.items() if at is not None and at >= since}
+            return {name for a in self.cluster.agents() if a.member.incarnation in here for name in a.guard.replaces}
+
+        foreign = any(absent <= clean(safe_at - fences.terms.fence) for absent, safe_at in fences.foreign.values())
+        if foreign or clean(float("-inf")) & fences.lost.keys():
             self.world.broken("recovers", f"a lease is waited for, and its launcher is here: {leader.waiting_for()}")
 
     def _epoch_made(self, agent: Agent, leader: c.Coordinator, prepare: m.Prepare) -> None:

@@ -124,8 +124,8 @@ def test_a_rival_that_hangs_up_claims_nothing_any_more() -> None:
 def test_a_rival_is_not_known_to_be_clean() -> None:
     """Its connection has not answered: its hello may be an old one."""
     leader = challenged()
-    assert "rival" not in leader._known_clean()
-    assert "i1" in leader._known_clean() and "i0" not in leader._known_clean()
+    assert "rival" not in leader._known_clean(NOW)
+    assert "i1" in leader._known_clean(NOW) and "i0" not in leader._known_clean(NOW)
 
 
 def member_in(state: mb.State) -> tuple[mb.Member, Epoch]:
@@ -164,6 +164,10 @@ def test_a_member_takes_nothing_of_another_epoch_for_its_own(state: mb.State, ot
         assert member.state is state
 
 
+def nobody(since: float) -> frozenset[str]:
+    return frozenset()
+
+
 def told(members: tuple[str, ...], quiet: float) -> m.Hello:
     return hello(1, "i1", last_epoch=Epoch(1, "before"), last_members=members, quiet=quiet)
 
@@ -173,16 +177,16 @@ def test_of_what_members_tell_of_a_leader_before_us_the_earliest_moment_counts(q
     """F is no later than when any of them last spoke to it."""
     fences = Fences(Terms(10.0))
     for age in quiet:
-        fences.put_foreign(told(("a", "b"), age), frozenset, 100.0)
+        fences.put_foreign(told(("a", "b"), age), nobody, 100.0)
     assert fences.until == pytest.approx(100.0 - 3.0 + 10.2)
 
 
 def test_who_is_known_to_be_clean_stays_so_whoever_tells_of_the_epoch() -> None:
     fences = Fences(Terms(10.0))
-    fences.put_foreign(told(("a", "b"), 0.0), lambda: {"a"}, 100.0)
-    fences.put_foreign(told(("a", "b"), 0.0), frozenset, 100.0)
+    fences.put_foreign(told(("a", "b"), 0.0), lambda since: {"a"}, 100.0)
+    fences.put_foreign(told(("a", "b"), 0.0), nobody, 100.0)
     assert fences.stand(100.0)
-    fences.clear({"b"})
+    fences.clear({"b"}, 100.0)
     assert not fences.stand(100.0) and not fences.foreign
 
 
@@ -191,6 +195,34 @@ def test_a_fence_falls_with_its_time_or_with_its_launcher() -> None:
     fences.put("a", 1, 100.0)
     fences.put("b", 2, 101.0)
     assert fences.ranks == [1, 2]
-    fences.clear({"b"})
+    fences.clear({"b"}, 100.0)
     assert fences.stand(110.1) and fences.ranks == [1]
     assert not fences.stand(110.3) and not fences.lost
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_who_has_left_for_another_leader_unnoticed_is_not_known_to_be_clean(back: bool) -> None:
+    """Its seat here is still warm. Of the other leader's epoch, which is over, it alone may run something."""
+    leader = c.Coordinator(c.Config("g", 3, "leader"), 0.0, random.Random(1))
+    leader.stages = (c.Stage("one"),)
+    for rank in range(2):
+        leader.handle(m.Hello("g", rank, 3, f"i{rank}", f"10.0.0.{rank}"), rank, NOW)
+        leader.handle(m.Ping(1, 1), rank, NOW)
+    late = NOW + 4.0
+    other: dict[str, Any] = {"last_epoch": Epoch(7, "other"), "last_members": ("i1",), "quiet": 0.5}
+    leader.handle(m.Hello("g", 2, 3, "i2", "10.0.0.2", **other), 2, late)
+    leader.handle(m.Ping(1, 1), 2, late)
+    for conn, seq, echo in ((0, 2, 2), (0, 3, 3)):
+        leader.handle(m.Ping(seq, echo), conn, late)
+    assert leader._fences.stand(late)
+    assert leader._fences.until == pytest.approx(late - 0.5 + 10.2)
+    if back:  # it had been silent, no more
+        for seq, echo in ((2, 2), (3, 3)):
+            leader.handle(m.Ping(seq, echo), 1, late + 0.1)
+        assert not leader._fences.stand(late + 0.1)
+    else:  # another pod takes its rank
+        leader.handle(Closed("reset"), 1, late)
+        leader.handle(m.Hello("g", 1, 3, "new", "10.0.0.9"), 9, late)
+        leader.handle(m.Ping(1, 1), 9, late)
+        leader.handle(Tick(), c.LOCAL, late)
+        assert leader.phase is c.Phase.WAITING and leader.wait is c.Wait.FENCED
