@@ -35,7 +35,9 @@ def test_an_overloaded_engine_is_not_restarted(cluster: Cluster, kind: str, caps
     except NotInstallable as reason:
         pytest.skip(f"{name} cannot be installed here: {reason}")
     group.start_all()
-    group.until_serving()  # a start beside a load is shown in test_under_load.py
+    # A start beside a load, and the compilers that the first request forks, are in test_under_load.py.
+    group.until_serving()
+    assert group.complete() == expected
     with busy(LOAD, apart=True):
         with requests(lambda: _ask(group, expected), callers=2) as asked:
             loads = watch(group.status, SECONDS, group.logs)
