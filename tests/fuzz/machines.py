@@ -155,7 +155,10 @@ def obliging(rng: random.Random, machine: me.Member, sent: int) -> Any:
     said: dict[me.State, tuple[Any, ...]] = {
         me.State.CLEANING: (me.Gone(),),
         me.State.SEEKING: (me.Connected(), m.Accepted(OWN, 1)),
-        me.State.SEATED: (ack, m.Prepare(Epoch(epoch.n + 1, OWN), names, ("10.0.0.1", "10.0.0.2", "10.0.0.3"))),
+        me.State.SEATED: (
+            ack,
+            m.Prepare(Epoch(epoch.n % m.MOST_EPOCHS + 1, OWN), names, ("10.0.0.1", "10.0.0.2", "10.0.0.3")),
+        ),
         me.State.PREPARING: (ack, me.Able(epoch)),
         me.State.STARTING: (ack, m.Start(epoch, following), me.Done(epoch, stage), m.Running(epoch)),
         me.State.RUNNING: (ack, m.Drain(epoch, CAUSE, 5.0), me.Idle(epoch), m.Stop(epoch, CAUSE, 1.0)),
