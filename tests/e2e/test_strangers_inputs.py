@@ -207,12 +207,12 @@ def test_an_engine_whose_health_never_ends_is_not_well(tmp_path: Path, mode: str
     script.write_text(ENGINE)
     words = {"python": sys.executable, "script": str(script), "mode": mode}
     file.write_text(ENGINE_FILE.format(port=port, **{name: json.dumps(text) for name, text in words.items()}))
-    options = ("--agent-port", str(agent), "--max-restarts", "0", "--health-interval", "0.2", "--stop-grace", "1")
-    options += ("--unresponsive-timeout", "3")
+    options = ("--agent-port", str(agent), "--max-restarts", "0", "--health-interval", "0.2")
+    limits = ("--stop-grace", "1", "--unresponsive-timeout", "3")
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("LAUNCHER_", "POD_"))}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(LAUNCHER), "run", "--engine-file", str(file), *options],
+            [str(LAUNCHER), "run", "--engine-file", str(file), *options, *limits],
             env={**environ, "LAUNCHER_ADDRESS": "127.0.0.1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
