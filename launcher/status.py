@@ -116,7 +116,7 @@ def status_object(agent: Agent) -> dict[str, Any]:
         "name": who.name,
         "source": who.source,
         "engine": agent.settings.engine_file or agent.settings.engine,
-        "waiting_for": waiting_for(member.news.text, member.news.wait, member.news_at) or member.refusal,
+        "waiting_for": _waiting_for(agent) or member.refusal,
         "first_failure": failure_object(*first),
         "members_present": len(lead.seats) if lead else member.news.present,
         "members": _members(agent),
@@ -134,6 +134,15 @@ def status_object(agent: Agent) -> dict[str, Any]:
             for e in lead.history.ended
         ]
     return status
+
+
+def _waiting_for(agent: Agent) -> str:
+    """On the leader what it knows now; on a worker what the leader last said."""
+    if agent.coordinator is not None:
+        now = time.monotonic()
+        return waiting_for(agent.coordinator.waiting_for(), agent.coordinator.wait_left(now), now)
+    news = agent.member.news
+    return waiting_for(news.text, news.wait, agent.member.news_at)
 
 
 def waiting_for(text: str, wait: float | None, since: float) -> str:

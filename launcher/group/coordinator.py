@@ -1012,7 +1012,7 @@ class Coordinator:
             return self._pause
         return f"waiting for {named(self.missing)}" if self.missing else ""
 
-    def _wait_left(self, now: float) -> float | None:
+    def wait_left(self, now: float) -> float | None:
         """How long what `waiting_for` says lasts at most, in seconds; None: nobody knows."""
         if self.phase is not Phase.WAITING or self.wait not in (Wait.FENCED, Wait.BACKOFF):
             return None
@@ -1043,7 +1043,7 @@ class Coordinator:
             self.history.first,
             self.history.first_n,
             None if self.history.first_at is None else max(0.0, now - self.history.first_at),
-            self._wait_left(now),
+            self.wait_left(now),
             over,
             lost,
         )
