@@ -644,7 +644,9 @@ def _remembered(leader: c.Coordinator, now: float) -> tuple[Any, ...]:
     return (
         *(leader._n, leader.epoch, history.first, history.first_n, history.first_at, list(history.ended)[-1:]),
         tuple(at for at in budget._charges if now - at <= budget._window),
-        *({k: v for k, v in kind.items() if now < v[1]} for kind in (fences.lost, fences.foreign)),
+        {k: v for k, v in fences.lost.items() if now < v[1]},
+        # One behind which nobody is left stands for nothing; it goes with the next look, whatever brings that about.
+        {k: v for k, v in fences.foreign.items() if now < v[1] and v[0]},
     )
 
 
