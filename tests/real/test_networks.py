@@ -32,23 +32,19 @@ print(json.load(u.build_opener(u.ProxyHandler({})).open(asked, timeout=300))["ch
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "addresses", "own"),
-    [
-        ("vllm-mp", (f"{V6}/64",), V6),
-        pytest.param("vllm-ray", (f"{V6}/64",), V6, marks=pytest.mark.chaos),
-        pytest.param("sglang", (f"{V6}/64",), V6, marks=pytest.mark.chaos),
-        pytest.param("vllm-mp", (f"{V4}/24", f"{V6}/64"), V6, marks=pytest.mark.chaos),
-        pytest.param("vllm-mp", (f"{V4}/24", f"{V6}/64"), V4, marks=pytest.mark.chaos),
-    ],
-    ids=[
-        "vllm-mp, IPv6 only",
-        "vllm-ray, IPv6 only",
-        "sglang, IPv6 only",
-        "vllm-mp, IPv6 first",
-        "vllm-mp, IPv4 first",
-    ],
-)
+BOTH = (f"{V4}/24", f"{V6}/64")
+KINDS = ("vllm-mp", "vllm-ray", "sglang")
+NETWORKS = {"IPv6 only": ((f"{V6}/64",), V6), "IPv6 first": (BOTH, V6), "IPv4 first": (BOTH, V4)}
+CASES = [
+    # One of them in CI: each takes an engine's start.
+    pytest.param(kind, *network, id=f"{kind}, {name}", marks=() if (kind, name) == ("vllm-mp", "IPv6 only") else slow)
+    for slow in (pytest.mark.chaos,)
+    for kind in KINDS
+    for name, network in NETWORKS.items()
+]
+
+
+@pytest.mark.parametrize(("kind", "addresses", "own"), CASES)
 def test_a_group_serves_on_the_pods_addresses(tmp_path: Path, kind: str, addresses: tuple[str, ...], own: str) -> None:
     name = kind.partition("-")[0]
     try:
