@@ -55,3 +55,7 @@ class UnavailableError(LauncherError):
     """The leader or the peers did not come within ``--join-timeout`` (exit code 69)."""
 
     code = ExitCode.UNAVAILABLE
+
+
+#: What to do about a value in which a variable still stands.
+UNREPLACED = "Kubernetes replaces $(NAME) in command and args, where env has NAME; $NAME and ${NAME} are a shell's"

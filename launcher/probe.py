@@ -84,12 +84,7 @@ def ask_now(url: str, timeout: float, *, headers: Mapping[str, str] | None = Non
 async def reachable(target: str, timeout: float) -> bool:
     """Whether ``host:port`` takes a connection."""
     host, _, port = target.rpartition(":")
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), timeout)
-    except (OSError, asyncio.TimeoutError, ValueError):  # ValueError: no port, or no name that DNS can have
-        return False
-    writer.close()
-    return True
+    return port.isdecimal() and not await why_unreachable(host.strip("[]"), int(port), timeout)
 
 
 NO_ANSWER = "no answer"  #: how the reason begins where nothing came back in time
@@ -101,8 +96,8 @@ async def why_unreachable(host: str, port: int, timeout: float) -> str:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout)
     except asyncio.TimeoutError:
         return f"{NO_ANSWER} within {timeout:g} s"
-    except (OSError, ValueError) as error:
-        return (getattr(error, "strerror", None) or str(error)).lower()
+    except (OSError, ValueError) as error:  # ValueError: no name that DNS can have
+        return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
     writer.close()
     return ""
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.data import dataclass
-from launcher.errors import ConfigError, ExitCode, LauncherError, UnavailableError, UsageError
+from launcher.errors import UNREPLACED, ConfigError, ExitCode, LauncherError, UnavailableError, UsageError
 from launcher.network.names import resolve
 from launcher.numbers import is_whole
 
@@ -104,7 +104,7 @@ def _check_address(text: str, port: str) -> None:
     if "$" in text:
         raise UsageError(
             f"--ray_address={text} is a variable that nothing has replaced",
-            "Kubernetes replaces $(NAME) in command and args, where env has NAME; $NAME and ${NAME} are a shell's",
+            UNREPLACED,
         )
     rest = text.partition("://")[2] if "://" in text else text
     rest = rest.split("/", 1)[0].rpartition("@")[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from launcher.errors import ConfigError
+from launcher.errors import UNREPLACED, ConfigError
 
 _IPV4 = re.compile(r"[0-9.]+")
 
@@ -37,7 +37,7 @@ def check(name: str, said: str) -> None:
     if "$" in name:
         raise ConfigError(
             f"{name!r} in {said} is a variable that nothing has replaced",
-            "Kubernetes replaces $(NAME) in command and args, where env has NAME; $NAME and ${NAME} are a shell's",
+            UNREPLACED,
         )
     if not name or re.search(r"[\s,/\[\]]", name) or (":" in name and name.count(":") < 2):
         raise ConfigError(

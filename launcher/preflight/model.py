@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines.arguments import last
+from launcher.errors import UNREPLACED
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.node import Node, home, size_text
 
@@ -32,7 +33,7 @@ def check(node: Node) -> Iterator[Finding]:
             "model",
             f"{model} is a variable that nothing has replaced",
             "the engine takes it for a name on a hub and fails",
-            "Kubernetes replaces $(NAME) in command and args, where env has NAME; $NAME and ${NAME} are a shell's",
+            UNREPLACED,
         )
         return
     if "://" in model:
