@@ -164,8 +164,9 @@ class StageRunner:
         tail = one.lines.telling or _telling(report.tail)
         now = time.monotonic()
         age = max(0.0, now - report.at) if report.at else 0.0
-        if report.told and one not in self._went_before:
-            # by our own stop, or by the guard at the deadline, of which it will tell
+        if report.told:
+            # By our own stop, or by the guard at the deadline, of which it will tell. The guard marks nothing that had
+            # begun to end, so what it marked and we saw ending before our stop was killed at the deadline.
             cause = how_it_ended(self._rank, one.process.name, report, tail[-MOST_OF_STOPPED:], lambda: False)
             if self._epoch is not None and not self._live:
                 self._ended(self._epoch, cause, age, report.doubt)

@@ -156,3 +156,21 @@ def test_a_second_order_to_stop_does_not_make_our_own_term_come_first() -> None:
         stages.cancel()
     stages.hear(guard.Exited(orders[0].id, None, 15, "", told=True))
     assert not broke
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_end_before_our_stop_is_a_failure_unless_the_guard_brought_it_about(told: bool) -> None:
+    """The guard's deadline may pass a moment before the leader's verdict: then our stop finds the engine dying."""
+    broke: list[Any] = []
+    orders: list[Any] = []
+    stages = StageRunner(0, orders.append, lambda *_: None, lambda *failure: broke.append(failure), lambda: False)
+    stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
+    stages.start(0)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        stages.hear(guard.Started(orders[0].id, process.pid, 1))
+        process.kill()
+        while not tree.ending(process.pid):
+            time.sleep(0.01)
+        stages.cancel()
+    stages.hear(guard.Exited(orders[0].id, None, 9, "", told))
+    assert [cause.kind for _, cause, *_ in broke] == ([] if told else [CauseKind.SIGNALLED])
