@@ -64,7 +64,7 @@ case ${1:-} in
 demo)
     set_up core
     shift
-    exec "$bin/python" -m launcher.demo "$@"
+    exec "$bin/python" -m launcher.cli.demo "$@"
     ;;
 test)
     set_up dev
@@ -101,7 +101,7 @@ bench)
     ;;
 leader | worker)
     installed
-    exec "$bin/python" -m launcher.ray_cluster "$@"
+    exec "$bin/python" -m launcher.compat.ray_script "$@"
     ;;
 -h | --help | "")
     sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"

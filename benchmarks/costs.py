@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from launcher.process.tree import descendants, read
+from launcher.node.tree import descendants, read
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 

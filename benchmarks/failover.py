@@ -28,7 +28,7 @@ from benchmarks import costs, plot
 from benchmarks.pods import SERVING_SECONDS, group_of
 from benchmarks.record import Budget, Record
 from benchmarks.rounds import alternate, progress
-from launcher.process.tree import Proc, scan
+from launcher.node.tree import Proc, scan
 from tests.lifetimes import Ends, now
 from tests.notices import Notices
 from tests.pods import until

@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks import costs, plot
 from benchmarks.record import ROOT, Budget, Record, Series
 from benchmarks.rounds import alternate, progress
-from launcher import planning
+from launcher.planning import steps
 from launcher.settings import Settings
 from tests.real.launched import LAUNCHER
 
@@ -206,9 +206,9 @@ def _fingerprint(settings: Settings) -> dict[str, str]:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout)  # noqa: ASYNC221
         return done.returncode, done.stdout
 
-    engine = planning.engine_of(settings)
-    facts = asyncio.run(planning.learn(settings, engine, os.environ, ask))
-    return planning.fingerprint(settings, engine, facts)
+    engine = steps.engine_of(settings)
+    facts = asyncio.run(steps.learn(settings, engine, os.environ, ask))
+    return steps.fingerprint(settings, engine, facts)
 
 
 def _start_leader(file: Path, log: Path, size: int, address: str) -> subprocess.Popen[bytes]:

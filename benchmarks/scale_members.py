@@ -22,7 +22,7 @@ from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, Say, Tick
 from launcher.group.lease import Terms
 from launcher.group.link import MemberLink
-from launcher.words import Cause, CauseKind
+from launcher.model import Cause, CauseKind
 
 
 class One:

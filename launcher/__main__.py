@@ -21,13 +21,13 @@ def main() -> None:
     if is_run(sys.argv[1:]):
         gc.disable()  # what imports make stays; guard and agent turn it on again when they are up: a tenth of the start
         if asks_for_handoff(sys.argv[1:]):
-            from launcher import handoff
+            from launcher.agent import handoff
 
             handoff.attempt()
-        from launcher.process import guard
+        from launcher.guard import guard
 
         guard.run(_agent)
-    from launcher import cli
+    from launcher.cli import main as cli
 
     cli.main()
 
@@ -49,7 +49,7 @@ def asks_for_handoff(args: list[str]) -> bool:
 
 
 def _agent(fd: int) -> int:
-    from launcher import cli
+    from launcher.cli import main as cli
 
     return cli.run_agent(fd)
 

@@ -1,6 +1,6 @@
 """Everything that can be said to the launcher, as one frozen value, validated once.
 
-`cli.py` fills it from flags, LAUNCHER_* variables and a TOML file; nothing else in the launcher reads those. Each error
+`cli/main.py` fills it from flags, LAUNCHER_* variables and a TOML file; nothing else in the launcher reads those. Each error
 names the flag as the user gave it (or the variable, or the file entry), the value, and the fix.
 """
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from launcher.engines import versions
-from launcher.process.tree import Key, Proc, Table, scan
+from launcher.node.tree import Key, Proc, Table, scan
 from tests.lifetimes import TICK, Ends, began, now
 from tests.notices import Notices
 from tests.pods import PodProcess, until

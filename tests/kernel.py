@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from launcher import vital
+from launcher.node import exit_watcher
 
 
 def tells_the_reaped() -> bool:
@@ -14,6 +14,6 @@ def tells_the_reaped() -> bool:
     fd = os.pidfd_open(child.pid)
     try:
         child.wait()
-        return vital.told_by_pidfd(fd) is not None
+        return exit_watcher.told_by_pidfd(fd) is not None
     finally:
         os.close(fd)

@@ -13,7 +13,7 @@ import select
 import threading
 import time
 
-from launcher.process.tree import Key, read
+from launcher.node.tree import Key, read
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from launcher import cli, show
+from launcher.cli import main
+from launcher.cli import plan as show
 from launcher.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,8 +192,8 @@ def _secret() -> Path:
 
 
 def settings_of(args: Sequence[str], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
-    context = cli.cli.commands["run"].make_context("run", list(args))
-    return cli.read(context, context.params, environ)
+    context = main.cli.commands["run"].make_context("run", list(args))
+    return main.read(context, context.params, environ)
 
 
 def groups(objects: Sequence[Object]) -> Iterator[Pods]:

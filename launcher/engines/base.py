@@ -5,7 +5,7 @@ in the error), and plans any rank. It starts nothing, opens nothing and imports 
 plan` calls it for every rank with names in place of addresses; the agent calls it for its own rank with real ones.
 
 To add an engine: one class with these members, registered by the entry point group ``launcher.engines``; or no Python
-at all, see ``declarative.py``.
+at all, see ``file/engine.py``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from launcher.data import dataclass, field
+from launcher.model import Fingerprint, Identity, NodeFacts, Plan, Shared
 from launcher.settings import Settings
-from launcher.words import Fingerprint, Identity, NodeFacts, Plan, Shared
 
 
 @dataclass(frozen=True)

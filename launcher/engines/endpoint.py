@@ -13,8 +13,8 @@ from urllib.parse import quote
 from launcher.data import dataclass
 from launcher.engines.arguments import given, last
 from launcher.errors import ConfigError
+from launcher.model import Gate, Health
 from launcher.settings import Settings
-from launcher.words import Gate, Health
 
 LISTENING = ("--host", "--uds", "--ssl-keyfile", "--ssl-certfile", "--ssl-cert-reqs", "--root-path")
 _ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]", "localhost": "127.0.0.1"}

@@ -15,8 +15,8 @@ from launcher.engines import arguments
 from launcher.engines.arguments import Owned
 from launcher.engines.endpoint import LISTENING
 from launcher.errors import ConfigError
+from launcher.model import NodeFacts
 from launcher.settings import Settings
-from launcher.words import NodeFacts
 
 _MAX_CONFIG = 1024 * 1024
 

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 from launcher.engines import arguments
+from launcher.model import Fingerprint, NodeFacts
 from launcher.settings import Settings
-from launcher.words import Fingerprint, NodeFacts
 
 NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
 #: what a pod may have of its own: addresses and files of its own node

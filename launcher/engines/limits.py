@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 
+from launcher.common.last_lines import without_colours
 from launcher.data import dataclass, replace
-from launcher.last_lines import without_colours
-from launcher.words import Cause, CauseKind
+from launcher.model import Cause, CauseKind
 
 SLOW = "this machine is overloaded or the model folder is slow"
 PEERS = "a rank is overloaded, hangs or cannot be reached"

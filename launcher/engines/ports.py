@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from launcher.errors import ConfigError
+from launcher.model import Epoch
 from launcher.settings import Settings
-from launcher.words import Epoch
 
 
 def of_epoch(

@@ -11,11 +11,11 @@ from launcher.engines.arguments import Owned
 from launcher.engines.base import Checked, PlanContext
 from launcher.engines.fingerprint import fingerprint
 from launcher.errors import UsageError
+from launcher.model import Fingerprint, Gate, Health, Identity, NodeFacts, Plan, Port, Process, Stage
 from launcher.reference.options import OptionError, parse
 from launcher.settings import Settings
-from launcher.words import Fingerprint, Gate, Health, Identity, NodeFacts, Plan, Port, Process, Stage
 
-PROGRAM = Path(__file__).resolve().parent.parent / "reference" / "__main__.py"
+PROGRAM = Path(__file__).resolve().parents[1] / "reference" / "__main__.py"
 MODEL = "reference"
 API_PORT = 8000
 PEER_PORT = 29500

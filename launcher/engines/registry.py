@@ -33,8 +33,10 @@ class BuiltIn:
 
 
 BUILT_IN: Mapping[str, BuiltIn] = {
-    "vllm": BuiltIn("launcher.engines.vllm:VLLMEngine", "vLLM's OpenAI server over Ray or its own multiprocessing"),
-    "sglang": BuiltIn("launcher.engines.sglang:SGLangEngine", "SGLang's OpenAI server over torch.distributed"),
+    "vllm": BuiltIn(
+        "launcher.engines.vllm.engine:VLLMEngine", "vLLM's OpenAI server over Ray or its own multiprocessing"
+    ),
+    "sglang": BuiltIn("launcher.engines.sglang.engine:SGLangEngine", "SGLang's OpenAI server over torch.distributed"),
     "reference": BuiltIn(
         "launcher.engines.reference:ReferenceEngine", "a small distributed engine in pure Python, for tests and demos"
     ),
@@ -42,7 +44,7 @@ BUILT_IN: Mapping[str, BuiltIn] = {
 
 #: Not for people: what commands of the launcher run in place of an engine.
 INTERNAL: Mapping[str, BuiltIn] = {
-    "doctor": BuiltIn("launcher.preflight.group:DoctorEngine", "the checks of `launcher doctor --group`"),
+    "doctor": BuiltIn("launcher.preflight.group.engine:DoctorEngine", "the checks of `launcher doctor --group`"),
 }
 
 
@@ -54,7 +56,7 @@ def load(settings: Settings) -> Engine:
         ConfigError: it is there and cannot be used.
     """
     if settings.engine_file:
-        factory = _attribute("launcher.engines.declarative:load_engine_file", settings.engine_file)
+        factory = _attribute("launcher.engines.file.engine:load_engine_file", settings.engine_file)
         return _engine(factory(settings.engine_file), settings.engine_file)
     built_in = BUILT_IN.get(settings.engine) or INTERNAL.get(settings.engine)
     if built_in is not None:
@@ -145,7 +147,7 @@ def _no_engine(name: str, found: object) -> ConfigError:
 
 
 def _unknown(settings: Settings, names: list[str]) -> UsageError:
-    from launcher.engines.template import nearest
+    from launcher.engines.file.placeholders import nearest
 
     hint = nearest(settings.engine.lower(), names)
     return UsageError(

@@ -12,8 +12,8 @@ from math import prod
 from launcher.data import dataclass
 from launcher.engines.base import Checked
 from launcher.errors import ConfigError
+from launcher.model import NodeFacts
 from launcher.settings import Settings
-from launcher.words import NodeFacts
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 
 from launcher.data import dataclass
 from launcher.errors import ConfigError
+from launcher.model import NodeFacts
 from launcher.settings import Settings
-from launcher.words import NodeFacts
 
 SCRIPT = """
 import sys

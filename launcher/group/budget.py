@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import zip_longest
 
 from launcher.data import dataclass
-from launcher.words import Cause, CauseKind
+from launcher.model import Cause, CauseKind
 
 #: Failures of the machine room, not of the engine: they say nothing about whether the next start can work.
 _OUTSIDE = {CauseKind.LOST, CauseKind.LEADER, CauseKind.AGENT, CauseKind.DRAIN, CauseKind.JOIN}

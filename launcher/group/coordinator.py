@@ -29,8 +29,8 @@ single step is held to it (docs/protocol.md draws both). "stale" says that the m
 or to a phase that has passed, and changes nothing. The first failure decides the end of an epoch; failures that arrive
 within a second of it may explain it better (`history.py`), none is lost.
 
-Beside it: `seats.py` (who is there, who differs), `fences.py` (what may still run unseen), `lease.py` (how long),
-`budget.py` (whether to try again), `history.py` (what came first), `measures.py` (what is counted).
+Beside it: `roster.py` (who is there, who differs), `fences.py` (what may still run unseen), `lease.py` (how long),
+`budget.py` (whether to try again), `history.py` (what came first), `metrics.py` (what is counted).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from launcher.group.events import Closed, Hang, Note, OwnGap, Say, SayAll, Tick
 from launcher.group.fences import Fences
 from launcher.group.history import History
 from launcher.group.lease import Contact, Terms
-from launcher.group.measures import DrainEnd, Measures
-from launcher.group.seats import Rival, Seat, alike, differences, named
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.group.metrics import DrainEnd, Measures
+from launcher.group.roster import Rival, Seat, alike, differences, named
+from launcher.model import Cause, CauseKind, Epoch
 
 LOCAL = 0  #: the connection of rank 0, inside the leader's process
 CHALLENGE_SECONDS = 2.0

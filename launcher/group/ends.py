@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 from launcher.data import dataclass, replace
-from launcher.words import TOLD_TO_STOP, Cause, CauseKind
+from launcher.model import TOLD_TO_STOP, Cause, CauseKind
 
 #: Seconds after the leader heard of the first end in which another one may have begun that explains it.
 WINDOW = 1.0

@@ -1,6 +1,6 @@
 """What goes into the coordinator and the member besides messages, and what comes out: plain values.
 
-Both state machines speak these; `link.py` and `agent.py` turn the actions into bytes, timers and processes.
+Both state machines speak these; `link.py` and `agent/agent.py` turn the actions into bytes, timers and processes.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Callable, Set
 from launcher.data import dataclass, field
 from launcher.group import messages as m
 from launcher.group.lease import Terms
-from launcher.words import Epoch
+from launcher.model import Epoch
 
 
 @dataclass

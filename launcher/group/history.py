@@ -12,7 +12,7 @@ from collections.abc import Collection
 from launcher.data import dataclass, replace
 from launcher.group.budget import STEADY
 from launcher.group.ends import End
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ sees it; with a secret, nothing is decoded before the peer has proven that it kn
 Strangers are to be expected on an open port, in any number. Whoever says no valid hello within a few seconds, sends too
 much, too fast or something unreadable, is closed and, once a minute, named in the log. Connections that are not (yet)
 members' have places of their own, by address; where there are too many, the oldest is closed for the newest
-(`places.py`), and never a member. A reader that is too slow is closed too: the leader never waits for a member's
-socket. What one connection is, is in `wire.py`.
+(`common/places.py`), and never a member. A reader that is too slow is closed too: the leader never waits for a member's
+socket. What one connection is, is in `connection.py`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from launcher import tasks
-from launcher.acceptor import Acceptor, Incoming, adopt
+from launcher.common import tasks
+from launcher.common.acceptor import Acceptor, Incoming, adopt
+from launcher.common.places import Places
 from launcher.group import messages as m
 from launcher.group import proof
-from launcher.group.wire import CLOSE_SECONDS, SILENT, Allowance, Errors, LinkError, Prepared, Unexpected, Wire
-from launcher.places import Places
+from launcher.group.connection import CLOSE_SECONDS, SILENT, Allowance, Errors, LinkError, Prepared, Unexpected, Wire
 
 HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
 OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much

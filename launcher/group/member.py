@@ -31,7 +31,7 @@ from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, OwnGap, Say, Tick
 from launcher.group.lease import Pings, Terms
-from launcher.words import Cause, CauseKind, Epoch, Shared
+from launcher.model import Cause, CauseKind, Epoch, Shared
 
 LINK = 0  #: a member has one connection
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Union
 
 from launcher.data import dataclass, field, fields, replace
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 PROTOCOL = 1
 #: Bytes of one message. A member list of 1,024 is about 45 KiB; members themselves never need more than a hello.

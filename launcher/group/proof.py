@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.errors import ConfigError
-from launcher.words import Epoch
+from launcher.model import Epoch
 
 LEAST_BYTES = 16
 VERSION = 2  #: of the proof; the first, of launcher 0.1, did not bind the messages that follow

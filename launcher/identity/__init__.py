@@ -16,8 +16,8 @@ from launcher.errors import ConfigError
 from launcher.identity import agreement, alone, explicit, job, lws, names, slurm, statefulset
 from launcher.identity.own_address import own_address
 from launcher.identity.source import Found, Pod
+from launcher.model import Identity, SourceReport
 from launcher.settings import Settings
-from launcher.words import Identity, SourceReport
 
 #: Each answers with what it found, or with why it does not apply.
 SOURCES: tuple[tuple[str, Callable[[Pod], Found | str]], ...] = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from launcher.errors import ConfigError, NoIdentityError
 from launcher.identity.source import Found, Pod
-from launcher.words import SourceReport
+from launcher.model import SourceReport
 
 
 def look(pod: Pod, others: tuple[SourceReport, ...]) -> Found:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from launcher.data import dataclass, field
+from launcher.model import EMPTY
 from launcher.network import nccl
 from launcher.network.addresses import Interface, holder, is_ipv6, is_loopback
-from launcher.words import EMPTY
 
 Setter = Literal["user", "image", "launcher"]
 

@@ -12,17 +12,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher import planning, probe, roles, variables
-from launcher.asking import asker
 from launcher.data import dataclass, replace
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError, NoIdentityError
+from launcher.model import Identity, NodeFacts
+from launcher.network import probe
 from launcher.network.environment import Surroundings, Variable
-from launcher.preflight import checks, show
+from launcher.node.run_command import asker
+from launcher.planning import rank_variables, steps, variables
+from launcher.preflight import show
+from launcher.preflight.checks import run as checks
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
-from launcher.preflight.node import Node
+from launcher.preflight.pod import Node
 from launcher.settings import Settings
-from launcher.words import Identity, NodeFacts
 
 RESOLVE_SECONDS = 3.0
 SAID = {"engine", "engine_file", "model", "tp", "pp", "dp", "engine_args"}
@@ -65,7 +67,7 @@ async def learn(
     trouble: dict[str, str] = {}
     identity = _identity(settings, environ, findings, trouble)
     if identity is not None:
-        environ = roles.environment(environ, identity.rank)
+        environ = rank_variables.environment(environ, identity.rank)
     node = replace(node, environ=environ, identity=identity, running=await _is_running(settings))
     engine = _engine(settings, trouble)
     if engine is not None:
@@ -127,7 +129,7 @@ def _identity(
     settings: Settings, environ: Mapping[str, str], findings: list[Finding], trouble: dict[str, str]
 ) -> Identity | None:
     try:
-        identity, _, more = planning.identity_of(settings, environ)
+        identity, _, more = steps.identity_of(settings, environ)
     except NoIdentityError as error:
         trouble["identity"] = "which pod this is cannot be told"
         findings.append(fail("identity", error.message, "no group can be formed without a rank", error.fix))
@@ -144,7 +146,7 @@ def _identity(
 
 def _engine(settings: Settings, trouble: dict[str, str]) -> Engine | None:
     try:
-        return planning.engine_of(settings)
+        return steps.engine_of(settings)
     except LauncherError as error:
         trouble["engine"] = str(error)
         return None
@@ -164,7 +166,7 @@ async def _facts(
         return code, output
 
     try:
-        return {"facts": await planning.learn(settings, engine, environ, listening), **smi}
+        return {"facts": await steps.learn(settings, engine, environ, listening), **smi}
     except LauncherError as error:
         trouble["engine"] = str(error)
         return {"facts": NodeFacts(), **smi}
@@ -177,16 +179,16 @@ def _settings(settings: Settings, engine: Engine, identity: Identity | None, fac
     if identity is None:
         return []
     try:
-        planning.secret_of(settings)
+        steps.secret_of(settings)
         checked = engine.check(settings, identity, facts)
     except LauncherError as error:
         return [fail("settings", error.message, "the launcher will not start with this", error.fix)]
     said = "; ".join(checked.why) or f"engine {engine.name}"
-    warnings = (*checked.warnings, *planning.secret_warnings(settings))
+    warnings = (*checked.warnings, *steps.secret_warnings(settings))
     return [ok("settings", said), *(warn("settings", text, "", "") for text in warnings)]
 
 
-async def _network(node: Node, trouble: dict[str, str]) -> planning.Network | None:
+async def _network(node: Node, trouble: dict[str, str]) -> steps.Network | None:
     who = node.identity
     if who is None or who.alone:
         return None
@@ -194,7 +196,7 @@ async def _network(node: Node, trouble: dict[str, str]) -> planning.Network | No
     if who.address is None:
         leader = await _resolved(who.leader)
     try:
-        return planning.network(node.settings, who, node.environ, leader, planning.nccl_version(node.facts))
+        return steps.network(node.settings, who, node.environ, leader, steps.nccl_version(node.facts))
     except LauncherError as error:
         trouble["network"] = str(error)
         return None
@@ -213,8 +215,8 @@ async def _resolved(name: str) -> tuple[str, ...]:
 
 def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
     address = node.network.address if node.network else identity.address or "127.0.0.1"
-    outline = planning.outline(identity, address)
-    context = PlanContext(node.settings, identity, node.facts, outline, planning.bind(node.settings, address))
+    outline = steps.outline(identity, address)
+    context = PlanContext(node.settings, identity, node.facts, outline, steps.bind(node.settings, address))
     try:
         return engine.plan(context, identity.rank)
     except (LauncherError, ValueError):
@@ -231,6 +233,6 @@ def variables_of(node: Node) -> tuple[Variable, ...]:
 
 
 async def _is_running(settings: Settings) -> bool:
-    host = planning.listen_host(settings) or "127.0.0.1"
+    host = steps.listen_host(settings) or "127.0.0.1"
     reply = await probe.ask(f"http://{host}:{settings.agent_port}/livez", 0.5)
     return reply.ok and reply.body == b"alive\n"

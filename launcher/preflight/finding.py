@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from launcher.data import dataclass, field
-from launcher.words import EMPTY
+from launcher.model import EMPTY
 
 
 class Level(str, Enum):

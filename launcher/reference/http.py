@@ -6,7 +6,7 @@ import json
 import socket
 from collections.abc import Callable
 
-from launcher.numbers import is_whole
+from launcher.common.numbers import is_whole
 from launcher.reference.chain import receive
 from launcher.reference.reactor import READ, WRITE, Reactor
 

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from launcher.common.numbers import is_whole
 from launcher.data import dataclass
 from launcher.errors import ConfigError
-from launcher.numbers import is_whole
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 
 from launcher.data import dataclass
 from launcher.errors import ConfigError, LauncherError, UsageError
+from launcher.model import Identity, NodeFacts
 from launcher.render import layers
 from launcher.render.fields import Field
 from launcher.render.service import Service
 from launcher.render.template import quantity
 from launcher.render.text import Document
 from launcher.settings import Settings
-from launcher.words import Identity, NodeFacts
 
 SHARED = "shared.yaml"
 #: what images/build.sh calls the launcher's image: on the machine of the build
@@ -138,7 +138,7 @@ def _settings(service: Service) -> Settings:
     """The arguments as the launcher itself reads them, held against the rest of the resource."""
     import click
 
-    from launcher import cli
+    from launcher.cli import main
 
     place = Field(f"{service.path}.args", None)
     environ = {e["name"]: e["value"] for e in service.env if "value" in e and e["name"].startswith("LAUNCHER_")}
@@ -146,8 +146,8 @@ def _settings(service: Service) -> Settings:
     environ.setdefault("LAUNCHER_PORT", str(_api_port(service)))
     environ.setdefault("LAUNCHER_GRACE", str(service.pod.get("terminationGracePeriodSeconds", 120)))
     try:
-        context = cli.cli.commands["run"].make_context("run", list(service.args))
-        settings, _, warnings = cli.read(context, context.params, environ)
+        context = main.cli.commands["run"].make_context("run", list(service.args))
+        settings, _, warnings = main.read(context, context.params, environ)
         _check_said(service, settings, place)
         _check_engine(service, settings)
     except click.UsageError as error:
@@ -186,7 +186,7 @@ def _check_said(service: Service, settings: Settings, place: Field) -> None:
 
 def _check_engine(service: Service, settings: Settings) -> None:
     """The engine's own check of its arguments and of tp x pp x dp against the pods' GPUs."""
-    from launcher import planning
+    from launcher.planning import steps
 
     gpus = _gpus(service)
     if "gpus_per_pod" in settings.origins and settings.gpus_per_pod != gpus and gpus:
@@ -195,7 +195,7 @@ def _check_engine(service: Service, settings: Settings) -> None:
         )
     settings = settings.replace(gpus_per_pod=gpus or settings.gpus_per_pod or 0)
     if settings.engine_file is None:
-        engine = planning.engine_of(settings)
+        engine = steps.engine_of(settings)
         names = tuple(f"{service.name}-{rank}" for rank in range(service.size))
         identity = Identity(service.name, 0, service.size, names[0], names[0], "statefulset", names)
         checked = engine.check(settings, identity, NodeFacts(gpus=gpus))

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.common.numbers import check_document
 from launcher.data import dataclass, field
 from launcher.errors import ConfigError
-from launcher.numbers import check_document
 from launcher.render import known, text
 from launcher.render.fields import Field
 from launcher.render.template import labels, read_template, unite

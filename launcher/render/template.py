@@ -209,7 +209,7 @@ def _arguments(service: Service, pods: list[Pod]) -> tuple[str, ...]:
 
 def _environment(service: Service, pods: list[Pod]) -> list[dict[str, Any]]:
     """What both roles set alike under its own name, what one role sets under the launcher's name for that role."""
-    from launcher.roles import LEADER, WORKER
+    from launcher.planning.rank_variables import LEADER, WORKER
 
     # A worker's template that has no env says nothing of it, as of image and args: it holds for both.
     if len(pods) == 1 or "env" not in pods[1].container:

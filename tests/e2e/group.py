@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher.process.children import adopt_orphans
-from launcher.process.tree import Key, Proc, descendants, read, scan
+from launcher.guard.children import adopt_orphans
+from launcher.node.tree import Key, Proc, descendants, read, scan
 from launcher.reference.tokens import expected_text
 
 PATIENCE = 120.0  #: the machine is noisy: how long anything may take before a test calls it lost

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.process.tree import Key, read
+from launcher.node.tree import Key, read
 from tests.e2e.group import Group, Witness, running
 
 SIZE = 5

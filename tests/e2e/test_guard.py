@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from launcher.process.channel import Deliver, Kill, Ping, Say, Spawn, Stop
-from launcher.process.tree import start_time
+from launcher.guard.channel import Deliver, Kill, Ping, Say, Spawn, Stop
+from launcher.node.tree import start_time
 from tests.e2e.programs.guarded import HERE, PYTHON, Launched, until
 
 #: Catchable, and no answer to a system call of the guard's own or fault of it.

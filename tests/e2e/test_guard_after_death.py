@@ -16,7 +16,8 @@ pytestmark = pytest.mark.timing
 #: SIGKILL does nothing to `sleep` until a file is there: a process in state D, imitated.
 UNKILLABLE = """
 import os, signal, sys, time
-from launcher.process import channel, guard, stopping, tree
+from launcher.guard import channel, guard, stopping
+from launcher.node import tree
 stopping.KILL_BOUND = 0.5
 send = tree.send
 def imitated(pid, number):
@@ -44,8 +45,8 @@ guard.run(agent)
 #: The deadline passes; when all is dead, a question is put, and then an engine is ordered.
 ASKS = """
 import asyncio, os, time
-from launcher.guard_line import GuardLine
-from launcher.process import channel, guard
+from launcher.agent.guard_client import GuardLine
+from launcher.guard import channel, guard
 async def story(fd):
     expired, stopped, refused = asyncio.Event(), asyncio.Event(), asyncio.Event()
     def heard(report):

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from launcher.process.channel import Deadline, Kill, Order, Spawn, Stop
-from launcher.process.tree import Key, descendants, read
+from launcher.guard.channel import Deadline, Kill, Order, Spawn, Stop
+from launcher.node.tree import Key, descendants, read
 from tests.e2e.programs.broken_guard import ALL
 from tests.e2e.programs.guarded import Launched, until
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from launcher.process.channel import Deadline, Kill, Policy, Spawn, Stop
-from launcher.process.tree import descendants, kill_tree_without_guard, read, start_time
+from launcher.guard.channel import Deadline, Kill, Policy, Spawn, Stop
+from launcher.node.tree import descendants, kill_tree_without_guard, read, start_time
 from tests.e2e.programs.guarded import HERE, Fifo, Launched, until
 
 KINDS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.process.tree import descendants
+from launcher.node.tree import descendants
 from tests.e2e.group import LAUNCHER, PATIENCE, Group, fetch, running, until
 
 

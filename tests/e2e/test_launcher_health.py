@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.process.tree import read
+from launcher.node.tree import read
 from tests.e2e.group import fetch, running
 from tests.e2e.test_launcher_one_fate import check_end
 

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 from launcher.group import messages as m
-from launcher.words import Epoch
+from launcher.model import Epoch
 from tests.e2e.group import Group, Witness, running
 from tests.e2e.test_launcher_strangers import UPGRADE, connect, masked
 

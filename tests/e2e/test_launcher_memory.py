@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from launcher.memory import KILLED, Keeper
-from launcher.words import Epoch
+from launcher.agent.state_file import KILLED, Keeper
+from launcher.model import Epoch
 from tests.e2e.group import Group, running
 
 pytestmark = pytest.mark.timing

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.process.becoming import NICER
+from launcher.guard.execute import NICER
 from tests.e2e.group import running
 
 

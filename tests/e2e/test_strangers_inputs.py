@@ -16,7 +16,7 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 
 from launcher.group import messages as m
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 from tests.e2e.group import LAUNCHER, Group, running
 from tests.e2e.test_launcher_strangers import UPGRADE, masked, talk
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from launcher.group import proof
-from launcher.process.tree import read
+from launcher.node.tree import read
 from tests.e2e.group import LAUNCHER, Group, fetch, running
 
 WORD = "a long and secret word, never to be printed"
@@ -83,7 +83,12 @@ def test_nothing_of_ours_asks_through_a_proxy(tmp_path: Path) -> None:
         )
         assert "running launchers" in asked.stdout, asked
         demo = subprocess.run(
-            [sys.executable, "-m", "launcher.demo"], capture_output=True, text=True, timeout=300, check=False, env=env
+            [sys.executable, "-m", "launcher.cli.demo"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env=env,
         )
         assert demo.returncode == 0, demo.stdout + demo.stderr
         assert recorder.said == b""

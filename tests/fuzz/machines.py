@@ -7,14 +7,14 @@ import math
 import random
 from typing import Any
 
-from launcher import cli
+from launcher.agent.state_file import Memory
+from launcher.cli import main
 from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Say, SayAll, Tick
-from launcher.memory import Memory
+from launcher.model import Cause, CauseKind, Epoch
 from launcher.settings import Settings
-from launcher.words import Cause, CauseKind, Epoch
 from tests.fuzz import values
 
 SIZE = 3
@@ -217,8 +217,8 @@ def check_hello(before: Memory) -> None:
 
 
 def read_settings(environ: dict[str, str]) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
-    context = cli.run.make_context("run", [])
-    return cli.read(context, context.params, environ)
+    context = main.run.make_context("run", [])
+    return main.read(context, context.params, environ)
 
 
 def check_settings(settings: Settings) -> None:

@@ -19,20 +19,27 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from launcher import health, http, manifest, memory, planning, show_status
-from launcher.acceptor import Incoming
-from launcher.engines import engine_file, versions
+from launcher.agent import health
+from launcher.agent import state_file as memory
+from launcher.api import server
+from launcher.api.visitors import answer_of
+from launcher.cli import manifest
+from launcher.cli import status as show_status
+from launcher.common.acceptor import Incoming
+from launcher.common.files import read_text
+from launcher.engines import versions
+from launcher.engines.file import schema
 from launcher.errors import LauncherError
-from launcher.files import read_text
 from launcher.group import messages as m
 from launcher.group.link import LeaderLink
+from launcher.guard import channel
 from launcher.identity import identify
-from launcher.network.gpus import parse_smi, visible_gpus
-from launcher.process import channel, leftovers
+from launcher.model import Health
+from launcher.node import leftovers
+from launcher.node.gpus import parse_smi, visible_gpus
+from launcher.planning import steps
 from launcher.render import service
 from launcher.settings import Settings
-from launcher.visitors import answer_of
-from launcher.words import Health
 from tests.fuzz import machines, values
 
 SLOWEST = 10.0  #: seconds of this process for one input; all but a few take less than a thousandth
@@ -135,9 +142,9 @@ def agent_port(rng: random.Random) -> None:
     head = head.replace(b"GET /status", rng.choice((b"GET /livez", b"POST /metrics", b"GET /status?%ff", b"GET //[")))
     if rng.random() < 0.7:
         head = values.spoilt(rng, head)
-    pages = http.Pages(lambda: (True, ""), lambda: "", lambda: STATUS, lambda: (b"s" * 32,), "loopback")
+    pages = server.Pages(lambda: (True, ""), lambda: "", lambda: STATUS, lambda: (b"s" * 32,), "loopback")
     reply = answer_of(
-        lambda method, target, headers, peer: http.respond(pages, target, headers, peer, method),
+        lambda method, target, headers, peer: server.respond(pages, target, headers, peer, method),
         head.rstrip(b"\r\n"),
         rng.choice(("127.0.0.1", "::ffff:127.0.0.1", "10.0.0.1", "")),
     )
@@ -239,7 +246,7 @@ def engine_toml(rng: random.Random) -> None:
         lines.append(f"{json.dumps(key)} = {_toml(entry)}")
     raw = "\n".join(lines).encode("utf-8", "surrogatepass")
     try:
-        engine_file.parse(values.spoilt(rng, raw) if rng.random() < 0.3 else raw, "file.toml")
+        schema.parse(values.spoilt(rng, raw) if rng.random() < 0.3 else raw, "file.toml")
     except LauncherError:
         return
 
@@ -457,7 +464,7 @@ def variables(rng: random.Random) -> None:
         return
     assert 0 <= identity.rank < identity.size
     machines.check_settings(settings)
-    planning.engine_environment(clean, identity.rank)
+    steps.engine_environment(clean, identity.rank)
     if not identity.alone:
         m.decode(
             m.encode(m.Hello(identity.group, identity.rank, identity.size, "abc", "1.2.3.4", identity.name)),

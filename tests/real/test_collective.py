@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from launcher.engines.inside import collective
-from launcher.network.gpus import visible_gpus
+from launcher.node.gpus import visible_gpus
+from launcher.preflight.group import collective_program
 from tests.pods import ROOT, Cluster, Pod, PodProcess
 from tests.real import install
 
 pytestmark = [pytest.mark.real, pytest.mark.pods, pytest.mark.timeout(900)]
 
-PROGRAM = ROOT / "launcher/engines/inside/collective.py"
+PROGRAM = ROOT / "launcher/preflight/group/collective_program.py"
 LAUNCHER = Path(sys.executable).with_name("launcher")
 PORT = 29777
 SECONDS = 120.0
@@ -105,9 +105,9 @@ def test_without_the_launchers_environment_it_fails_and_with_it_it_passes(pods: 
         assert chosen[rank]["GLOO_SOCKET_IFNAME"] == "eth0"
     passed = all_reduce(pods, torch, chosen)
     assert [p.returncode for p in passed] == [0, 0], [p.output() for p in passed]
-    line = next(x for x in passed[0].output().splitlines() if x.startswith(collective.RESULT))
-    result = json.loads(line[len(collective.RESULT) :])
-    assert result["ranks"] == 2 and [row["bytes"] for row in result["rows"]] == list(collective.SIZES["gloo"])
+    line = next(x for x in passed[0].output().splitlines() if x.startswith(collective_program.RESULT))
+    result = json.loads(line[len(collective_program.RESULT) :])
+    assert result["ranks"] == 2 and [row["bytes"] for row in result["rows"]] == list(collective_program.SIZES["gloo"])
     assert all(row["us"] > 0 for row in result["rows"])
 
 
@@ -164,8 +164,8 @@ def test_nccl_on_the_gpus_of_this_machine() -> None:
     command += ["--master", "127.0.0.1", str(PORT), "--backend", "nccl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    line = next(x for x in done.stdout.splitlines() if x.startswith(collective.RESULT))
-    assert json.loads(line[len(collective.RESULT) :])["ranks"] == found.count
+    line = next(x for x in done.stdout.splitlines() if x.startswith(collective_program.RESULT))
+    assert json.loads(line[len(collective_program.RESULT) :])["ranks"] == found.count
 
 
 def _has_cuda(python: str) -> bool:

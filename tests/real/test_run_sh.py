@@ -81,7 +81,7 @@ def test_a_cluster_that_stays_too_small_is_an_error_in_words(cluster: Cluster) -
     ],
 )
 def test_bad_options_are_said_by_name(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from launcher.ray_cluster import main
+    from launcher.compat.ray_script import main
 
     assert main(arguments) == 64
     assert words in capsys.readouterr().err

@@ -16,7 +16,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.lease import Terms
-from launcher.words import CauseKind
+from launcher.model import CauseKind
 from tests.simulation.network import End, Network
 from tests.simulation.pod import Agent, Clock, Guard, Pod, Proc
 from tests.simulation.promises import Truth

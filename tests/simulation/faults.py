@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from launcher.group.coordinator import Phase
-from launcher.words import CauseKind
+from launcher.model import CauseKind
 from tests.simulation.cluster import OTHER, Cluster, Trouble
 from tests.simulation.network import EVERYBODY
 from tests.simulation.pod import Guard, Pod

@@ -20,8 +20,8 @@ from launcher.group.budget import Budget, Verdict
 from launcher.group.events import Closed, Hang
 from launcher.group.history import History
 from launcher.group.lease import Contact, Terms
-from launcher.group.seats import Seat
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.group.roster import Seat
+from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.cluster import Rules
 from tests.simulation.network import End
 from tests.simulation.pod import Agent, Guard

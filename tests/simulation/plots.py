@@ -13,7 +13,7 @@ from typing import Any
 from launcher.group.coordinator import Phase
 from launcher.group.member import State
 from launcher.group.messages import Leaving
-from launcher.words import CauseKind
+from launcher.model import CauseKind
 from tests.simulation.cluster import Cluster, Trouble
 from tests.simulation.network import EVERYBODY
 from tests.simulation.pod import Pod

@@ -1,9 +1,9 @@
 """A pod as the launcher makes it: a guard, an agent and the engine's processes, on one machine with one clock.
 
-The guard does what `launcher/process/guard.py` promises: it starts and ends processes, holds the deadline, kills
+The guard does what `launcher/guard/guard.py` promises: it starts and ends processes, holds the deadline, kills
 everything when that passes or when its agent dies, and starts a new agent that knows whom it replaces. The agent drives
-the real state machines just as `launcher/agent.py` does. Only processes are invented: how long they take to start, how
-they die, and whether they listen to TERM.
+the real state machines just as `launcher/agent/agent.py` does. Only processes are invented: how long they take to
+start, how they die, and whether they listen to TERM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.network import End
 from tests.simulation.world import Timer
 
@@ -161,7 +161,7 @@ class Guard:
         agent.die()
         self.agent = None
         self.cluster.truth.agents_killed[agent.member.incarnation] = self.cluster.world.now
-        if self.cluster.plan.max_restarts == 0:  # Policy in process/channel.py
+        if self.cluster.plan.max_restarts == 0:  # Policy in guard/channel.py
             self._end_tree(lambda: self.pod.container_ends(137))
             return
         died = Cause(CauseKind.AGENT, self.pod.rank, f"the launcher of rank {self.pod.rank} was {how}")

@@ -26,7 +26,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.events import Hang, Say, SayAll, Tick
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.restarts import Restarts
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.budget import SAME_POINT, STEADY
 from launcher.group.history import Ended
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from launcher.engines.base import Checked, Engine, PlanContext
+from launcher.model import Epoch, Identity, NodeFacts, Plan, Process, Shared
 from launcher.settings import Settings
-from launcher.words import Epoch, Identity, NodeFacts, Plan, Process, Shared
 
 TOKEN = "t" * 64
 

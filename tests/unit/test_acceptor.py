@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from launcher import acceptor
-from launcher.acceptor import Acceptor, Incoming
+from launcher.common import acceptor
+from launcher.common.acceptor import Acceptor, Incoming
+from launcher.common.places import Places
 from launcher.network.listening import bind
-from launcher.places import Places
 
 PATIENCE = 60.0
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from launcher.process import leftovers
-from launcher.traces import UNKNOWN_TRIES, Before, after_epoch
+from launcher.agent.cleanup import UNKNOWN_TRIES, Before, after_epoch
+from launcher.node import leftovers
 
 BEFORE = Before(leftovers.snapshot(), {"GPU-1": 500}, None)
 NO_ANSWER = (127, "the lease has run out")

@@ -56,11 +56,13 @@ def test_bundle_is_whole_and_has_no_tests(bundle: ModuleType, tmp_path: Path) ->
     bundle.build(wheels(tmp_path / "w", psutil="cp36-abi3-manylinux2014_x86_64"), out)
     assert os.access(out / "launcher", os.X_OK)
     assert (out / "bin/python").resolve() == out / "launcher"
-    assert (out / "lib/launcher/process/guard.py").exists()
+    assert (out / "lib/launcher/guard/guard.py").exists()
     assert (out / "lib/psutil/__init__.py").exists()
     assert not (out / "lib/psutil/tests").exists()
-    assert list((out / "lib/launcher/__pycache__").glob(f"cli.{sys.implementation.cache_tag}.pyc"))
-    assert str(tmp_path) not in next((out / "lib/launcher/__pycache__").glob("cli.*.pyc")).read_bytes().decode("latin1")
+    assert list((out / "lib/launcher/cli/__pycache__").glob(f"main.{sys.implementation.cache_tag}.pyc"))
+    assert str(tmp_path) not in next((out / "lib/launcher/cli/__pycache__").glob("main.*.pyc")).read_bytes().decode(
+        "latin1"
+    )
 
 
 def test_wheel_of_one_python_is_refused(bundle: ModuleType, tmp_path: Path) -> None:

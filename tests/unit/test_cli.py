@@ -12,16 +12,19 @@ import pytest
 from click.testing import CliRunner
 
 from launcher import __main__ as door
-from launcher import __version__, cli
+from launcher import __version__
+from launcher.cli import main
 from launcher.errors import ConfigError, UsageError
 from launcher.settings import Settings
 
 
 def settings(args: list[str], env: dict[str, str] | None = None) -> tuple[Settings, tuple[str, ...]]:
     """Settings as ``launcher plan`` would read them."""
-    command = cli.cli.commands["plan"]
+    command = main.cli.commands["plan"]
     ctx = command.make_context("plan", list(args))
-    found, _, warnings = cli.read(ctx, {k: v for k, v in ctx.params.items() if k not in ("as_json", "only")}, env or {})
+    found, _, warnings = main.read(
+        ctx, {k: v for k, v in ctx.params.items() if k not in ("as_json", "only")}, env or {}
+    )
     return found, warnings
 
 
@@ -39,9 +42,9 @@ def test_a_flag_goes_before_a_variable_before_a_file_before_the_default(tmp_path
 
 def test_every_option_has_a_variable() -> None:
     samples = {"INTEGER": "3", "duration": "3s"}
-    for option in cli.ALL:
-        name = cli._name_of(option)
-        command = cli.cli.commands["plan"]
+    for option in main.ALL:
+        name = main._name_of(option)
+        command = main.cli.commands["plan"]
         parameter = next(p for p in command.params if p.name == name)
         assert isinstance(parameter, click.Option)
         value = (
@@ -135,12 +138,12 @@ def test_only_a_run_starts_the_guard(args: list[str], run: bool) -> None:
 
 
 def test_help_names_every_section_and_completion_prints_a_script() -> None:
-    text = CliRunner().invoke(cli.cli, ["run", "--help"]).output
-    for title, _ in cli.SECTIONS:
+    text = CliRunner().invoke(main.cli, ["run", "--help"]).output
+    for title, _ in main.SECTIONS:
         assert f"{title}:" in text
     for shell in ("bash", "zsh", "fish"):
-        assert "_LAUNCHER_COMPLETE" in CliRunner().invoke(cli.cli, ["completion", shell]).output
-    assert __version__ in CliRunner().invoke(cli.cli, ["--version"]).output
+        assert "_LAUNCHER_COMPLETE" in CliRunner().invoke(main.cli, ["completion", shell]).output
+    assert __version__ in CliRunner().invoke(main.cli, ["--version"]).output
 
 
 def _launcher(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -197,7 +200,7 @@ def test_plan_is_exact_where_it_can_be() -> None:
     env = {"POD_IP": "10.9.8.8", "POD_NAME": "x"}
     words = ["plan", "--engine", "vllm", "--backend", "mp", "--model", "m", "--tp", "2", "--size", "2", "--rank", "1"]
     words += ["--leader", "10.9.8.7", "--engine-version", "0.33.0", "--gpus-per-pod", "1", "--json"]
-    page = json.loads(CliRunner().invoke(cli.cli, words, env=env).stdout)
+    page = json.loads(CliRunner().invoke(main.cli, words, env=env).stdout)
     argv = page["ranks"][1]["stages"][0]["processes"][0]["argv"]
     assert argv[argv.index("--master-addr") + 1] == "10.9.8.7"
     assert "<ip of" not in json.dumps(page["ranks"])
@@ -210,10 +213,10 @@ def test_plan_is_exact_where_it_can_be() -> None:
 
 def test_a_pod_alone_has_an_address_too() -> None:
     words = ["plan", "--engine", "vllm", "--model", "m", "--tp", "2", "--engine-version", "0.33.0", "--json"]
-    page = json.loads(CliRunner().invoke(cli.cli, words, env={"POD_IP": "10.9.8.8"}).stdout)
+    page = json.loads(CliRunner().invoke(main.cli, words, env={"POD_IP": "10.9.8.8"}).stdout)
     own = page["ranks"][0]["stages"][0]["processes"][0]["env"]
     for name in ("VLLM_HOST_IP", "SGLANG_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST"):
         assert own[name] == "10.9.8.8"
-    six = json.loads(CliRunner().invoke(cli.cli, words, env={"POD_IP": "fd00::8"}).stdout)
+    six = json.loads(CliRunner().invoke(main.cli, words, env={"POD_IP": "fd00::8"}).stdout)
     argv = six["ranks"][0]["stages"][0]["processes"][0]["argv"]
     assert argv[argv.index("--host") + 1] == "::"

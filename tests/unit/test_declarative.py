@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from launcher.engines import engine_file, template
 from launcher.engines.base import Engine, PlanContext
-from launcher.engines.declarative import DeclarativeEngine, load_engine_file
+from launcher.engines.file import placeholders, schema
+from launcher.engines.file.engine import DeclarativeEngine, load_engine_file
 from launcher.engines.registry import load
 from launcher.errors import ConfigError, UsageError
+from launcher.model import Epoch, Gate, Identity, NodeFacts, Plan, Port, Shared
 from launcher.settings import Settings
-from launcher.words import Epoch, Gate, Identity, NodeFacts, Plan, Port, Shared
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -30,7 +30,7 @@ command = ["engine", "join", "{leader}"]
 
 
 def declared(text: str, environ: dict[str, str] | None = None) -> DeclarativeEngine:
-    return DeclarativeEngine(engine_file.parse(text.encode(), "my.toml"), environ or {})
+    return DeclarativeEngine(schema.parse(text.encode(), "my.toml"), environ or {})
 
 
 def identity(size: int, rank: int = 0) -> Identity:
@@ -143,11 +143,11 @@ def test_torchrun() -> None:
 
 def test_the_guide_tells_of_every_key_and_placeholder_and_its_files_work() -> None:
     guide = GUIDE.read_text()
-    keys = {*engine_file.TOP, *engine_file.COMMAND, *engine_file.STAGE, *engine_file.GATE, *engine_file.PORT}
-    keys |= {*engine_file.HEALTH}
+    keys = {*schema.TOP, *schema.COMMAND, *schema.STAGE, *schema.GATE, *schema.PORT}
+    keys |= {*schema.HEALTH}
     assert {key for key in keys if not re.search(rf"`\[*{key}\]*`", guide)} == set()
-    assert {name for name in template.PLACEHOLDERS if f"`{{{name}" not in guide} == set()
-    assert {kind for kind in engine_file.GATES if f"`{kind}`" not in guide} == set()
+    assert {name for name in placeholders.PLACEHOLDERS if f"`{{{name}" not in guide} == set()
+    assert {kind for kind in schema.GATES if f"`{kind}`" not in guide} == set()
     files = [text for text in re.findall(r"```toml\n(.*?)```", guide, re.DOTALL) if text.startswith("name")]
     assert len(files) == 2
     for text in files:

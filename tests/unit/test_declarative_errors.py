@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.engines.declarative import DeclarativeEngine, load_engine_file
-from launcher.engines.engine_file import parse
+from launcher.engines.file.engine import DeclarativeEngine, load_engine_file
+from launcher.engines.file.schema import parse
 from launcher.errors import ConfigError
 
 HEAD = 'name = "x"\n'

@@ -9,7 +9,7 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
-from launcher import cli, engine_line
+from launcher.cli import engine_line, main
 from launcher.errors import LauncherError, UsageError
 
 PLAN = "plan --engine vllm --size 2 --gpus-per-pod 8 --engine-version 0.12.0 --rank 0 --leader a"
@@ -18,7 +18,7 @@ PLAN = "plan --engine vllm --size 2 --gpus-per-pod 8 --engine-version 0.12.0 --r
 def plan(line: str | list[str]) -> tuple[str, str]:
     """The plan's text, or an error's message and fix."""
     words = shlex.split(line) if isinstance(line, str) else line
-    result = CliRunner().invoke(cli.cli, words)
+    result = CliRunner().invoke(main.cli, words)
     if isinstance(result.exception, LauncherError):
         return result.exception.message, result.exception.fix
     assert result.exit_code == 0, (line, result.output, result.exception)
@@ -113,7 +113,7 @@ def test_a_value_of_ours_that_looks_like_an_option() -> None:
 
 
 def test_misspellings_of_ours_stay_ours() -> None:
-    result = CliRunner().invoke(cli.cli, ["plan", "--agent-prot", "1"])
+    result = CliRunner().invoke(main.cli, ["plan", "--agent-prot", "1"])
     assert "--agent-port" in result.output
 
 
@@ -254,7 +254,7 @@ def takes_value(spelling: str) -> bool:
     ],
 )
 def test_other_errors_name_a_fix(line: str, words: str) -> None:
-    result = CliRunner().invoke(cli.cli, shlex.split(line))
+    result = CliRunner().invoke(main.cli, shlex.split(line))
     if isinstance(result.exception, LauncherError):
         assert words in result.exception.message and result.exception.fix
     else:

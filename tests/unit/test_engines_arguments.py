@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launcher.engines import arguments, engine_config
-from launcher.engines.sglang import OWNED as SGLANG
-from launcher.engines.vllm_options import OWNED as VLLM
+from launcher.engines.sglang.engine import OWNED as SGLANG
+from launcher.engines.vllm.options import OWNED as VLLM
 from launcher.errors import ConfigError, UsageError
 from launcher.settings import Settings
 

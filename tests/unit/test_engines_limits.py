@@ -9,7 +9,7 @@ import pytest
 
 from launcher.engines.limits import LIMITS, Limit, explained
 from launcher.group.budget import SAME_LIMIT, SAME_POINT, Budget
-from launcher.words import Cause, CauseKind
+from launcher.model import Cause, CauseKind
 
 DOCS = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 ENDED = Cause(CauseKind.EXITED, 1, "vllm ended with exit code 1", "vllm", 1)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from launcher.engines.patterns import problem
+from launcher.engines.file.patterns import problem
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.engines import ray
-from launcher.engines.vllm import VLLMEngine
+from launcher.engines.ray import stages
+from launcher.engines.vllm.engine import VLLMEngine
 from launcher.errors import UsageError
+from launcher.model import Gate, NodeFacts, Port
 from launcher.settings import Settings
-from launcher.words import Gate, NodeFacts, Port
 from tests.unit.engine_plans import TOKEN, check, command, context, facts, plan, process
 
 ENGINE = VLLMEngine()
-SCRIPT = f"python3 {ray.CLUSTER} "
+SCRIPT = f"python3 {stages.CLUSTER} "
 NEW = facts(vllm="0.33.0", python="3.12", ray="2.60.0", gpus=2)
 
 
@@ -25,7 +25,7 @@ def said(**values: object) -> Settings:
 def test_two_pods() -> None:
     leader, worker = (plan(ENGINE, said(), 2, rank, NEW) for rank in (0, 1))
     assert [s.name for s in leader.stages] == [s.name for s in worker.stages] == ["ray", "engine"]
-    temp = ray.temp_dir(context(said(), 2))
+    temp = stages.temp_dir(context(said(), 2))
     assert len(temp) == len("/tmp/ray-123456")
     assert command(leader, "ray") == (
         SCRIPT + "start --lean --count 10.0.0.1:6379 2 4 10.0.0.1,10.0.0.2 -- start --head --block"
@@ -78,7 +78,7 @@ def test_every_process_has_the_token_and_the_address_and_the_engines_environment
     ("version", "token"), [("2.43.0", False), ("2.51.2", False), ("2.52.0", True), ("2.60.0", True), (None, True)]
 )
 def test_which_ray_has_a_token(version: str | None, token: bool) -> None:
-    assert ray.has_token(version) is token
+    assert stages.has_token(version) is token
     known = facts(vllm="0.33.0", ray=version) if version else NodeFacts()
     env = process(plan(ENGINE, said(), 2, 0, known), "ray").env
     assert ("RAY_AUTH_TOKEN" in env) is token
@@ -177,7 +177,7 @@ def test_replicas_that_span_pods() -> None:
 
 
 def test_the_folder_is_another_each_epoch_and_group_and_the_same_on_all_ranks() -> None:
-    one, two = (ray.temp_dir(context(said(), 2, NEW, epoch)) for epoch in (1, 2))
+    one, two = (stages.temp_dir(context(said(), 2, NEW, epoch)) for epoch in (1, 2))
     assert one != two
     assert one.startswith("/tmp/ray-")
     socket = one + "/session_2026-11-22_20-55-00_123456_1234567/sockets/plasma_store.12"

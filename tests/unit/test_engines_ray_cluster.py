@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.engines import ray
-from launcher.engines.inside import ray_cluster
+from launcher.engines.ray import cluster_program, stages
 
 STATE = """
 import json, os
@@ -115,7 +114,7 @@ class Cluster:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         environ |= {"PYTHONPATH": str(site), "CLUSTER": str(self.file), "CLUSTER_ADDRESS": address}
         self.process = subprocess.Popen(
-            [sys.executable, ray.CLUSTER, *arguments], env=environ, stdout=subprocess.PIPE, text=True
+            [sys.executable, stages.CLUSTER, *arguments], env=environ, stdout=subprocess.PIPE, text=True
         )
 
     def nodes(self, *nodes: tuple[str, bool, int], error: str = "") -> None:
@@ -138,7 +137,7 @@ class Cluster:
 
 
 def test_the_same_word_on_both_sides() -> None:
-    assert ray_cluster.READY == ray.READY
+    assert cluster_program.READY == stages.READY
 
 
 def test_it_waits_for_alive_nodes_and_gpus_and_says_what_is_missing(site: Path, gcs: str) -> None:

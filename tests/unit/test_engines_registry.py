@@ -25,7 +25,7 @@ def test_built_in(name: str) -> None:
 def test_a_built_in_name_imports_neither_the_others_nor_the_entry_points() -> None:
     program = (
         "import sys; from launcher.engines.registry import load; from launcher.settings import Settings;"
-        "load(Settings(engine='sglang')); print([m for m in ('importlib.metadata', 'launcher.engines.vllm',"
+        "load(Settings(engine='sglang')); print([m for m in ('importlib.metadata', 'launcher.engines.vllm.engine',"
         " 'launcher.engines.reference') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
@@ -44,7 +44,7 @@ def test_an_unknown_name(name: str, near: str) -> None:
 
 
 MODULE = """
-from launcher.engines.sglang import SGLangEngine
+from launcher.engines.sglang.engine import SGLangEngine
 class Mine(SGLangEngine):
     name = "mine"
     summary = "my own"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from launcher.engines.base import Engine
-from launcher.engines.sglang import SGLangEngine
+from launcher.engines.sglang.engine import SGLangEngine
 from launcher.errors import ConfigError, UsageError
+from launcher.model import Gate, Health, NodeFacts, Port
 from launcher.settings import Settings
-from launcher.words import Gate, Health, NodeFacts, Port
 from tests.unit.engine_plans import check, command, context, facts, plan, process
 
 ENGINE = SGLangEngine()

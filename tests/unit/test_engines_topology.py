@@ -7,8 +7,8 @@ import pytest
 from launcher.engines import endpoint, ports, topology
 from launcher.engines.topology import World
 from launcher.errors import ConfigError
+from launcher.model import Epoch, Gate, Health, NodeFacts
 from launcher.settings import Settings
-from launcher.words import Epoch, Gate, Health, NodeFacts
 
 NAMES = endpoint.Names(("r",), ("w",), ("p",))
 

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.engines import versions
 from launcher.errors import ConfigError
+from launcher.model import NodeFacts
 from launcher.settings import Settings
-from launcher.words import NodeFacts
 
 
 def ask(*names: str, cwd: Path | None = None) -> dict[str, str]:

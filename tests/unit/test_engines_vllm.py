@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from launcher.engines.base import Engine
-from launcher.engines.vllm import VLLMEngine
+from launcher.engines.vllm.engine import VLLMEngine
 from launcher.errors import ConfigError, LauncherError, UsageError
+from launcher.model import Gate, Health, NodeFacts, Port
 from launcher.settings import Settings
-from launcher.words import Gate, Health, NodeFacts, Port
 from tests.unit.engine_plans import check, command, context, facts, plan, process
 
 ENGINE = VLLMEngine()

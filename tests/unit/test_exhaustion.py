@@ -48,7 +48,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 def test_the_guards_output_waits_for_a_thread() -> None:
     done = run(
         """
-from launcher.process.output import Writer
+from launcher.guard.output import Writer
 writer = Writer(1)
 no_threads()
 writer.put(b"first ")
@@ -65,7 +65,7 @@ writer.flush(30, 30)
 def test_threads_are_there_before_they_are_needed() -> None:
     done = run(
         """
-from launcher import tasks
+from launcher.common import tasks
 async def main():
     assert tasks.start_threads() == tasks.THREADS
     no_threads()
@@ -97,7 +97,7 @@ asyncio.run(main())
 def test_an_agent_that_cannot_be_started_is_tried_again() -> None:
     done = run(
         """
-from launcher.process import guard
+from launcher.guard import guard
 def agent(fd):
     return 7
 one = guard.Guard(agent)
@@ -114,9 +114,9 @@ def test_without_descriptors_connections_are_closed_and_later_ones_come_in() -> 
     done = run(
         """
 import socket
-from launcher.acceptor import Acceptor
+from launcher.common.acceptor import Acceptor
 from launcher.network.listening import bind
-from launcher.places import Places
+from launcher.common.places import Places
 async def main():
     sockets = bind("127.0.0.1", 0)
     where = sockets[0].getsockname()

@@ -10,7 +10,7 @@ import pytest
 from launcher.group import coordinator as c
 from launcher.group import messages as m
 from launcher.group.events import Say, SayAll
-from launcher.words import Cause, CauseKind
+from launcher.model import Cause, CauseKind
 
 
 def test_a_long_reason_of_one_that_can_never_take_part_is_read_by_the_others() -> None:

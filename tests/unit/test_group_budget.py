@@ -7,7 +7,7 @@ import random
 import pytest
 
 from launcher.group.budget import SAME_POINT, STEADY, Budget
-from launcher.words import Cause, CauseKind
+from launcher.model import Cause, CauseKind
 
 CRASH = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
 LOST = Cause(CauseKind.LOST, 2, "its launcher is gone")

@@ -10,7 +10,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.events import Say, SayAll, Tick
-from launcher.words import Cause, CauseKind
+from launcher.model import Cause, CauseKind
 
 BOOM = Cause(CauseKind.EXITED, 0, "boom", "engine", 1)
 

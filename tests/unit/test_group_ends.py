@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 
 from launcher.group.ends import MOST_BECAUSE, WINDOW, Blame, End, Ends, Grade, blame, in_trouble, named
-from launcher.words import TOLD_TO_STOP, Cause, CauseKind
+from launcher.model import TOLD_TO_STOP, Cause, CauseKind
 
 OOM, SIGNALLED, EXITED, DIED = CauseKind.OOM, CauseKind.SIGNALLED, CauseKind.EXITED, CauseKind.DIED
 OWN = ("Traceback (most recent call last):", '  File "step.py", line 1, in step', "ValueError: no such expert")

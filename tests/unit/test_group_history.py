@@ -11,7 +11,7 @@ from launcher.group.events import Closed, Say, SayAll, Tick
 from launcher.group.history import History
 from launcher.group.member import Config as MemberConfig
 from launcher.group.member import Connected, Gone, Member
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 
 def cause(kind: CauseKind, rank: int = 1, text: str = "x") -> Cause:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.group import messages as m
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 WORDS = {**m.MEMBER_SAYS, **m.LEADER_SAYS}
 

@@ -13,7 +13,7 @@ from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Say, Tick
 from launcher.group.fences import Fences
 from launcher.group.lease import Terms
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
 NOW = 1.0

@@ -12,7 +12,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.events import Closed, Tick
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
 

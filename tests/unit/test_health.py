@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from launcher.engines.vllm_options import METRICS
-from launcher.health import Progress, in_flight, samples
-from launcher.words import Health
+from launcher.agent.health import Progress, in_flight, samples
+from launcher.engines.vllm.options import METRICS
+from launcher.model import Health
 
 VLLM = Health(
     running=METRICS.running,

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from launcher import planning, probe
-from launcher.health import HealthWatch
+from launcher.agent.health import HealthWatch
+from launcher.model import Health, Plan, Port
+from launcher.network import probe
+from launcher.planning import steps
 from launcher.settings import Settings
-from launcher.words import Health, Plan, Port
 
 pytestmark = pytest.mark.timing
 
@@ -83,7 +84,7 @@ def test_an_engine_that_counts_no_requests_is_not_idle_while_one_waits_for_its_a
             await client.readexactly(40)  # and the connection is kept for the next request
         began = time.monotonic()
         watch = HealthWatch(
-            0, Settings(drain_settle=0.5), Health(), "engine", lambda *_: None, idle.set, planning.api_traffic(plan)
+            0, Settings(drain_settle=0.5), Health(), "engine", lambda *_: None, idle.set, steps.api_traffic(plan)
         )
         watch.drain(lambda: None)
         await asyncio.wait_for(idle.wait(), 90.0)

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from launcher.health import HealthWatch
+from launcher.agent.health import HealthWatch
+from launcher.model import Cause, Health
 from launcher.settings import Settings
-from launcher.words import Cause, Health
 
 ANSWER = "HTTP/1.1 {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{}"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from launcher import planning
-from launcher.health import HealthWatch
+from launcher.agent.health import HealthWatch
+from launcher.model import Cause, CauseKind, Health, Plan, Port
+from launcher.planning import steps
 from launcher.settings import Settings
-from launcher.words import Cause, CauseKind, Health, Plan, Port
 
 TURN = 0.02
 LIMIT = 0.8  #: --unresponsive-timeout
@@ -102,8 +102,8 @@ class Engine:
             "engine",
             lambda cause, _: self.told.set_result((cause, self.fair())),
             lambda: None,
-            planning.api_traffic(plan),
-            requests=planning.api_requests(plan),
+            steps.api_traffic(plan),
+            requests=steps.api_requests(plan),
             signs=self.more_signs,
             fair=self.fair,
             say=lambda text, fields, level: self.lines.append(text),
@@ -147,7 +147,7 @@ def story(act: Callable[[Engine], Awaitable[None]], **settings: Any) -> None:
 @pytest.mark.parametrize("unready", [False, True])
 def test_slow_health_and_moving_tokens(unready: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """For many times the limit; when the tokens stop the time starts at the last of them."""
-    monkeypatch.setattr("launcher.health.SAY_EVERY", 0.0)
+    monkeypatch.setattr("launcher.agent.health.SAY_EVERY", 0.0)
 
     async def act(engine: Engine) -> None:
         engine.running, engine.works, engine.health = 1, True, SLOW
@@ -191,7 +191,7 @@ def test_cpu_time_or_log_lines_put_it_off_once() -> None:
 
 @pytest.mark.parametrize("metrics", ["404 Not Found", "500 Internal Server Error", SLOW])
 def test_slow_health_and_no_metrics(metrics: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.health.PATIENT_TIMEOUT", 0.3)
+    monkeypatch.setattr("launcher.agent.health.PATIENT_TIMEOUT", 0.3)
 
     async def act(engine: Engine) -> None:
         engine.metrics, engine.health = metrics, SLOW
@@ -207,7 +207,7 @@ def test_slow_health_and_no_metrics(metrics: str | None, monkeypatch: pytest.Mon
 def test_bytes_on_api_connections_only(
     metrics: str | None, health: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.health.PATIENT_TIMEOUT", 0.3)
+    monkeypatch.setattr("launcher.agent.health.PATIENT_TIMEOUT", 0.3)
 
     async def act(engine: Engine) -> None:
         engine.metrics, engine.pour = metrics, True
@@ -224,7 +224,7 @@ def test_bytes_on_api_connections_only(
 
 
 def test_what_callers_send_is_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.health.PATIENT_TIMEOUT", 0.3)
+    monkeypatch.setattr("launcher.agent.health.PATIENT_TIMEOUT", 0.3)
 
     async def act(engine: Engine) -> None:
         engine.metrics, engine.health = SLOW, SLOW

@@ -16,16 +16,18 @@ from typing import Any
 
 import pytest
 
-from launcher import files, health, memory, probe
-from launcher.agent import _is_ours
-from launcher.engines import engine_file
+from launcher.agent import health, state_file
+from launcher.agent.agent import _is_ours
+from launcher.common import files
+from launcher.engines.file import schema
 from launcher.errors import ConfigError
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.events import Say
+from launcher.guard import channel
 from launcher.log import stamp
-from launcher.process import channel
-from launcher.words import Cause, CauseKind, Epoch, Health
+from launcher.model import Cause, CauseKind, Epoch, Health
+from launcher.network import probe
 
 HUGE = (
     "1" + "0" * 400,
@@ -220,10 +222,10 @@ GOOD: dict[str, Any] = {
 }
 
 
-def state(folder: Path, content: Any) -> memory.Keeper:
+def state(folder: Path, content: Any) -> state_file.Keeper:
     path = folder / "launcher-rank-0.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return memory.Keeper(str(folder), 0)
+    return state_file.Keeper(str(folder), 0)
 
 
 @pytest.mark.parametrize(
@@ -239,12 +241,12 @@ def state(folder: Path, content: Any) -> memory.Keeper:
 )
 def test_a_state_file_that_cannot_be_true_is_set_aside(tmp_path: Path, change: dict[str, Any]) -> None:
     keeper = state(tmp_path, {**GOOD, **change})
-    assert keeper.before == memory.Memory()
+    assert keeper.before == state_file.Memory()
     assert "set aside as launcher-rank-0.json.bad" in keeper.set_aside
     assert (tmp_path / "launcher-rank-0.json.bad").exists()
     assert keeper.remember(incarnation="new")
     keeper.settle(60)
-    assert memory.Keeper(str(tmp_path), 0).before.incarnation == "new"
+    assert state_file.Keeper(str(tmp_path), 0).before.incarnation == "new"
 
 
 def test_times_that_mean_nothing_any_more_are_left_out(tmp_path: Path) -> None:
@@ -292,8 +294,8 @@ def test_whatever_lies_in_the_place_of_the_state_file(
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     make(tmp_path / "launcher-rank-0.json")
     make(tmp_path / "launcher-rank-0.new")
-    keeper = memory.Keeper(str(tmp_path), 0)
-    assert keeper.before == memory.Memory() and keeper.set_aside
+    keeper = state_file.Keeper(str(tmp_path), 0)
+    assert keeper.before == state_file.Memory() and keeper.set_aside
     assert keeper.remember(incarnation="new"), keeper.trouble
     keeper.settle(60)
     assert not keeper.trouble
@@ -309,7 +311,7 @@ def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    keeper = memory.Keeper(str(tmp_path), 0)
+    keeper = state_file.Keeper(str(tmp_path), 0)
     told = []
     for number in range(5):
         told.append(keeper.remember(charges=(number,)))
@@ -327,21 +329,21 @@ def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.M
         real(fd)
 
     monkeypatch.setattr(os, "fsync", hang)
-    keeper = memory.Keeper(str(tmp_path), 0)
+    keeper = state_file.Keeper(str(tmp_path), 0)
     began = time.monotonic()
     for number in range(50):
         assert keeper.remember(charges=(number,))
     assert time.monotonic() - began < 30, "it waits once, and not for each"
     go_on.set()
     keeper.settle(60)
-    assert memory.Keeper(str(tmp_path), 0).before.charges == (49,), "the newest is what is written"
+    assert state_file.Keeper(str(tmp_path), 0).before.charges == (49,), "the newest is what is written"
 
 
 @pytest.mark.parametrize(
     "text", ["", "[", "5", "{}", "[1]", '[9007199254740993, "a", []]', "[" * 50_000, '[1, "a", 5]']
 )
 def test_what_the_guard_hands_on_is_believed_or_not_there(text: str) -> None:
-    assert memory.handed_on({"LAUNCHER_LAST_EPOCH": text}) == (None, None)
+    assert state_file.handed_on({"LAUNCHER_LAST_EPOCH": text}) == (None, None)
 
 
 @pytest.mark.parametrize("value", ["1" + "0" * 400, "0x" + "F" * 5000, "0b" + "1" * 20_000, "nan", "inf", "1e308"])
@@ -351,7 +353,7 @@ def test_what_the_guard_hands_on_is_believed_or_not_there(text: str) -> None:
 )
 def test_a_number_of_an_engine_file_out_of_bounds(line: str, value: str) -> None:
     with pytest.raises(ConfigError):
-        engine_file.parse(f'name = "n"\n{line}'.replace("@", value).encode(), "n.toml")
+        schema.parse(f'name = "n"\n{line}'.replace("@", value).encode(), "n.toml")
 
 
 @pytest.mark.parametrize("make", IN_ITS_PLACE)

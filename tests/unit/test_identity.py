@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from launcher.errors import ConfigError
 from launcher.identity import identify
 from launcher.identity.nodelist import expand
+from launcher.model import Identity
 from launcher.settings import Settings
-from launcher.words import Identity
 
 K8S = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
 LWS = {"LWS_LEADER_ADDRESS": "vllm-1.vllm.ns", "LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "0"}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import planning
+from launcher.planning import steps
 from launcher.settings import AGENT_PORT, GROUP_PORT
 from tests.manifests import K8S, Object, Pods, build, folders, groups, matches, named, of_kind, overlay
 
@@ -233,7 +233,7 @@ def test_launcher_finds_every_rank_and_plans_it(pods: Pods) -> None:
     leaders = set()
     for rank in range(pods.size):
         settings, environ, _ = pods.settings(rank)
-        identity, _, warnings = planning.identity_of(settings, environ)
+        identity, _, warnings = steps.identity_of(settings, environ)
         assert (identity.rank, identity.size, warnings) == (rank, pods.size, ())
         lws, alone = pods.owner["kind"] == "LeaderWorkerSet", pods.size == 1
         assert identity.source == ("lws" if lws else "alone" if alone else "statefulset")
@@ -422,7 +422,7 @@ def test_packed_pods_know_their_group(packed: list[Object]) -> None:
     for ordinal in range(3 * size):
         environ = pods.environment(ordinal)
         settings, environ, _ = pods.settings(ordinal)
-        identity, _, _ = planning.identity_of(settings, environ)
+        identity, _, _ = steps.identity_of(settings, environ)
         first = ordinal - ordinal % size
         assert (identity.rank, identity.size) == (ordinal % size, size)
         assert identity.leader.startswith(f"{pods.name}-{first}.")
@@ -648,7 +648,7 @@ def opened(path: Path) -> Iterator[None]:
 
 def test_metrics_that_are_watched_exist(tmp_path: Path) -> None:
     """Rules and dashboard against what the launcher's /metrics has (read from its source) and the engines' names."""
-    source = (K8S.parent / "launcher/status.py").read_text()
+    source = (K8S.parent / "launcher/api/status.py").read_text()
     known = set(re.findall(r'"(launcher_\w+)"', source))
     files = ["components/monitoring/rules.yaml", "components/monitoring/dashboard.json"]
     asked = {n for f in files for n in re.findall(r"\blauncher_\w+", (K8S / f).read_text())}

@@ -7,8 +7,16 @@ import time
 
 import pytest
 
-from launcher import last_lines
-from launcher.last_lines import GAP, TAIL_LINES, TRACEBACK_CHARACTERS, TRACEBACK_LINES, LastLines, Lines, probes_of
+from launcher.common import last_lines
+from launcher.common.last_lines import (
+    GAP,
+    TAIL_LINES,
+    TRACEBACK_CHARACTERS,
+    TRACEBACK_LINES,
+    LastLines,
+    Lines,
+    probes_of,
+)
 
 PROBES = probes_of(["http://127.0.0.1:8000/health", "http+unix://%2Ftmp%2Fs/own/metrics", None, "http://h:1/"])
 
@@ -137,7 +145,7 @@ def test_an_old_traceback_explains_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     found.add([*traceback(), *noise(100)])
     assert "Traceback (most recent call last):" in found.telling
     later = time.monotonic() + last_lines.FRESH + 1
-    monkeypatch.setattr("launcher.last_lines.time.monotonic", lambda: later)
+    monkeypatch.setattr("launcher.common.last_lines.time.monotonic", lambda: later)
     assert found.telling == found.last == tuple(noise(100)[-TAIL_LINES:])
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from launcher.process.tree import Key, read
+from launcher.node.tree import Key, read
 from tests.conftest import COLUMNS, table_lines
 from tests.lifetimes import TICK, Ends, began, now
 

@@ -21,8 +21,8 @@ from websockets.exceptions import ConnectionClosed
 
 from launcher.group import messages as m
 from launcher.group import proof
+from launcher.group.connection import BURST
 from launcher.group.link import PROOF, LeaderLink, MemberLink
-from launcher.group.wire import BURST
 from launcher.network.listening import bind
 from tests.unit.test_group_messages import MESSAGES
 

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launcher
+from launcher.api.status import TERMINATION_BYTES, failure_block, termination_message, waiting_for
+from launcher.cli.status import LARGEST, run, table
 from launcher.data import replace
 from launcher.errors import UnavailableError
 from launcher.log import OWN, Log
-from launcher.show_status import LARGEST, run, table
-from launcher.status import TERMINATION_BYTES, failure_block, termination_message, waiting_for
-from launcher.words import Cause, CauseKind
+from launcher.model import Cause, CauseKind
 
 CAUSE = Cause(CauseKind.SIGNALLED, 3, "vllm was ended by SIGKILL", "vllm", 137, tuple(f"line {i}" for i in range(20)))
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from launcher import cli, manifest
+from launcher.cli import main, manifest
 from launcher.errors import ConfigError, LauncherError, UsageError
 from tests.manifests import K8S, build, folders, named
 
@@ -53,7 +53,7 @@ def write(path: Path, *objects: Any) -> str:
 
 
 def plan(source: str, *more: str, code: int = 0) -> list[dict[str, Any]]:
-    result = CliRunner().invoke(cli.cli, ["plan", "-f", source, "--json", *more], catch_exceptions=False)
+    result = CliRunner().invoke(main.cli, ["plan", "-f", source, "--json", *more], catch_exceptions=False)
     assert result.exit_code == code, result.output
     pages: list[dict[str, Any]] = json.loads(result.stdout)
     return pages
@@ -121,7 +121,7 @@ def test_an_indexed_job_of_an_image_whose_entrypoint_is_the_launcher(tmp_path: P
 )
 def test_what_cannot_be_planned(tmp_path: Path, objects: list[Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        cli.cli.main(["plan", "-f", write(tmp_path, *objects)], standalone_mode=False)
+        main.cli.main(["plan", "-f", write(tmp_path, *objects)], standalone_mode=False)
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:

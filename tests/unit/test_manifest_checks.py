@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from launcher import cli, manifest_shell
+from launcher.cli import main, manifest_shell
 from tests.unit.test_manifest import plan, write
 
 POD_NAME = {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
@@ -340,7 +340,7 @@ def test_a_job_set(tmp_path: Path) -> None:
     ],
 )
 def test_args_alone_of_an_image_whose_entrypoint_is_the_launcher(tmp_path: Path, args: list[str], image: str) -> None:
-    from launcher import manifest
+    from launcher.cli import manifest
 
     one = {"name": "engine", "image": image, "args": args}
     (told,) = manifest.read(write(tmp_path, lws(template(one))))
@@ -357,7 +357,7 @@ def test_args_alone_of_an_image_whose_entrypoint_is_the_launcher(tmp_path: Path,
 )
 def test_args_of_an_engine_are_none_of_ours(tmp_path: Path, args: list[str], image: str) -> None:
     one = {"name": "engine", "image": image, "args": args}
-    result = CliRunner().invoke(cli.cli, ["plan", "-f", write(tmp_path, lws(template(one)))])
+    result = CliRunner().invoke(main.cli, ["plan", "-f", write(tmp_path, lws(template(one)))])
     assert "whose container starts the launcher" in str(result.exception)
 
 
@@ -381,7 +381,7 @@ def test_args_of_an_engine_are_none_of_ours(tmp_path: Path, args: list[str], ima
     ],
 )
 def test_only_tags_of_the_engines_own_images_are_versions(tmp_path: Path, image: str, version: str | None) -> None:
-    from launcher import manifest
+    from launcher.cli import manifest
 
     (told,) = manifest.read(write(tmp_path, lws(template(of_lws(image=image)))))
     assert told.environ.get("LAUNCHER_ENGINE_VERSION") == version
@@ -447,7 +447,7 @@ def test_a_shell_that_stays(tmp_path: Path) -> None:
 )
 def test_an_inference_service_is_named_for_what_it_is(tmp_path: Path, version: str, words: str) -> None:
     source = write(tmp_path, {"apiVersion": version, "kind": "InferenceService", "metadata": {"name": "m"}})
-    result = CliRunner().invoke(cli.cli, ["plan", "-f", source])
+    result = CliRunner().invoke(main.cli, ["plan", "-f", source])
     assert words in f"{result.exception} {getattr(result.exception, 'fix', '')}"
 
 
@@ -457,5 +457,5 @@ def test_an_inference_service_is_named_for_what_it_is(tmp_path: Path, version: s
 @pytest.mark.parametrize("kind", ["StatefulSet", "LeaderWorkerSet", "Job", "JobSet"])
 def test_shapes_that_are_none(tmp_path: Path, kind: str, spec: Any) -> None:
     (tmp_path / "m.yaml").write_text(yaml.safe_dump({"kind": kind, "metadata": "x", "spec": spec}))
-    result = CliRunner().invoke(cli.cli, ["plan", "-f", str(tmp_path / "m.yaml")])
+    result = CliRunner().invoke(main.cli, ["plan", "-f", str(tmp_path / "m.yaml")])
     assert "whose container starts the launcher" in str(result.exception), result.exception

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.agent.state_file import KILLED, MOST_EPOCH, Keeper, epoch_from, epoch_text, place, shm_from
 from launcher.group.messages import MAX_RANKS
-from launcher.memory import KILLED, MOST_EPOCH, Keeper, epoch_from, epoch_text, place, shm_from
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 FAILURE = Cause(CauseKind.EXITED, 1, "vllm ended with exit code 1", "vllm", 1, ("last line",))
 LAST = (Epoch(7, "abc"), ("abc", "def"))

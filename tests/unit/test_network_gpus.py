@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.network.gpus import parse_smi, visible_gpus
+from launcher.node.gpus import parse_smi, visible_gpus
 
 SMI = """\
 GPU 0: NVIDIA H200 (UUID: GPU-3a1b7c9d-0000-1111-2222-333344445555)

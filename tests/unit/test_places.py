@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.places import Places
+from launcher.common.places import Places
 
 ADDRESSES = st.sampled_from("abcdef")
 

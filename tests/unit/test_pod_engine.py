@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from launcher import traces
+from launcher.agent import cleanup
+from launcher.agent.engine_runner import PodEngine
+from launcher.agent.guard_client import GuardLine
 from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.events import Say
-from launcher.guard_line import GuardLine
+from launcher.guard import channel as guard
 from launcher.log import Log
-from launcher.pod_engine import PodEngine
-from launcher.process import channel as guard
-from launcher.process import leftovers
+from launcher.model import Cause, CauseKind, Epoch, Identity, NodeFacts, Plan, Process, Stage
+from launcher.node import leftovers
 from launcher.settings import Settings
-from launcher.words import Cause, CauseKind, Epoch, Identity, NodeFacts, Plan, Process, Stage
 
 MEMBERS = (("a", "inc"), ("127.0.0.1", "127.0.0.1"))  # incarnations, addresses
 LOST = Cause(CauseKind.LOST, 0, "its launcher is gone")
@@ -300,7 +300,7 @@ def test_memory_of_a_gpu_that_never_comes_back_does_not_keep_the_group_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It may be somebody else's, where a GPU is shared."""
-    monkeypatch.setattr(traces, "GPU_TRIES", 1)
+    monkeypatch.setattr(cleanup, "GPU_TRIES", 1)
     asked = 0
 
     async def nvidia_smi(pod: Pod) -> None:
@@ -312,7 +312,7 @@ def test_memory_of_a_gpu_that_never_comes_back_does_not_keep_the_group_for_ever(
             pod.report(guard.Exited(order.id, 0, None, ""))
 
     async def story(pod: Pod) -> None:
-        pod.engine._before = traces.Before(leftovers.snapshot(), {"GPU-a": 3}, None)
+        pod.engine._before = cleanup.Before(leftovers.snapshot(), {"GPU-a": 3}, None)
         pod.engine._not_back = "GPU GPU-a holds 69997 MiB more than before the engine"
         answering = asyncio.create_task(nvidia_smi(pod))
         for n in range(1, 4):

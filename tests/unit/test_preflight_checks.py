@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.preflight import checks, disk, gpus, limits, memory, model, names, network, ports, process, software
+from launcher.model import Identity, NodeFacts, Plan, Port, Stage
+from launcher.preflight.checks import disk, gpus, limits, memory, model, names, network, ports, process, run, software
 from launcher.preflight.finding import Finding, Level, ok
-from launcher.preflight.node import Node, cgroup, size_text
+from launcher.preflight.pod import Node, cgroup, size_text
 from launcher.settings import Settings
-from launcher.words import Identity, NodeFacts, Plan, Port, Stage
 
 GIB = 1 << 30
 H200 = "GPU {i}: NVIDIA H200 (UUID: GPU-aaaaaaaa-0000-0000-0000-00000000000{i})\n"
@@ -403,7 +403,7 @@ def test_ports(node: Node) -> None:
         taken.listen()
         number = taken.getsockname()[1]
         planned = replace(node, plan=Plan(0, (Stage("engine"),), ports=(Port(number, "api"),)), agent=True)
-        from launcher.planning import Network
+        from launcher.planning.steps import Network
 
         planned = replace(planned, network=Network("127.0.0.1", "", (), ()))
         found = worst(ports.check(planned))
@@ -413,7 +413,7 @@ def test_ports(node: Node) -> None:
 
 
 def test_the_network_in_findings(node: Node) -> None:
-    from launcher.planning import Network
+    from launcher.planning.steps import Network
 
     warning = "collectives use TCP: this pod has RDMA devices without an active port; bring the links up"
     chosen = Network("10.0.0.1", "told", (), (warning,), ("RDMA: none",), {"interface": "eth0", "mtu": "1500"})
@@ -499,7 +499,7 @@ def test_a_check_that_hangs_or_breaks_is_left_behind(node: Node) -> None:
         raise RuntimeError("oh")
 
     began = time.monotonic()
-    found = checks.run(node, [("one", hangs), ("two", breaks), ("three", lambda n: [ok("three", "fine")])], 0.3)
+    found = run.run(node, [("one", hangs), ("two", breaks), ("three", lambda n: [ok("three", "fine")])], 0.3)
     assert time.monotonic() - began < 30
     assert [(f.check, f.level) for f in found] == [
         ("one", Level.SKIPPED),
@@ -510,8 +510,8 @@ def test_a_check_that_hangs_or_breaks_is_left_behind(node: Node) -> None:
 
 
 def test_every_check_has_a_say_on_an_empty_pod(node: Node) -> None:
-    found = checks.run(node, seconds=60)
-    assert {name for name, _ in checks.ALL} <= {f.check for f in found} | {"own name"}
+    found = run.run(node, seconds=60)
+    assert {name for name, _ in run.ALL} <= {f.check for f in found} | {"own name"}
     assert not any("a bug" in f.why for f in found)
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.group.messages import MAX_FACT, MAX_FACTS, MEMBER_SAYS, Hello, decode, encode
-from launcher.preflight import compare, exchange, report, start
+from launcher.preflight import at_start
 from launcher.preflight.finding import Finding, Level, fail, from_object, ok, warn
-from launcher.preflight.rank import judge_clock, judge_mtu, run_collective
+from launcher.preflight.group import compare, exchange, report
+from launcher.preflight.group.rank_program import judge_clock, judge_mtu, run_collective
 
 RAILS = {"rdma.rails": "8", "mtu": "9000", "rdma.gids": "RoCE v2", "shm": "16 GiB"}
 
@@ -79,21 +80,21 @@ def test_what_a_hello_carries() -> None:
         warn("nofile", "1024 open files", "y", "raise it"),
         fail("shm", "64 MiB " + "x" * 900, "y", "z"),
     ]
-    facts = start.as_facts(findings, {"mtu": "9000", "interface": "eth0"})
+    facts = at_start.as_facts(findings, {"mtu": "9000", "interface": "eth0"})
     assert {k: v for k, v in facts.items() if not k.startswith("finding.")} == {
         "gpu.count": "8",
         "driver": "570",
         "mtu": "9000",
     }
     assert facts["finding.00"].startswith("fail shm: 64 MiB")
-    assert start.findings_in(facts)[1] == {"level": "warn", "text": "nofile: 1024 open files; raise it"}
+    assert at_start.findings_in(facts)[1] == {"level": "warn", "text": "nofile: 1024 open files; raise it"}
     hello = Hello("g", 1, 2, "i", "10.0.0.1", facts=facts)
     assert decode(encode(hello), MEMBER_SAYS) == hello
 
 
 def test_a_hello_is_never_too_large() -> None:
     findings = [warn(f"c{i}", "w" * 5000, "y" * 5000, "f" * 5000) for i in range(200)]
-    facts = start.as_facts(findings, dict.fromkeys(compare.COMPARED, "v" * 5000))
+    facts = at_start.as_facts(findings, dict.fromkeys(compare.COMPARED, "v" * 5000))
     assert len(facts) <= MAX_FACTS and all(len(v) <= MAX_FACT for v in facts.values())
     decode(encode(Hello("g", 1, 2, "i", "10.0.0.1", facts=facts)), MEMBER_SAYS)
 
@@ -230,7 +231,7 @@ def test_what_several_ranks_share_is_told_once() -> None:
 
 
 def test_the_report_of_a_group_that_runs() -> None:
-    facts = start.as_facts([fail("shm", "64 MiB", "y", "mount it", {"shm": "64 MiB"})], {"mtu": "9000"})
+    facts = at_start.as_facts([fail("shm", "64 MiB", "y", "mount it", {"shm": "64 MiB"})], {"mtu": "9000"})
     members = [{"rank": 0, "address": "10.0.0.1", "facts": {"mtu": "1500"}}, {"rank": 1, "facts": facts}, {"rank": 2}]
     page = report.of_status({"members": [*members, "strange", {"rank": "x"}]})
     text = report.as_text(page)

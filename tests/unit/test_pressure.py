@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.pressure import MOST_STRETCH, Pressure
+from launcher.node.pressure import MOST_STRETCH, Pressure
 
 CPUS = len(os.sched_getaffinity(0))
 

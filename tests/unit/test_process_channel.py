@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.process import channel as c
+from launcher.guard import channel as c
 
 MESSAGES: list[c.Order | c.Report] = [
     c.Spawn("a", "api", ("vllm", "serve", "caf\udce9", "\u2028", ""), {"A": "1", "B": "\udc80"}, "/tmp", True),

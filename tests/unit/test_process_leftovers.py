@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.process import leftovers
+from launcher.node import leftovers
 
 #: Holds one file open and another mapped until its standard input ends.
 HOLDER = """

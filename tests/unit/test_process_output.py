@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from launcher.process.output import CHUNK, UNFINISHED, Writer
+from launcher.guard.output import CHUNK, UNFINISHED, Writer
 
 
 class Pipe:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from signal import SIGCONT, SIGTERM
 
-from launcher.process.stopping import KILL_BOUND, Phase, Stopping
-from launcher.process.tree import Proc, Table
+from launcher.guard.stopping import KILL_BOUND, Phase, Stopping
+from launcher.node.tree import Proc, Table
 
 GUARD, AGENT = 1, 2
 

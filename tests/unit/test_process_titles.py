@@ -15,10 +15,10 @@ from typing import IO
 
 import pytest
 
-from launcher.process import tree
-from launcher.process.children import adopt_orphans
-from launcher.process.titles import Titles
-from launcher.vital import End, Vital
+from launcher.guard.children import adopt_orphans
+from launcher.node import tree
+from launcher.node.exit_watcher import End, Vital
+from launcher.node.process_titles import Titles
 from tests.kernel import tells_the_reaped
 
 pytestmark = pytest.mark.timing
@@ -351,7 +351,7 @@ rest()
     if not tells_the_reaped():
         pytest.skip("a kernel before 6.15")
     if parent_ends:
-        monkeypatch.setattr("launcher.vital.HOLD", 60)  # on a busy machine the parent may take its time
+        monkeypatch.setattr("launcher.node.exit_watcher.HOLD", 60)  # on a busy machine the parent may take its time
     with acting(story) as actor:
         _, core = actor.told()
         orders = 0

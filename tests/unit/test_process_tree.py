@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from launcher.process import tree
-from launcher.process.tree import Proc, Table
+from launcher.node import tree
+from launcher.node.tree import Proc, Table
 
 
 def add(root: Path, pid: int, ppid: int, comm: str = "x", state: str = "S", start: int = 100, threads: int = 1) -> None:
@@ -110,7 +110,7 @@ def test_a_group_that_holds_a_stranger_is_not_killed_as_a_whole() -> None:
 
 CHASE_BESIDE_THREADS = """
 import os, threading
-from launcher.process import tree
+from launcher.node import tree
 over = threading.Event()
 for _ in range(200):
     threading.Thread(target=over.wait, daemon=True).start()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.process.tree import Proc, descendants
-from launcher.process.watch import activity, frozen, stopped_since
+from launcher.node.process_activity import activity, frozen, stopped_since
+from launcher.node.tree import Proc, descendants
 
 
 def proc(pid: int, state: str, start: int = 1, ticks: int = 0) -> Proc:

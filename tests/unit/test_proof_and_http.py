@@ -10,14 +10,15 @@ import pytest
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from launcher import access, redaction
+from launcher.agent import redaction
+from launcher.api import access
+from launcher.api.server import ROUTES, Pages, Route, respond
+from launcher.common.last_lines import LINE_LENGTH
 from launcher.errors import ConfigError
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group import proof
-from launcher.http import ROUTES, Pages, Route, respond
-from launcher.last_lines import LINE_LENGTH
-from launcher.words import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch
 
 SECRET, OTHER = b"0123456789abcdef", b"fedcba9876543210"
 STATUS: dict[str, Any] = {

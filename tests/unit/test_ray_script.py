@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.compat.ray_script import parse
 from launcher.errors import UsageError
-from launcher.ray_cluster import parse
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from launcher.engines.base import Engine, PlanContext
 from launcher.engines.reference import PROGRAM, ReferenceEngine
 from launcher.errors import UsageError
+from launcher.model import Epoch, Gate, Health, Identity, NodeFacts, Plan, Shared
 from launcher.reference.options import HELP, OWNED, parse
 from launcher.settings import Settings
-from launcher.words import Epoch, Gate, Health, Identity, NodeFacts, Plan, Shared
 
 ENGINE = ReferenceEngine()
 

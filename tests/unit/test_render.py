@@ -16,7 +16,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from launcher import cli
+from launcher.cli import main
 from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.render import command, known, layers, objects, service, text
 from launcher.render.objects import GROUP, Options
@@ -652,7 +652,7 @@ def test_the_example_is_rendered_without_a_warning() -> None:
 
 
 def run(*arguments: str, stdin: str = SAMPLE) -> Result:
-    return CliRunner().invoke(cli.cli, ["render", *arguments], input=stdin, standalone_mode=False)
+    return CliRunner().invoke(main.cli, ["render", *arguments], input=stdin, standalone_mode=False)
 
 
 def test_command_prints_everything_that_it_would_write(tmp_path: Path) -> None:

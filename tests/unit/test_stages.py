@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from launcher.process import channel as guard
-from launcher.process import tree
-from launcher.stages import StageRunner, how_it_ended
-from launcher.words import CauseKind, Epoch, Gate, Health, Plan, Process, Stage
+from launcher.agent.stages import StageRunner, how_it_ended
+from launcher.guard import channel as guard
+from launcher.model import CauseKind, Epoch, Gate, Health, Plan, Process, Stage
+from launcher.node import tree
 
 
 @pytest.mark.parametrize(

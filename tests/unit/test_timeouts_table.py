@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import Seconds
+from launcher.cli.main import Seconds
 from launcher.data import fields
 from launcher.settings import Settings
 
@@ -62,8 +62,9 @@ def test_every_row_has_its_evidence() -> None:
 
 
 def test_what_the_text_says_of_other_numbers() -> None:
-    from launcher import health, pressure, verdict
+    from launcher.agent import health, verdict
     from launcher.group.lease import Terms
+    from launcher.node import pressure
 
     assert f"{pressure.MOST_STRETCH:g} times at most" in TEXT and f"more than {pressure.WAITING:g} %" in TEXT
     assert f"for {pressure.GAP:g} s or more" in TEXT and f"within {verdict.MOVING_FOR:g} s)" in TEXT

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher import variables
+from launcher.model import Plan, Process, Stage
 from launcher.network import facts
 from launcher.network.addresses import Interface, holder
 from launcher.network.environment import Surroundings, Variable
-from launcher.words import Plan, Process, Stage
+from launcher.planning import variables
 from tests.unit.test_network_rdma import ETH0, LO, V1, V2, Node, net, table
 
 PLAN = Plan(

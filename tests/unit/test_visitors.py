@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from launcher import descriptors, visitors
+from launcher.api import visitors
+from launcher.api.visitors import BadRequest, Visitors, answer_of, parse, plain
 from launcher.network.listening import bind
-from launcher.visitors import BadRequest, Visitors, answer_of, parse, plain
+from launcher.node import descriptors
 
 HOST, PATIENCE = "127.0.0.1", 60.0
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -12,10 +12,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from launcher import vital
-from launcher.process import tree
-from launcher.process.children import adopt_orphans
-from launcher.vital import End, Vital
+from launcher.guard.children import adopt_orphans
+from launcher.node import exit_watcher, tree
+from launcher.node.exit_watcher import End, Vital
 from tests.kernel import tells_the_reaped
 
 pytestmark = pytest.mark.timing
@@ -159,7 +158,7 @@ def test_a_worker_that_its_parent_takes_along_is_nobodys_victim(act: Callable[[P
 
 
 def test_an_older_kernel_never_tells_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vital, "PIDFD_GET_INFO", 0)  # the kernel refuses it, as one before 6.13 does
+    monkeypatch.setattr(exit_watcher, "PIDFD_GET_INFO", 0)  # the kernel refuses it, as one before 6.13 does
     for kind in ("lives on", "ends with it"):
         end = told(kind, kill_worker)
         assert end.status in (KILLED, None)
@@ -199,7 +198,7 @@ def test_an_end_in_good_order_waits_for_a_better_word(stopped: bool) -> None:
         pytest.skip("a kernel before 6.15")
     end = told("lives on", end_worker)
     assert (end.along, end.status) == (stopped, 0)
-    assert stopped or end.age >= vital.HOLD
+    assert stopped or end.age >= exit_watcher.HOLD
     assert not end.parent_lives  # of the engine's processes, none is known to be its parent
 
 
@@ -218,10 +217,10 @@ def test_what_ends_after_a_stop_is_the_stops_own_doing() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_that_asks_is_no_kill(number: int) -> None:
-    assert not vital.was_killed(number)
-    assert vital.was_killed(signal.SIGSEGV | 0x80)  # with a core
-    assert not vital.was_killed(1 << 8)
-    assert not vital.was_killed(None)
+    assert not exit_watcher.was_killed(number)
+    assert exit_watcher.was_killed(signal.SIGSEGV | 0x80)  # with a core
+    assert not exit_watcher.was_killed(1 << 8)
+    assert not exit_watcher.was_killed(None)
 
 
 def test_a_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ ALL: dict[str, Broken] = {
 
 def load(name: str) -> Any:
     """The guard, with a rule broken if ``name`` is not empty."""
-    spec = importlib.util.find_spec("launcher.process.guard")
+    spec = importlib.util.find_spec("launcher.guard.guard")
     assert spec is not None and spec.origin is not None
     with open(spec.origin, encoding="utf-8") as file:
         source = file.read()
@@ -196,12 +196,13 @@ def load(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     exec(compile(source, spec.origin, "exec"), module.__dict__)
-    sys.modules["launcher.process"].guard = module  # type: ignore[attr-defined]
+    sys.modules["launcher.guard"].guard = module  # type: ignore[attr-defined]
     return module
 
 
 def imitate_state_d(let_go: str) -> None:
-    from launcher.process import stopping, tree
+    from launcher.guard import stopping
+    from launcher.node import tree
 
     stopping.KILL_BOUND = 0.5
     send = tree.send

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher.process.channel import Order, encode
-from launcher.process.tree import Proc, descendants
+from launcher.guard.channel import Order, encode
+from launcher.node.tree import Proc, descendants
 
 HERE = Path(__file__).parent
 #: The guard needs no package, so any interpreter from 3.10 on can be tried in this one's place.

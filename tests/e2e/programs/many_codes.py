@@ -14,8 +14,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
 
-from launcher.process import guard
-from launcher.process.channel import Exited, GuardChannel, Spawn
+from launcher.guard import guard
+from launcher.guard.channel import Exited, GuardChannel, Spawn
 
 
 def agent(fd: int, script: str) -> int:

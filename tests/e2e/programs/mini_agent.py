@@ -19,8 +19,8 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
 
-from launcher.process import guard
-from launcher.process.channel import (
+from launcher.guard import guard
+from launcher.guard.channel import (
     Deadline,
     Deliver,
     Exited,
@@ -39,7 +39,7 @@ from launcher.process.channel import (
     Stopped,
     decode,
 )
-from launcher.process.tree import descendants, kill_tree_without_guard
+from launcher.node.tree import descendants, kill_tree_without_guard
 
 
 class MiniAgent:

@@ -1,0 +1,1 @@
+"""The process that does everything but own processes: it wires the packages together and runs the event loop."""

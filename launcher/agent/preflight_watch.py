@@ -1,0 +1,65 @@
+"""What the agent notices of its surroundings: the preflight's findings on this pod, and how the group's pods differ.
+
+It warns; nothing here keeps an engine from starting. Everything that costs is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from launcher.log import Log
+from launcher.model import Identity, NodeFacts, Plan
+from launcher.planning import steps
+from launcher.settings import Settings
+
+if TYPE_CHECKING:
+    from launcher.preflight.finding import Finding
+
+AFTER = 1.0  #: seconds; with one pod the engine's start goes first
+
+
+class Lookout:
+    """One pod's view. With ``--preflight off`` it sees only how the pods differ."""
+
+    def __init__(self, settings: Settings, identity: Identity, environ: Mapping[str, str], log: Log) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._environ = environ
+        self._log = log
+        self._on = settings.preflight == "on"
+        self._told: tuple[str, ...] = ()
+        self.findings: tuple[Finding, ...] = ()  #: about this pod
+        self.differences: tuple[Finding, ...] = ()  #: between the pods, on the leader
+
+    def warm_up(self) -> None:
+        """Import the checks in a thread, while something else is waited for."""
+        if self._on and not self._identity.alone:
+            asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "launcher.preflight.at_start")
+
+    async def preflight(self, facts: NodeFacts, outline: Plan, network: steps.Network | None) -> dict[str, str]:
+        """Look at this pod for at most 2 s; what its hello tells of it. With one pod nobody waits for it."""
+        if not self._on:
+            return {}
+        if self._identity.alone:
+            await asyncio.sleep(AFTER)
+        from launcher.preflight import at_start
+        from launcher.preflight.pod import Node
+
+        node = Node(self._settings, self._environ, os.environ, self._identity, facts, outline, network, agent=True)
+        self.findings = await at_start.examine(node)
+        at_start.tell(self.findings, self._log)
+        return at_start.as_facts(self.findings, network.facts if network else {})
+
+    def compare(self, facts: Mapping[int, Mapping[str, str]]) -> None:
+        """Of what the hellos told, by rank: who is the odd one out? Said when that changes."""
+        from launcher.preflight.group import compare
+
+        self.differences = compare.odd_ones(facts)
+        for f in self.differences:
+            if f.what not in self._told:
+                self._log(f"the pods differ: {f.what}", {"why": f.why, "fix": f.fix}, "warning")
+        self._told = tuple(f.what for f in self.differences)

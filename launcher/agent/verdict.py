@@ -1,0 +1,116 @@
+"""When failing health checks are evidence enough to end an epoch: pure rules over answers and times.
+
+A health check that fails says little: an overloaded engine does not answer in time, and works. So a verdict needs two
+things, health that fails *and* requests that make no progress:
+
+- an answer that says no, or a refused connection (nothing listens), ``--health-failures`` times in a row, while no
+  request is in flight: the engine's server, or the kernel, has spoken, and nobody loses anything by it;
+- otherwise ``--unresponsive-timeout`` in which no health check succeeded and no request made progress. A token, or
+  bytes of an answer, start that time anew. CPU time and output put it off once: a worker that spins in a collective has
+  both, and so has a server that writes a line about every check of ours.
+
+Times come in twice: ``now`` is the clock on the wall, for words; ``fair`` is `node/pressure.py`'s, for deadlines.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+
+from launcher.data import dataclass, field
+
+#: Requests that made progress within this many seconds are moving: an engine that does not answer in time is slow.
+MOVING_FOR = 15.0
+#: An error that took longer than this to come is a time-out in another word (SGLang says 503 after 20 s).
+PROMPT = 5.0
+
+
+class Failure(str, Enum):
+    """How a health check failed. The value is the ``reason`` label of the metric."""
+
+    REFUSED = "refused"
+    ERROR = "error"
+    TIMEOUT = "timeout"  #: or a connection that broke
+
+
+@dataclass
+class Spell:
+    """A run of failed checks. It ends with the first that succeeds."""
+
+    began: float  #: by the clock on the wall
+    since: float  #: from when the deadline counts: the start, or the last sign of progress, or the one delay
+    moved: bool = False  #: whether a sign of progress has moved ``since``
+    delayed: bool = False
+    in_a_row: int = 0  #: prompt errors and refusals, the newest without a break
+    last: Failure = Failure.TIMEOUT
+    words: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    signs: int | None = None  #: CPU time and output when ``since`` was set
+
+
+class Verdict:
+    """State of one epoch's health. Every method takes the time; :meth:`judge` says whether it is over."""
+
+    def __init__(self, process: str, what: str, failures: int, timeout: float) -> None:
+        self._process = process
+        self._what = what  #: ``GET /health``
+        self._failures = failures
+        self._timeout = timeout
+        self._moved_at: float | None = None  # fair
+        self._moved_wall: float | None = None
+        self.spell: Spell | None = None
+
+    def well(self) -> None:
+        self.spell = None
+
+    def failed(self, failure: Failure, words: str, asked: float, asked_fair: float) -> None:
+        """A check failed that was sent at ``asked``."""
+        if self.spell is None:
+            self.spell = Spell(asked, asked_fair)
+        spell = self.spell
+        spell.last, spell.words = failure, words
+        spell.counts[words] += 1
+        spell.in_a_row = 0 if failure is Failure.TIMEOUT else spell.in_a_row + 1
+
+    def progress(self, now: float, fair: float) -> None:
+        """A request made progress."""
+        self._moved_at, self._moved_wall = fair, now
+        if self.spell is not None:
+            self.spell.since, self.spell.moved = fair, True
+            self.spell.delayed, self.spell.signs = False, None
+
+    def slow(self, fair: float) -> bool:
+        """Whether the engine does not answer in time and requests make progress."""
+        moving = self._moved_at is not None and fair - self._moved_at < MOVING_FOR
+        return self.spell is not None and self.spell.last is Failure.TIMEOUT and moving
+
+    def judge(self, now: float, fair: float, in_flight: bool, signs: int, starved: str = "") -> str:
+        """What was observed, if that ends the epoch; else nothing.
+
+        ``signs`` moves with CPU time and output; ``starved`` says why the fair clock is slow.
+        """
+        spell = self.spell
+        if spell is None:
+            return ""
+        if spell.in_a_row >= self._failures and not in_flight:
+            return f"{self._process} failed its health check {spell.in_a_row} times in a row: {spell.words}"
+        if spell.signs is None:
+            spell.signs = signs
+        if not self._timeout or fair - spell.since < self._timeout:
+            return ""
+        if not spell.delayed and signs != spell.signs:
+            spell.delayed, spell.since = True, fair
+            return ""
+        return self._words(spell, now) + (f"; {starved}" if starved else "")
+
+    def _words(self, spell: Spell, now: float) -> str:
+        counts = ", ".join(f"{words} {_times(n)}" for words, n in spell.counts.most_common(4))
+        seconds = now - spell.began
+        text = f"{self._process}: {self._what} failed for {seconds:.0f} s ({counts}) and no request made progress"
+        if spell.moved and self._moved_wall is not None:
+            return f"{text} in the last {now - self._moved_wall:.0f} s of them"
+        return f"{text} in that time"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

@@ -1,0 +1,132 @@
+"""What a pod answers over HTTP, from the first second: /livez /readyz /metrics /status.
+
+It knows nothing of the group: the agent hands it functions that give the answers. Connections and their limits are in
+`visitors.py`; only GET exists.
+
+/livez is 200 whenever the event loop turns, also while waiting for peers for an hour and while a model loads: a kubelet
+must not kill for that. /readyz asks the agent. /status gives its details to whom `access.py` lets see them. No route
+changes anything today; one that does sets ``acts`` in `ROUTES` and is reached through `access.acts` only.
+"""
+
+from __future__ import annotations
+
+import http
+import json
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from websockets.datastructures import Headers
+from websockets.http11 import Response
+
+from launcher.api import access
+from launcher.api.visitors import Visitors
+from launcher.data import dataclass
+
+
+class Pages:
+    """What is served, as functions without arguments."""
+
+    def __init__(
+        self,
+        ready: Callable[[], tuple[bool, str]],
+        metrics: Callable[[], str],
+        status: Callable[[], Mapping[str, Any]],
+        secrets: Callable[[], Collection[bytes]] = tuple,
+        details: str = "loopback",
+        host_network: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.ready = ready
+        self.metrics = metrics
+        self.status = status
+        self.secrets = secrets  #: whose status tokens are taken; none: there is no token
+        self.details = details  #: who reads details without a token: none, loopback or all
+        self.host_network = host_network
+
+
+def listen(pages: Pages, sockets: Sequence[socket.socket], most: int) -> Visitors:
+    """Serve on sockets that listen already (`network.listening`), at most ``most`` connections at a time."""
+
+    def answer(method: str, target: str, headers: Headers, peer: str) -> Response:
+        return respond(pages, target, headers, peer, method)
+
+    return Visitors(answer, sockets, most)
+
+
+def _livez(pages: Pages, asker: access.Asker) -> Response:
+    return _reply(http.HTTPStatus.OK, "alive\n")
+
+
+def _readyz(pages: Pages, asker: access.Asker) -> Response:
+    ready, why = pages.ready()
+    return _reply(http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n")
+
+
+def _metrics(pages: Pages, asker: access.Asker) -> Response:
+    return _reply(http.HTTPStatus.OK, pages.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+
+
+def _status(pages: Pages, asker: access.Asker) -> Response:
+    secrets = pages.secrets()
+    verdict = access.reads(asker, secrets, pages.details)
+    if verdict.status == 401:
+        return _reply(http.HTTPStatus.UNAUTHORIZED, json.dumps({"error": verdict.why}) + "\n", "application/json")
+    status = dict(pages.status())
+    if not verdict.ok:
+        status = {**access.opened(status, bool(secrets)), "note": verdict.why}
+    return _reply(http.HTTPStatus.OK, json.dumps(status) + "\n", "application/json")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One path. ``acts``: it changes something, so it takes POST and must pass `access.acts`."""
+
+    answer: Callable[[Pages, access.Asker], Response]
+    acts: bool = False
+
+
+ROUTES: Mapping[str, Route] = {
+    "/livez": Route(_livez),
+    "/readyz": Route(_readyz),
+    "/metrics": Route(_metrics),
+    "/status": Route(_status),
+}
+
+
+def respond(
+    pages: Pages,
+    target: str,
+    headers: Mapping[str, str],
+    peer: str,
+    method: str = "GET",
+    routes: Mapping[str, Route] = ROUTES,
+) -> Response:
+    """The answer to one request."""
+    path = target.partition("?")[0]
+    route = routes.get(path)
+    if route is None:
+        return _reply(http.HTTPStatus.NOT_FOUND, f"there are {' '.join(routes)}\n")
+    asker = access.Asker(peer, headers)
+    if route.acts:
+        verdict = access.acts(asker, method, path.strip("/"), pages.secrets(), pages.details, pages.host_network())
+        if not verdict.ok:
+            return _reply(http.HTTPStatus(verdict.status), f"{verdict.why}\n", allow="POST")
+    elif method != "GET":
+        return _reply(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes GET\n", allow="GET")
+    return route.answer(pages, asker)
+
+
+def _reply(status: http.HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8", allow: str = "") -> Response:
+    body = text.encode("utf-8", "backslashreplace")
+    headers = Headers(
+        {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+        }
+    )
+    if status is http.HTTPStatus.METHOD_NOT_ALLOWED and allow:
+        headers["Allow"] = allow
+    return Response(status.value, status.phrase, headers, body)

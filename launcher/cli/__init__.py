@@ -1,0 +1,1 @@
+"""The commands: flags, LAUNCHER_* variables and TOML become Settings, and what each command prints."""

@@ -1,0 +1,131 @@
+"""`launcher local --size N`: a whole group on this machine, for trying things out and for demos.
+
+Rank r is a launcher of its own on 127.0.0.(1+r), so all ranks use the same ports, as pods do (with vLLM over Ray on
+127.0.0.(2+r): Ray takes 127.0.0.1 for something else). What they print becomes one stream with a prefix for each rank.
+Ctrl-C (or SIGTERM) is passed on to all; the exit code is that of the first rank that failed, in the order of ranks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import IO, Any
+
+from launcher.errors import ConfigError
+from launcher.node import reexec
+from launcher.settings import Settings
+
+PR_SET_PDEATHSIG = 1  #: prctl(2)
+COLOURS = (36, 33, 35, 32, 34, 31)
+
+
+def run(size: int, args: list[str], settings: Settings) -> int:
+    """Start ``size`` ranks with the command line ``args`` (without the word local) and wait for all."""
+    if size > 250:
+        raise ConfigError(f"--size {size} is more than this machine's loopback ranks", "give 250 or less")
+    wrap = _own_shm(settings, size)
+    # Ray takes 127.0.0.1 for "find my address out", and would then be another one than VLLM_HOST_IP.
+    first = 2 if settings.engine == "vllm" and settings.backend != "mp" and size > 1 else 1
+    ranks = [_start(rank, size, args, wrap, first) for rank in range(size)]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal that closes is an end too
+        as_what = signal.SIGTERM if number == signal.SIGHUP else number
+        signal.signal(number, lambda *_, n=as_what: _pass_on(ranks, n))
+    _prefix_all(ranks)
+    codes = [r.wait() for r in ranks]
+    codes = [c if c >= 0 else 128 - c for c in codes]
+    return next((c for c in codes if c), 0)
+
+
+def _start(rank: int, size: int, args: list[str], wrap: list[str], first: int) -> subprocess.Popen[bytes]:
+    environ = dict(os.environ)
+    for name in ("LAUNCHER_PEERS", "LAUNCHER_LEADER"):
+        environ.pop(name, None)
+    environ |= {
+        "LAUNCHER_RANK": str(rank),
+        "LAUNCHER_SIZE": str(size),
+        "LAUNCHER_LEADER": f"127.0.0.{first}",
+        "LAUNCHER_ADDRESS": f"127.0.0.{first + rank}",
+        "LAUNCHER_GROUP_ID": os.environ.get("LAUNCHER_GROUP_ID", f"local/{os.getpid()}"),
+        "LAUNCHER_TERMINATION_LOG": os.devnull,
+    }
+    command = [*wrap, reexec.python(), "-m", "launcher", "run", *args]
+    # Its own process group: Ctrl-C must reach the ranks once, through us.
+    return subprocess.Popen(
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509  # there is one thread
+    )
+
+
+def _end_with(parent: int) -> Callable[[], None]:
+    """What a rank calls to be told to go (SIGTERM) should we be killed: nobody would ever stop it."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(127)
+
+    return bind
+
+
+def _pass_on(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(number)
+
+
+def _prefix_all(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Copy lines until every rank has closed its output."""
+    paint = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    out = sys.stdout.buffer
+    with selectors.DefaultSelector() as selector:
+        parts: dict[int, bytes] = {}
+        for rank, process in enumerate(ranks):
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
+            selector.register(process.stdout, selectors.EVENT_READ, rank)
+            parts[rank] = b""
+        while selector.get_map():
+            for key, _ in selector.select():
+                stream: IO[bytes] = key.fileobj  # type: ignore[assignment]
+                data: bytes | None = stream.read(1 << 16)
+                rank = key.data
+                if data is None:
+                    continue
+                *lines, parts[rank] = (parts[rank] + data).split(b"\n")
+                if not data:
+                    selector.unregister(stream)
+                    lines += [parts[rank]] if parts[rank] else []
+                for line in lines:
+                    out.write(_mark(rank, paint) + line + b"\n")
+            out.flush()
+
+
+def _mark(rank: int, paint: bool) -> bytes:
+    text = f"[{rank}] "
+    return (f"\x1b[{COLOURS[rank % len(COLOURS)]}m{text}\x1b[0m" if paint else text).encode()
+
+
+def _own_shm(settings: Settings, size: int) -> list[str]:
+    """SGLang takes ranks that share /dev/shm for ranks of one host, and hangs: each gets a mount namespace."""
+    if size == 1 or settings.engine != "sglang" or settings.engine_file:
+        return []
+    wrap = [reexec.python(), "-m", "launcher.cli.private_shm", "--"]
+    probe: Any = subprocess.run([*wrap, "true"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        raise ConfigError(
+            "SGLang ranks on one machine each need a /dev/shm of their own, "
+            f"and this user may not mount one ({probe.stderr.strip()})",
+            "run as root or where unprivileged user namespaces are allowed; or run the ranks in containers",
+        )
+    return wrap

@@ -1,0 +1,1 @@
+"""SGLang: its command line, addresses and limits."""

@@ -1,0 +1,233 @@
+"""SGLang: the arguments of every rank. Each pod runs the same server; rank 0's speaks, the others' health says nothing.
+
+Read from the wheels of 0.4.4.post1, 0.4.10.post2, 0.5.9 and 0.5.23:
+
+- ``python -m sglang.launch_server`` works in all of them (``sglang serve`` only from 0.5.9).
+- tp x pp divides by the pods. Data-parallel replicas do not span pods; with ``--enable-dp-attention`` (or, later,
+  ``--attn-dp-size``) the data parallel groups lie inside the tensor parallel group and add no GPUs.
+- The rendezvous uses its port, +1 to +6 and +13 with DP attention, so the epochs' ports lie 32 apart.
+- Tokens are counted into ``generation_tokens_total`` only when a request ends; what moves meanwhile is
+  ``realtime_tokens_total`` (0.5.9) or the gauges ``num_used_tokens`` and ``token_usage``.
+"""
+
+from __future__ import annotations
+
+from launcher.engines import endpoint, engine_config, ports, topology, versions
+from launcher.engines.arguments import Owned, has, last, refuse_owned
+from launcher.engines.base import Checked, PlanContext
+from launcher.engines.fingerprint import NCCL, fingerprint
+from launcher.engines.versions import Release
+from launcher.errors import ConfigError
+from launcher.model import Fingerprint, Health, Identity, NodeFacts, Plan, Port, Process, Stage
+from launcher.settings import Settings
+
+NEWEST = "0.5.23"
+PIPELINE = "0.4.10.post2"  #: first known with --pp-size (and --nccl-port)
+EP_SIZE = "0.4.10.post2"  #: before it --enable-ep-moe took the tensor parallel size
+QUIET_PROBES = "0.5.8"  #: first that can leave paths out of its access log
+QUIET_FLAG = "--uvicorn-access-log-exclude-prefixes"
+PORT = 30000
+DIST_PORT = 20000
+#: /health makes a token unless others are being made, looks once a second, and answers 503 itself after 20 s
+HEALTH_TIMEOUT = 25.0
+_FOOTPRINT = (0, 1, 2, 3, 4, 5, 6, 13)
+_STRIDE = 32
+_SLOTS = 8
+
+_RANK = "from the pod's rank and the group's size"
+_LEADER = "from the leader's address, another port each epoch"
+
+OWNED = (
+    Owned(("--model-path", "--model"), "the model", "model"),
+    Owned(("--served-model-name",), "the served model name", "served_model_name"),
+    Owned(("--tp-size", "--tensor-parallel-size", "--tp"), "the tensor parallel size", "tp", "1"),
+    Owned(("--pp-size", "--pipeline-parallel-size", "--pp"), "the pipeline parallel size", "pp", "1"),
+    Owned(("--dp-size", "--data-parallel-size", "--dp"), "the data parallel size", "dp", "1"),
+    Owned(("--enable-ep-moe",), "expert parallelism", "ep"),
+    Owned(("--port",), "the API port", "port", "30000"),
+    Owned(
+        ("--dist-init-addr", "--nccl-init-addr"), "the rendezvous address", why=_LEADER + "; the port is --master-port"
+    ),
+    Owned(("--nnodes",), "the number of nodes", why=_RANK),
+    Owned(("--node-rank",), "the node rank", why=_RANK),
+    Owned(("--use-ray",), "Ray", why="the launcher starts every rank itself"),
+)
+
+#: How many ranks share the experts: a divisor of --tp-size. `--ep` makes it as large as --tp.
+EXPERTS = ("--ep-size", "--expert-parallel-size", "--ep")
+#: With these there is no HTTP API (launch_server.py, 0.5.23).
+WITHOUT_HTTP = ("--smg-grpc-mode", "--grpc-mode")
+
+METRICS = endpoint.Names(
+    running=("sglang:num_running_reqs",),
+    waiting=("sglang:num_queue_reqs",),
+    progress=(
+        "sglang:realtime_tokens_total",
+        "sglang:generation_tokens_total",
+        "sglang:prompt_tokens_total",
+        "sglang:num_used_tokens",
+        "sglang:token_usage",
+        "sglang:gen_throughput",
+    ),
+)
+
+
+class SGLangEngine:
+    """``--engine sglang``."""
+
+    name = "sglang"
+    summary = "SGLang's OpenAI server over torch.distributed"
+    owned = OWNED
+    numbered = {"--ep": "--ep-size"}  # noqa: RUF012
+
+    def distributions(self, settings: Settings) -> tuple[str, ...]:
+        return ("sglang", "torch", *NCCL)
+
+    def interpreter(self, settings: Settings) -> str:
+        return settings.python or "python3"
+
+    def check(self, settings: Settings, identity: Identity, facts: NodeFacts) -> Checked:
+        refuse_owned(settings.engine_args, OWNED, settings)
+        endpoint.refuse_silent(settings.engine_args, WITHOUT_HTTP)
+        config = engine_config.check(settings, facts, OWNED)
+        if settings.model is None:
+            raise ConfigError("--model is not given", "say which model to serve: --model NAME or a path")
+        if settings.backend == "ray":
+            raise ConfigError(
+                f"{settings.said('backend')}: SGLang's ranks find each other without Ray", "leave --backend out"
+            )
+        engine, warnings = _installed(settings, facts)
+        _check_parallel(settings, engine, identity.size)
+        fits = topology.check(settings, facts, identity.size, _world(settings))
+        return Checked(fits.why, (*warnings, *fits.warnings, *config, *endpoint.notes(settings)))
+
+    def plan(self, context: PlanContext, rank: int) -> Plan:
+        settings = context.settings
+        engine, _ = _installed(settings, context.facts)
+        health = _health(context) if rank == 0 else Health()
+        argv = (*_command(settings), *_arguments(context, engine, rank))
+        process = Process(name="sglang", argv=argv, gate=endpoint.gate(health), vital=("sglang::",))
+        return Plan(
+            rank=rank,
+            stages=(Stage("engine", (process,)),),
+            health=health,
+            ports=_ports(context, rank),
+            why=_why(context),
+        )
+
+    def fingerprint(self, settings: Settings, facts: NodeFacts) -> Fingerprint:
+        return fingerprint(settings, facts, distribution="sglang", version=settings.engine_version or "")
+
+
+def _installed(settings: Settings, facts: NodeFacts) -> tuple[Release, tuple[str, ...]]:
+    return versions.installed(settings, facts, "sglang", NEWEST, "SGLang")
+
+
+def _command(settings: Settings) -> tuple[str, ...]:
+    return (settings.python or "python3", "-m", "sglang.launch_server")
+
+
+def _arguments(context: PlanContext, engine: Release, rank: int) -> tuple[str, ...]:
+    settings, own = context.settings, context.settings.engine_args
+    flags = ["--model-path", settings.model or ""]
+    for flag, value in (("--tp-size", settings.tp), ("--pp-size", settings.pp), ("--dp-size", settings.dp)):
+        if value is not None and (flag != "--pp-size" or engine.at_least(PIPELINE)):
+            flags += [flag, str(value)]
+    if settings.ep and not has(own, *EXPERTS):
+        flags += ["--ep-size", str(settings.tp or 1)] if engine.at_least(EP_SIZE) else ["--enable-ep-moe"]
+    if settings.served_model_name:
+        flags += ["--served-model-name", settings.served_model_name[0]]
+    if context.identity.size > 1:
+        address = context.shared.addresses[0]
+        host = f"[{address}]" if ":" in address else address
+        flags += ["--dist-init-addr", f"{host}:{_dist_port(context)}"]
+        flags += ["--nnodes", str(context.identity.size), "--node-rank", str(rank)]
+    if not has(own, "--host"):
+        flags += ["--host", context.bind]  # its default is 127.0.0.1, which no Service reaches
+    if settings.port is not None:
+        flags += ["--port", str(settings.port)]
+    if engine.at_least(QUIET_PROBES) and not has(own, QUIET_FLAG, "--config"):
+        flags += [QUIET_FLAG, "/health", "/metrics"]
+    if not has(own, "--enable-metrics"):
+        flags.append("--enable-metrics")
+    return (*flags, *own)
+
+
+def _dist_port(context: PlanContext) -> int:
+    settings = context.settings
+    if settings.master_port is not None:
+        return settings.master_port  # said: a firewall may know it
+    return ports.of_epoch(
+        DIST_PORT,
+        context.shared.epoch,
+        footprint=_FOOTPRINT,
+        stride=_STRIDE,
+        slots=_SLOTS,
+        taken=ports.taken(settings, settings.port or PORT),
+    )
+
+
+def _check_parallel(settings: Settings, engine: Release, size: int) -> None:
+    tp, dp = settings.tp or 1, settings.dp or 1
+    if (settings.pp or 1) > 1 and not engine.at_least(PIPELINE):
+        raise ConfigError(
+            f"{settings.said('pp')}: SGLang {engine} has no pipeline parallelism, which came with {PIPELINE}",
+            f"use --tp over all pods, or SGLang {PIPELINE} or later",
+        )
+    experts = last(settings.engine_args, *EXPERTS)
+    if experts is not None and (not experts.isdecimal() or int(experts) < 1 or tp % int(experts)):
+        raise ConfigError(
+            f"'-- --ep-size {experts}' does not divide {settings.said('tp')}",
+            f"give a divisor of --tp {tp}, for example -- --ep-size {tp}",
+        )
+    if len(settings.served_model_name) > 1:
+        raise ConfigError(
+            f"{settings.said('served_model_name')}: SGLang serves one name", "give --served-model-name once"
+        )
+    if _inside_tp(settings) and dp > 1 and tp % dp:
+        raise ConfigError(
+            f"--tp {tp} is no multiple of {settings.said('dp')}: with DP attention the data parallel groups lie inside"
+            " the tensor parallel group",
+            "make --tp a multiple of --dp",
+        )
+    if size > 1 and dp > 1 and not _inside_tp(settings):
+        raise ConfigError(
+            f"{settings.said('dp')} over {size} pods: SGLang's replicas do not span pods",
+            "add '-- --enable-dp-attention' (data parallel attention inside --tp), or run one group a replica",
+        )
+
+
+def _inside_tp(settings: Settings) -> bool:
+    return has(settings.engine_args, "--enable-dp-attention")
+
+
+def _world(settings: Settings) -> topology.World:
+    return topology.world(
+        settings, ("tp", "pp") if _inside_tp(settings) or (settings.dp or 1) == 1 else ("tp", "pp", "dp")
+    )
+
+
+def _health(context: PlanContext) -> Health:
+    settings = context.settings
+    name = settings.served_model_name[0] if settings.served_model_name else settings.model
+    return endpoint.health(
+        settings.engine_args, context.bind, settings.port or PORT, METRICS, name, timeout=HEALTH_TIMEOUT
+    )
+
+
+def _ports(context: PlanContext, rank: int) -> tuple[Port, ...]:
+    settings = context.settings
+    found = [Port(settings.port or PORT, "api", external=True)] if rank == 0 else []
+    if rank == 0 and context.identity.size > 1:
+        base = _dist_port(context)
+        steps = _FOOTPRINT if _inside_tp(settings) or last(settings.engine_args, "--attn-dp-size") else (0,)
+        found += [Port(base + step, "dist-init" if step == 0 else f"dist-init+{step}") for step in steps]
+    return tuple(found)
+
+
+def _why(context: PlanContext) -> tuple[str, ...]:
+    if context.identity.size == 1:
+        return ("one pod: no --dist-init-addr",)
+    if context.settings.master_port is not None:
+        return (f"{context.settings.said('master_port')} is used in every epoch, as it was said",)
+    return (f"rendezvous port {_dist_port(context)}: another each epoch",)

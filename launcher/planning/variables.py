@@ -1,0 +1,113 @@
+"""Every variable that decides how the engine runs: its value, who set it, and why. For `plan` and `doctor`.
+
+Three may set one: the launcher (its reasons are known), the image (its ENV, where an image says what that is), and the
+user, which is everything else that is in the environment: the manifest, a ConfigMap, a shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from launcher.common import files
+from launcher.engines import arguments
+from launcher.model import Plan, Process
+from launcher.network.environment import Surroundings, Variable
+
+#: ``env -0`` of the image as it was built (images/): what of the environment is not the user's.
+IMAGE_FILE = "/opt/launcher/image.env"
+UNSET = "(unset)"
+RELEVANT = (
+    *("NCCL_", "GLOO_", "TP_SOCKET_", "UCX_", "NVSHMEM_", "MC_", "MLX5_", "FI_", "RDMAV_", "PCIDEVICE_"),
+    *("VLLM_", "SGLANG_", "SGL_", "RAY_", "HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "TRITON_", "FLASHINFER_"),
+    *("CUDA_", "NVIDIA_VISIBLE", "NVIDIA_DRIVER_CAP", "HIP_", "ROCR_", "OMP_", "MKL_", "MASTER_", "PYTHON"),
+    *("LD_PRELOAD", "LD_LIBRARY_PATH", "POD_", "LAUNCHER_", "LWS_", "JOB_COMPLETION_INDEX", "SLURM_NODEID"),
+)
+WHY = {
+    "RAY_ADDRESS": "this epoch's own Ray cluster; an address left from elsewhere would join another",
+    "RAY_AUTH_MODE": "whoever reaches an open Ray cluster runs code in it",
+    "RAY_AUTH_TOKEN": "a new one each epoch, handed out over the group's own link",
+    "RAY_USAGE_STATS_ENABLED": "nothing is reported to anybody unless you want it",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "Ray would wait 30 s for Ray Serve, which is not there",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "the launcher watches the start by its progress; vLLM would give up after 600 s",
+    "VLLM_RAY_DP_PACK_STRATEGY": "a replica of the model spans pods here",
+    "VLLM_PORT": "a number breaks several nodes, and a Service named vllm would make it a URL (vllm#34199)",
+}
+KEPT = "set in the environment: kept"
+LINKS = ("_SERVICE_HOST", "_SERVICE_PORT")  #: left in the environment by Services: settings of nobody
+
+
+def image_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The image's ENV, where the image has it on file; empty: not known, so what is there counts as the user's."""
+    path = environ.get("LAUNCHER_IMAGE_ENV") or IMAGE_FILE
+    try:
+        entries = files.read(path).decode("utf-8", "replace").split("\0")
+    except OSError:
+        return {}
+    return {name: value for name, _, value in (entry.partition("=") for entry in entries) if name}
+
+
+def of_rank(plan: Plan, network: Sequence[Variable], around: Surroundings) -> tuple[Variable, ...]:
+    """The variables of one rank's engine, by name. Secrets are masked.
+
+    ``network`` are those of collectives, as they were chosen for this rank; ``around`` is what the launcher was
+    started in; ``plan`` is the rank's, without them.
+    """
+    found: dict[str, Variable] = {}
+    for process in (p for stage in plan.stages for p in stage.processes):
+        for variable in _of_process(process, around):
+            found.setdefault(variable.name, variable)
+    for variable in network:
+        found.setdefault(variable.name, variable)
+    for name, value in around.env.items():
+        if name.startswith(RELEVANT) and name not in found and not name.endswith(LINKS):
+            found[name] = around.variable(name, value, KEPT)
+    return tuple(_masked(found[name]) for name in sorted(found))
+
+
+def _of_process(process: Process, around: Surroundings) -> Iterator[Variable]:
+    for name, value in process.env.items():
+        why = WHY.get(name, f"the plan of {process.name}")
+        if name in around.env and around.env[name] != value:
+            why += f"; instead of {arguments.MASK if arguments.is_secret(name) else around.env[name]}"
+        yield Variable(name, arguments.MASK if name in process.secret_env else value, "launcher", why)
+    for name in process.unset:
+        if name in around.env and name not in process.env:
+            yield Variable(name, UNSET, "launcher", WHY.get(name, f"{process.name} must not see it"))
+    for name, value in process.defaults.items():
+        yield around.variable(name, value, WHY.get(name, f"the plan of {process.name}"))
+
+
+def _masked(variable: Variable) -> Variable:
+    if not variable.value or not arguments.is_secret(variable.name):
+        return variable
+    return Variable(variable.name, arguments.MASK, variable.setter, variable.why)
+
+
+def table(variables: Sequence[Variable], indent: str = "    ") -> list[str]:
+    """Lines for people: name, value, who set it, why; what the launcher set first."""
+    if not variables:
+        return []
+    order = {"launcher": 0, "user": 1, "image": 2}
+    rows = [
+        (v.name, v.value if v.value else "(empty)", v.setter, v.why)
+        for v in sorted(variables, key=lambda v: order[v.setter])
+    ]
+    name = max(len(r[0]) for r in rows)
+    value = min(32, max(len(r[1]) for r in rows))
+    return [f"{indent}{n:<{name}}  {_cut(v):<{value}}  {s:<8}  {w}".rstrip() for n, v, s, w in rows]
+
+
+def as_objects(variables: Iterable[Variable]) -> list[dict[str, str]]:
+    """Variables for JSON."""
+    return [{"name": v.name, "value": v.value, "set_by": v.setter, "why": v.why} for v in variables]
+
+
+def from_objects(objects: Iterable[Mapping[str, Any]]) -> list[Variable]:
+    """What :func:`as_objects` made of them, back."""
+    return [Variable(o["name"], o["value"], o["set_by"], o["why"]) for o in objects]
+
+
+def _cut(text: str) -> str:
+    clean = "".join(c if c.isprintable() else "?" for c in text)
+    return clean if len(clean) <= 64 else clean[:61] + "..."

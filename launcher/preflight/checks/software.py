@@ -1,0 +1,44 @@
+"""Versions in the engine's interpreter, asked without importing any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.preflight.finding import Finding, fail, ok, skipped, warn
+from launcher.preflight.pod import Node
+
+SHOWN = ("vllm", "sglang", "ray", "torch", "python")
+
+
+def check(node: Node) -> Iterator[Finding]:
+    """What is installed; an image whose NCCL is hidden by another one."""
+    versions = node.facts.versions
+    if "engine" in node.trouble:
+        yield fail("software", node.trouble["engine"], "the engine cannot be started", "see the message")
+        return
+    if not node.facts.versions_known:
+        yield skipped("software", "this engine tells no versions")
+        return
+    nccl = {name: version for name, version in versions.items() if name.startswith("nvidia-nccl")}
+    shown = [f"{name} {versions[name]}" for name in SHOWN if name in versions]
+    shown += [f"NCCL {version}" for version in sorted(set(nccl.values()))]
+    facts = {f"{name}.version": versions[name] for name in SHOWN if name in versions}
+    facts["nccl.version"] = next(iter(nccl.values()), "")
+    absent = f"no {node.engine}" if node.engine in SHOWN and node.engine not in versions else ""
+    yield ok("software", ", ".join(filter(None, [absent, *shown])) or "nothing that is known", facts)
+    if len(set(nccl.values())) > 1:
+        both = ", ".join(f"{name} {version}" for name, version in sorted(nccl.items()))
+        yield warn(
+            "software",
+            f"two NCCLs are installed: {both}",
+            "which one is loaded depends on the order of imports, and may differ between pods",
+            "keep the one that torch was built for (`pip show torch`), uninstall the other",
+        )
+    preload = node.environ.get("LD_PRELOAD", "")
+    if "nccl" in preload:
+        yield warn(
+            "software",
+            f"LD_PRELOAD={preload} loads another NCCL than torch's own",
+            "its version is not the one that is compared across the group",
+            "take it out, unless it is meant",
+        )

@@ -1,0 +1,348 @@
+"""What a rank runs in each stage of `launcher doctor --group`: listen, check, collective, report.
+
+Every stage ends with 0 whatever it found: a finding is posted to the leader, and only the report judges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from launcher.data import dataclass, replace
+from launcher.engines.base import Engine
+from launcher.planning import variables
+from launcher.preflight import doctor
+from launcher.preflight.checks import run
+from launcher.preflight.finding import Finding, fail, ok, skipped, warn
+from launcher.preflight.group import engine as group
+from launcher.preflight.group import exchange, report
+from launcher.preflight.pod import Node
+
+INSIDE = str(Path(__file__).with_name("collective_program.py"))
+RESULT = "COLLECTIVE "  #: as in collective_program.py
+SKEW_WARN = 1.0  #: seconds
+REPORT_SECONDS = 40.0
+NOT_HERE = ("ports", "own name", "leader")  #: checked by `listen`, or by reaching the leader
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the engine's plan says to this process."""
+
+    rank: int
+    addresses: tuple[str, ...]
+    port: int
+    args: tuple[str, ...]
+    json: bool
+    collective: bool
+    verdict: str
+    warnings: tuple[str, ...]
+    given: frozenset[str]
+    token: str
+
+    @property
+    def own(self) -> str:
+        return self.addresses[self.rank]
+
+    def ask(self, question: dict[str, Any], seconds: float = exchange.SECONDS) -> Any:
+        """Put a question to the leader. Raises ExchangeError."""
+        return exchange.ask(self.addresses[0], self.port, self.token, question, seconds)
+
+    def post(self, kind: str, body: Any) -> None:
+        self.ask({"is": "post", "kind": kind, "rank": self.rank, "body": body}, seconds=15.0)
+
+
+def told_by(environ: dict[str, str]) -> Told:
+    order = json.loads(environ[group.VARIABLE])
+    for name in ("addresses", "args", "warnings"):
+        order[name] = tuple(order[name])
+    return Told(**{**order, "given": frozenset(order["given"])}, token=environ.get(group.TOKEN, ""))
+
+
+def main(argv: list[str]) -> int:
+    if group.VARIABLE not in os.environ or argv[:1] not in (["listen"], ["check"], ["collective"], ["report"]):
+        sys.stderr.write("this is a part of `launcher doctor --group`\n")
+        return 64
+    told = told_by(dict(os.environ))
+    try:
+        {"listen": listen, "check": check, "collective": collective, "report": report_all}[argv[0]](told)
+    except exchange.ExchangeError as error:
+        where = f"rank 0 at {told.addresses[0]} port {told.port}"
+        sys.stderr.write(f"launcher doctor: rank {told.rank} cannot reach {where}: {error}\n")
+        sys.stderr.write(
+            "  fix: give rank 0 an --address that the other pods reach, and allow all ports between them\n"
+        )
+        return 1
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ listen (leader)
+
+
+def listen(told: Told) -> None:
+    """Keep what is posted, and listen on the ports that the engine will use, until told to go."""
+    node, _, _ = _learned(told)
+    wanted = {p.number: p.name for p in node.plan.ports} if node.plan else {}
+    wanted.pop(told.port, None)
+    held, busy = [], []
+    for number, name in sorted(wanted.items()):
+        try:
+            held.append(_accept_all(told.own, number))
+        except OSError as error:
+            busy.append((number, name, error.strerror or str(error)))
+    board = exchange.Board(told.token, [told.port, *(s.getsockname()[1] for s in held)])
+    findings = [
+        fail(
+            "ports",
+            f"port {number} ({name}) cannot be had: {why}",
+            "the engine cannot listen there",
+            "end what holds it (`ss -ltnp`), or choose another with --port, --master-port or --ray-port",
+        )
+        for number, name, why in busy
+    ]
+    if not busy:
+        findings.append(ok("ports", "free: " + ", ".join(map(str, board.ports))))
+    board.answer({"is": "post", "kind": "listen", "rank": 0, "body": [f.as_object() for f in findings]})
+    server = exchange.Server(told.own, told.port, board)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    server.close()
+
+
+def _accept_all(address: str, port: int) -> socket.socket:
+    """A listener that takes connections and closes them."""
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(64)
+    except OSError:
+        listener.close()
+        raise
+
+    def serve() -> None:
+        while True:
+            try:
+                listener.accept()[0].close()
+            except OSError:
+                return
+
+    threading.Thread(target=serve, name=f"port {port}", daemon=True).start()
+    return listener
+
+
+# ------------------------------------------------------------------------------------------------------ check (all)
+
+
+def check(told: Told) -> None:
+    """This pod's own checks, then its way to the leader and back."""
+    node, findings, _ = _learned(told)
+    leave_out = NOT_HERE if told.rank == 0 else NOT_HERE[1:]
+    chosen = [(name, one) for name, one in run.ALL if name not in leave_out]
+    found = [*findings, *run.run(node, chosen)]
+    found += [warn("settings", text, "", "") for text in told.warnings]
+    measured: dict[str, Any] = {}
+    if told.rank:
+        found += reach(told, node, measured)
+    name = node.identity.name if node.identity else socket.gethostname()
+    own = report.post_of(name, told.own, found, node.network.facts if node.network else {})
+    told.post("check", {**own, "variables": variables.as_objects(doctor.variables_of(node)), **measured})
+
+
+def reach(told: Told, node: Node, measured: dict[str, Any]) -> list[Finding]:
+    """Clock, path MTU, and ports: from this worker to the leader, and from the leader back."""
+    leader, found = told.addresses[0], []
+    try:
+        skew, sure = exchange.clock_skew(leader, told.port, told.token)
+        ports = [int(p) for p in told.ask({"is": "ports"})]
+    except exchange.ExchangeError as error:
+        return [_blocked(f"{leader} port {told.port}: {error}")]
+    measured["clock_ms"] = round(skew * 1000, 2)
+    found.append(judge_clock(skew, sure))
+    closed = {port: why for port in ports if (why := _connects(leader, port))}
+    if closed:
+        shown = ", ".join(f"{port}: {said}" for port, said in closed.items())
+        found.append(_blocked(f"the leader {leader} cannot be reached from here on {shown}"))
+    else:
+        found.append(ok("to leader", f"{leader} answers on {', '.join(map(str, ports))}"))
+    found.append(_back(told))
+    largest = int(node.network.facts.get("mtu", "0") or 0) if node.network else 0
+    # A loopback packet of 64 KiB proves nothing.
+    mtu = exchange.path_mtu(leader, told.port, min(largest, 9216)) if 0 < largest < 65536 else None
+    if mtu is not None:
+        measured["path_mtu"] = mtu
+    found.append(judge_mtu(mtu, largest))
+    return found
+
+
+def judge_clock(skew: float, sure: float) -> Finding:
+    what = f"{abs(skew) * 1000:.3g} ms {'behind' if skew > 0 else 'ahead of'} the leader (+- {sure * 1000:.2g} ms)"
+    if abs(skew) < SKEW_WARN:
+        return ok("clock", what)
+    return warn("clock", what, "logs cannot be put in order, and tokens with a time are refused", "run NTP on the node")
+
+
+def judge_mtu(mtu: int | None, largest: int) -> Finding:
+    """``mtu``: what arrives at the leader (0: nothing but small packets, None: not to be told); ``largest``: ours."""
+    if not largest or largest >= 65536:
+        return skipped("path mtu", "no network interface between these pods")
+    if mtu is None:
+        return skipped("path mtu", "UDP does not pass between the pods (a NetworkPolicy for TCP only?)")
+    if mtu >= largest:
+        return ok("path mtu", f"packets of {mtu} bytes arrive whole")
+    arrive = f"packets of {mtu} bytes do" if mtu else "only small ones do"
+    return fail(
+        "path mtu",
+        f"the interface sends packets of {largest} bytes, and those do not arrive: {arrive}",
+        "connections open and then hang as soon as much is sent (a large tensor, weights)",
+        f"set the MTU of the pod network to {mtu or 1280} (the CNI's setting), or mend the path",
+    )
+
+
+def _back(told: Told) -> Finding:
+    """The leader connects to a random port of ours, as engines do."""
+    try:
+        listener = _accept_all(told.own, 0)
+    except OSError as error:
+        return fail("from leader", f"no port can be opened on {told.own}: {error.strerror}", "", "")
+    with listener:
+        port = listener.getsockname()[1]
+        try:
+            trouble = str(told.ask({"is": "back", "address": told.own, "port": port}))
+        except exchange.ExchangeError as error:
+            trouble = str(error)
+    if trouble:
+        return _blocked(f"the leader cannot reach this pod on {told.own} port {port}: {trouble}", "from leader")
+    return ok("from leader", f"the leader reaches {told.own} port {port} (a random one)")
+
+
+def _blocked(what: str, check: str = "to leader") -> Finding:
+    return fail(
+        check,
+        what,
+        "engines open random ports on every pod: one that is closed is a hang at the first collective",
+        "allow all ports between the pods of the group in the NetworkPolicy (podSelector on both sides)",
+    )
+
+
+def _connects(address: str, port: int) -> str:
+    try:
+        socket.create_connection((address, port), exchange.BACK_SECONDS).close()
+    except OSError as error:
+        return "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------- collective (all)
+
+
+def collective(told: Told) -> None:
+    """The all-reduce, in the engine's interpreter, with all variables of this process's environment."""
+    node, _, engine = _learned(told)
+    python = engine.interpreter(node.settings) if engine is not None else "python3"
+    if not node.facts.versions.get("torch"):
+        why = f"{python} has no torch: nothing to run"
+        told.post("collective", {"findings": [skipped("collective", why).as_object()]})
+        return
+    gpus = node.facts.gpus or 0
+    port = _port(told)
+    backend = "nccl" if gpus else "gloo"
+    argv = [python, INSIDE, "--rank", str(told.rank), "--pods", str(len(told.addresses)), "--local", str(gpus or 1)]
+    argv += ["--master", told.addresses[0], str(port), "--backend", backend]
+    outcome = run_collective(argv, group.COLLECTIVE_SECONDS)
+    told.post("collective", outcome)
+
+
+def run_collective(argv: list[str], seconds: float) -> dict[str, Any]:
+    """Findings, and on rank 0 the table that the program printed."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False)
+        code, output, errors = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired:
+        code, output, errors = 124, "", f"no end within {seconds:g} s"
+    except OSError as error:
+        code, output, errors = 127, "", error.strerror or str(error)
+    if code:
+        lines = [line.strip() for line in (errors or output).splitlines() if line.strip()]
+        finding = fail(
+            "collective",
+            f"the all-reduce failed (exit code {code}): {lines[-1][:400] if lines else 'it said nothing'}",
+            "the engine's own collectives will fail alike",
+            "see `to leader`, `from leader` and the variables NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME and NCCL_IB_*; "
+            "NCCL_DEBUG=INFO in the environment says more",
+        )
+        return {"findings": [finding.as_object()], "tail": lines[-10:]}
+    line = next((x for x in output.splitlines() if x.startswith(RESULT)), "")
+    return {"findings": [], "result": json.loads(line[len(RESULT) :])} if line else {"findings": []}
+
+
+def _port(told: Told) -> int:
+    """One port for all ranks, which the leader chooses: a free one."""
+    if told.rank == 0:
+        with socket.socket(socket.AF_INET6 if ":" in told.own else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((told.own, 0))
+            port = int(probe.getsockname()[1])
+        told.post("collective-port", port)
+        return port
+    return int(_posted(told, "collective-port", 30.0)["0"])
+
+
+def _posted(told: Told, kind: str, seconds: float) -> dict[str, Any]:
+    """What ranks have posted of a kind; waits until there is something. Raises ExchangeError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = told.ask({"is": "all"}).get(kind)
+        if found:
+            return dict(found)
+        if time.monotonic() > deadline:
+            raise exchange.ExchangeError(f"the leader posted no {kind} within {seconds:g} s")
+        time.sleep(0.1)
+
+
+# ----------------------------------------------------------------------------------------------------- report (all)
+
+
+def report_all(told: Told) -> None:
+    """The leader judges and prints; the others learn the verdict, which is their exit code too."""
+    if told.rank == 0:
+        page = report.page(told.ask({"is": "all"}), len(told.addresses))
+        told.post("verdict", "fit" if page["ok"] else "not fit")
+        sys.stdout.write((json.dumps(page, indent=2) if told.json else report.as_text(page)) + "\n")
+        sys.stdout.flush()
+        word = "fit" if page["ok"] else "not fit"
+    else:
+        word = str(_posted(told, "verdict", REPORT_SECONDS).get("0"))
+        sys.stderr.write(f"launcher doctor: the group is {word}; rank 0 prints what was found\n")
+    Path(told.verdict).write_text(word)
+
+
+# ------------------------------------------------------------------------------------------------- what is learned
+
+
+def _learned(told: Told) -> tuple[Node, tuple[Finding, ...], Engine | None]:
+    """This pod as the user's own settings describe it, without the variables that the launcher has added."""
+    from launcher.cli import main as cli
+
+    command = cli.cli.commands["doctor"]
+    context = command.make_context("launcher doctor", list(told.args))
+    flags = {k: v for k, v in context.params.items() if k not in cli.DOCTORS_OWN}
+    settings, environ, _ = cli.read(context, flags, os.environ)
+    if settings.address is None and not environ.get("POD_IP"):
+        settings = settings.replace(address=told.own)  # as the group has found it
+    environ = {k: v for k, v in environ.items() if k in told.given and k != group.ORDER}
+    node, findings, engine = asyncio.run(doctor.learn(settings, environ, environ))
+    # The agent above us listens on its own ports: they are not taken by somebody else.
+    return replace(node, agent=True, running=False), findings, engine
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

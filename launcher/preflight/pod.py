@@ -1,0 +1,115 @@
+"""What checks look at: one pod, as roots of its file systems, its environment and what was learned of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.common.numbers import is_whole
+from launcher.data import dataclass, field
+from launcher.model import EMPTY, Identity, NodeFacts, Plan
+from launcher.node.cgroup import places
+from launcher.settings import Settings
+
+if TYPE_CHECKING:
+    from launcher.network.addresses import Interface
+    from launcher.planning.steps import Network
+
+
+@dataclass(frozen=True)
+class Node:
+    """One pod. ``raw`` is the environment as the platform made it, ``environ`` what is left of it for us.
+
+    What could not be learned is None, and ``trouble`` says why, by what was to be learned: ``identity``, ``engine``,
+    ``network``, ``plan``.
+    """
+
+    settings: Settings
+    environ: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    raw: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    identity: Identity | None = None
+    facts: NodeFacts = field(default_factory=NodeFacts)
+    plan: Plan | None = None
+    network: Network | None = None
+    among: tuple[Interface, ...] = ()
+    smi: str | None = None  #: output of ``nvidia-smi -L``; None: not there
+    smi_code: int = 0
+    running: bool = False  #: a launcher runs in this pod already: its ports are taken by it
+    agent: bool = False  #: we are the launcher's agent
+    trouble: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+    @property
+    def sys(self) -> Path:
+        return Path(self.environ.get("LAUNCHER_SYSFS") or "/sys")
+
+    @property
+    def dev(self) -> Path:
+        return Path(self.environ.get("LAUNCHER_DEV") or "/dev")
+
+    @property
+    def proc(self) -> Path:
+        return Path(self.environ.get("LAUNCHER_PROC") or "/proc")
+
+    @property
+    def size(self) -> int:
+        return self.identity.size if self.identity else self.settings.size or 1
+
+    @property
+    def engine(self) -> str:
+        return "" if self.settings.engine_file else self.settings.engine
+
+    @property
+    def uses_torch(self) -> bool:
+        """Whether the engine moves tensors between processes. Of an engine file only torch's version tells."""
+        if self.settings.engine_file:
+            return "torch" in self.facts.versions
+        return self.engine != "reference"
+
+    @property
+    def gpus(self) -> int | None:
+        return self.facts.gpus if self.settings.gpus_per_pod is None else self.settings.gpus_per_pod
+
+    @property
+    def ranks_here(self) -> int:
+        """Engine ranks (processes with a part of the model) in this pod."""
+        return max(1, -(-self.settings.world // self.size))
+
+
+def text(path: Path) -> str:
+    """A small file of /proc or /sys without its newline; empty where it is not to be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def cgroup(node: Node, v2: str, v1_controller: str, v1: str) -> int | None:
+    """A limit of our cgroup (bytes, processes); None: unlimited, or nobody tells.
+
+    v1 writes "unlimited" as a number near 2**63.
+    """
+    membership = text(node.proc / "self/cgroup")
+    for place in places(membership, str(node.sys / "fs/cgroup"), v2, v1_controller, v1):
+        said = text(Path(place))
+        if is_whole(said):
+            return int(said) if int(said) < 1 << 60 else None
+        if said == "max":
+            return None
+    return None
+
+
+def size_text(number: float) -> str:
+    """Bytes as people read them: ``64 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.3g} TiB" if number < 1000 else f"{number:.0f} TiB"
+
+
+def home(environ: Mapping[str, str]) -> str:
+    """HOME without a slash at its end, or what the password file says; / for a user that is in none."""
+    found = environ.get("HOME") or os.path.expanduser("~")
+    return found.rstrip("/") if found.startswith("/") else ""
