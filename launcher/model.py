@@ -7,11 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
-
-from launcher.data import dataclass, field
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 

@@ -1,16 +1,16 @@
 """Everything that can be said to the launcher, as one frozen value, validated once.
 
-`cli/main.py` fills it from flags, LAUNCHER_* variables and a TOML file; nothing else in the launcher reads those. Each error
-names the flag as the user gave it (or the variable, or the file entry), the value, and the fix.
+`cli/main.py` fills it from flags, LAUNCHER_* variables and a TOML file; nothing else in the launcher reads those. Each
+error names the flag as the user gave it (or the variable, or the file entry), the value, and the fix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from launcher.data import dataclass, field, fields
 from launcher.errors import ConfigError
 
 GROUP_PORT = 9470  # below Ray's worker ports (10002-19999), NodePorts and the ephemeral range

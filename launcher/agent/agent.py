@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.agent import redaction, state_file
@@ -30,7 +31,6 @@ from launcher.agent.state_file import Keeper
 from launcher.api.failure import Telling
 from launcher.api.status import Timeline, metrics_page, monotonic_of, status_object, wall_clock
 from launcher.common import tasks
-from launcher.data import replace
 from launcher.engines.base import Engine
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co

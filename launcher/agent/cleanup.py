@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.node import leftovers
 from launcher.planning.steps import Ask, has_nvidia
 

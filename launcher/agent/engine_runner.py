@@ -12,12 +12,12 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.agent import cleanup
 from launcher.agent.guard_client import GuardLine
 from launcher.agent.stages import BEGAN, OOM_BESIDE, StageRunner, how_it_ended
-from launcher.data import replace
 from launcher.engines import limits
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError

@@ -13,12 +13,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from launcher.agent.verdict import PROMPT, Failure, Verdict
 from launcher.common import tasks
-from launcher.data import dataclass, field
 from launcher.model import Cause, CauseKind, Health
 from launcher.network import probe
 from launcher.network.connections import Requests

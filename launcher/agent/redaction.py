@@ -7,10 +7,10 @@ own standard output is passed on as it is: that is the engine's log.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from launcher.common.last_lines import LINE_LENGTH
-from launcher.data import replace
 from launcher.engines import arguments
 from launcher.group.messages import Report
 from launcher.model import Cause

@@ -12,11 +12,11 @@ import re
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.common import tasks
 from launcher.common.last_lines import LastLines, Lines, probes_of, without_colours
-from launcher.data import dataclass, field
 from launcher.guard import channel as guard
 from launcher.model import TOLD_TO_STOP, Cause, CauseKind, Epoch, Gate, Plan, Process
 from launcher.network import probe

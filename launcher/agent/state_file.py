@@ -15,10 +15,10 @@ import json
 import os
 import threading
 import time
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from launcher.common import files
-from launcher.data import asdict, dataclass, replace
 from launcher.group.messages import (
     MAX_CHARGES,
     MAX_RANKS,

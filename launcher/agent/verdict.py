@@ -15,9 +15,8 @@ Times come in twice: ``now`` is the clock on the wall, for words; ``fair`` is `n
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from enum import Enum
-
-from launcher.data import dataclass, field
 
 #: Requests that made progress within this many seconds are moving: an engine that does not answer in time is slow.
 MOVING_FOR = 15.0

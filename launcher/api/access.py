@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.common.numbers import is_whole
-from launcher.data import dataclass
 from launcher.group.proof import same, status_token
 
 ACTION = "X-Launcher-Action"

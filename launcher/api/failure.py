@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from launcher.api.status import failure_block, termination_message
 from launcher.common import files
-from launcher.data import replace
 from launcher.group.ends import SAYING
 from launcher.log import Log
 from launcher.model import Cause

@@ -14,6 +14,7 @@ import http
 import json
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from websockets.datastructures import Headers
@@ -21,7 +22,6 @@ from websockets.http11 import Response
 
 from launcher.api import access
 from launcher.api.visitors import Visitors
-from launcher.data import dataclass
 
 
 class Pages:

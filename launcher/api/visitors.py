@@ -2,8 +2,9 @@
 
 What is answered is in `server.py`; this file knows sockets and bytes. Probes must get through whatever else comes: a
 connection is answered as soon as its request is complete, so a kubelet's is open for a moment, and those that dawdle or
-are idle cost little (`common/acceptor.py`) and are closed for newer ones (`common/places.py`). Pages that take long to make wait
-their turn, one in each iteration of the event loop: a thousand requests for /metrics don't keep a heartbeat waiting.
+are idle cost little (`common/acceptor.py`) and are closed for newer ones (`common/places.py`). Pages that take long to
+make wait their turn, one in each iteration of the event loop: a thousand requests for /metrics don't keep a heartbeat
+waiting.
 """
 
 from __future__ import annotations

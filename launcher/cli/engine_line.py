@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.engines.arguments import Owned, exact, flag, mask, refuse_glued
 from launcher.errors import UsageError
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launcher.cli import manifest_shell
 from launcher.common.numbers import check_document
-from launcher.data import dataclass, field, replace
 from launcher.errors import ConfigError, UsageError
 
 KINDS = ("StatefulSet", "LeaderWorkerSet", "JobSet", "Job")

@@ -8,10 +8,10 @@ gets neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.cli.manifest import Problem, Told, as_list, as_mapping, as_texts, field_at
-from launcher.data import dataclass
 from launcher.settings import Settings
 
 KUBERNETES_GRACE = 30  #: terminationGracePeriodSeconds where the pod has none

@@ -18,10 +18,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.common.numbers import is_whole
-from launcher.data import dataclass
 from launcher.errors import UNREPLACED, ConfigError, ExitCode, LauncherError, UnavailableError, UsageError
 from launcher.network.names import resolve
 

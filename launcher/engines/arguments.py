@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.errors import UsageError
 from launcher.settings import Settings
 

@@ -10,9 +10,9 @@ at all, see ``file/engine.py``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from launcher.data import dataclass, field
 from launcher.model import Fingerprint, Identity, NodeFacts, Plan, Shared
 from launcher.settings import Settings
 

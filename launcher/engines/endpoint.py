@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from urllib.parse import quote
 
-from launcher.data import dataclass
 from launcher.engines.arguments import given, last
 from launcher.errors import ConfigError
 from launcher.model import Gate, Health

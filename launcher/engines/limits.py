@@ -8,9 +8,9 @@ traceback then looks like a bug of the engine or of the launcher. Read from vLLM
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 
 from launcher.common.last_lines import without_colours
-from launcher.data import dataclass, replace
 from launcher.model import Cause, CauseKind
 
 SLOW = "this machine is overloaded or the model folder is slow"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launcher.data import dataclass
 from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.settings import Settings
 

@@ -7,9 +7,9 @@ downloaded. No engine is known here; an engine says which factors make its world
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
-from launcher.data import dataclass
 from launcher.engines.base import Checked
 from launcher.errors import ConfigError
 from launcher.model import NodeFacts

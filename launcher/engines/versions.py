@@ -15,8 +15,8 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.errors import ConfigError
 from launcher.model import NodeFacts
 from launcher.settings import Settings

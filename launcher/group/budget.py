@@ -10,9 +10,9 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import zip_longest
 
-from launcher.data import dataclass
 from launcher.model import Cause, CauseKind
 
 #: Failures of the machine room, not of the engine: they say nothing about whether the next start can work.

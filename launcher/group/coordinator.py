@@ -37,10 +37,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from launcher.data import dataclass, replace
 from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.budget import STEADY, Budget

@@ -22,9 +22,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from launcher.data import dataclass, replace
 from launcher.model import TOLD_TO_STOP, Cause, CauseKind
 
 #: Seconds after the leader heard of the first end in which another one may have begun that explains it.

@@ -6,9 +6,9 @@ Both state machines speak these; `link.py` and `agent/agent.py` turn the actions
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.data import dataclass, field
 from launcher.group.lease import Terms
 
 # ------------------------------------------------------------------------------------------------------- events

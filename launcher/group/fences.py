@@ -12,8 +12,8 @@ that epoch had begun: one that left us unnoticed may have joined it.
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from dataclasses import dataclass, field
 
-from launcher.data import dataclass, field
 from launcher.group import messages as m
 from launcher.group.lease import Terms
 from launcher.model import Epoch

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 
-from launcher.data import dataclass, replace
 from launcher.group.budget import STEADY
 from launcher.group.ends import End
 from launcher.model import Cause, CauseKind, Epoch

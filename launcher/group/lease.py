@@ -38,8 +38,8 @@ Times are monotonic seconds of one process; they are never sent. Only ages ("qui
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.group.clock import DRIFT, Offset
 
 

@@ -23,10 +23,10 @@ What makes the promises hold on this side:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from launcher.data import dataclass, replace
 from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, OwnGap, Say, Tick

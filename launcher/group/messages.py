@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Union
 
-from launcher.data import dataclass, field, fields, replace
 from launcher.model import Cause, CauseKind, Epoch
 
 PROTOCOL = 1

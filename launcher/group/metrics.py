@@ -6,9 +6,8 @@ Counts and sums only grow, as Prometheus wants them; they begin anew with the le
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from enum import Enum
-
-from launcher.data import dataclass, field
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.group import messages as m
 from launcher.group.lease import Contact
 

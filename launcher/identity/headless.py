@@ -6,7 +6,8 @@ headless Service. A pod is told none of that by itself; with ``setHostnameAsFQDN
 
 from __future__ import annotations
 
-from launcher.data import dataclass
+from dataclasses import dataclass
+
 from launcher.errors import ConfigError
 from launcher.identity.source import Pod
 

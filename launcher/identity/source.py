@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.errors import ConfigError
 from launcher.settings import Settings
 

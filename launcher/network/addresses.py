@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.errors import ConfigError
 
 NOWHERE = ("192.0.2.1", "2001:db8::1")  # RFC 5737 and 3849: documentation, so only the default route leads there

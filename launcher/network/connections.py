@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-
-from launcher.data import dataclass
+from dataclasses import dataclass
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20

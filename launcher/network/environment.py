@@ -8,9 +8,9 @@ the launcher says it, on every rank from that rank's own interfaces, and never o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from launcher.data import dataclass, field
 from launcher.model import EMPTY
 from launcher.network import nccl
 from launcher.network.addresses import Interface, holder, is_ipv6, is_loopback

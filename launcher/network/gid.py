@@ -11,8 +11,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from launcher.data import dataclass
 from launcher.network.addresses import Interface, is_ipv6, is_loopback
 from launcher.network.rdma import ROCE_V2, Gid, Port
 

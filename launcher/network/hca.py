@@ -8,10 +8,10 @@ layer are left out: NCCL would put a share of the traffic on them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
-from launcher.data import dataclass, field
 from launcher.network.addresses import Interface, holder
 from launcher.network.gid import own_gids
 from launcher.network.rdma import Allocated, Device, Fabric, Port, natural

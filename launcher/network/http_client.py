@@ -12,9 +12,8 @@ import socket
 import ssl
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
-
-from launcher.data import dataclass
 
 
 @dataclass(frozen=True)

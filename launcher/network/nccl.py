@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-
-from launcher.data import dataclass
+from dataclasses import dataclass
 
 CONF_FILE = "NCCL_CONF_FILE"
 SYSTEM_FILE = "/etc/nccl.conf"

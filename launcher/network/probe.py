@@ -18,9 +18,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from launcher.data import dataclass
 
 if TYPE_CHECKING:
     import http.client

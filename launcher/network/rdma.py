@@ -12,10 +12,9 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from launcher.data import dataclass
 
 ROCE_V2 = "RoCE v2"
 

@@ -9,8 +9,8 @@ said, and NCCL is left alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from launcher.data import dataclass, replace
 from launcher.errors import ConfigError
 from launcher.network.addresses import Interface
 from launcher.network.environment import Surroundings, Variable, quoted

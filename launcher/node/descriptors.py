@@ -7,8 +7,7 @@ guard does not, and the guard starts the engine, so the engine's processes keep 
 from __future__ import annotations
 
 import resource
-
-from launcher.data import dataclass
+from dataclasses import dataclass
 
 WANTED = 1 << 16
 RESERVE = 64  #: for the agent's own: the guard's channel, /proc, health checks, files, libraries

@@ -27,8 +27,8 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from launcher.data import dataclass, replace
 from launcher.node import tree
 from launcher.node.process_titles import Titles
 from launcher.node.tree import Key, Proc, ending

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from launcher.common.numbers import is_whole
-from launcher.data import dataclass
 
 _DEVICE_FILE = re.compile(r"nvidia[0-9]+")  # not nvidiactl, nvidia-uvm, nvidia-modeset, nvidia-caps
 _GPU = re.compile(r"GPU ([0-9]+): (.+?) \(UUID: (GPU-[0-9a-fA-F-]+)\)")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.common import files
-from launcher.data import dataclass, field, replace
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
 from launcher.model import Epoch, Identity, NodeFacts, Plan, Shared, SourceReport

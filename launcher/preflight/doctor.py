@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.data import dataclass, replace
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError, NoIdentityError
 from launcher.model import Identity, NodeFacts

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.common.numbers import is_whole
-from launcher.data import dataclass, field
 from launcher.model import EMPTY, Identity, NodeFacts, Plan
 from launcher.node.cgroup import places
 from launcher.settings import Settings

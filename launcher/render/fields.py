@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.common.numbers import is_whole
-from launcher.data import dataclass
 from launcher.errors import ConfigError
 
 

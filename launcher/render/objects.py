@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from launcher.data import dataclass
 from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.model import Identity, NodeFacts
 from launcher.render import layers

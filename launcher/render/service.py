@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.common.numbers import check_document
-from launcher.data import dataclass, field
 from launcher.errors import ConfigError
 from launcher.render import known, text
 from launcher.render.fields import Field

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from launcher.data import dataclass
 from launcher.engines import arguments
 from launcher.render import known
 from launcher.render.fields import Field

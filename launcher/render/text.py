@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.data import dataclass, field
 from launcher.errors import ConfigError
 
 Path = tuple[str, ...]

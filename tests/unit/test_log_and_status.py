@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from hypothesis import strategies as st
 import launcher
 from launcher.api.status import TERMINATION_BYTES, failure_block, termination_message, waiting_for
 from launcher.cli.status import LARGEST, run, table
-from launcher.data import replace
 from launcher.errors import UnavailableError
 from launcher.log import OWN, Log
 from launcher.model import Cause, CauseKind

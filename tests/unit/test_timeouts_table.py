@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from launcher.cli.main import Seconds
-from launcher.data import fields
 from launcher.settings import Settings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "timeouts.md").read_text()

@@ -8,9 +8,9 @@ for each rank with what is then known. A placeholder may have no value on a rank
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from launcher.common.numbers import is_whole
-from launcher.data import dataclass, field
 from launcher.engines import arguments
 from launcher.engines.base import PlanContext
 from launcher.errors import ConfigError

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.common import files
 from launcher.common.numbers import check_document
-from launcher.data import dataclass, field
 from launcher.engines.file import placeholders
 from launcher.engines.file.placeholders import PORT_NAMES, Command, Template, nearest
 from launcher.errors import ConfigError

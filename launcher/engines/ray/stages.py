@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from launcher.data import replace
 from launcher.engines.arguments import Owned, has, refuse_owned, without
 from launcher.engines.base import PlanContext
 from launcher.engines.versions import release

@@ -6,9 +6,9 @@ interpreter (``launcher plan`` on a laptop) the newest vLLM without Ray is assum
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
-from launcher.data import dataclass
 from launcher.engines import versions
 from launcher.engines.versions import Release
 from launcher.errors import ConfigError

@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from launcher.data import replace
 from launcher.preflight.checks import disk, gpus, limits, memory, model, names, network, ports, process, software
 from launcher.preflight.finding import Finding, Level, fail, skipped
 from launcher.preflight.pod import Node

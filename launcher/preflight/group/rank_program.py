@@ -14,10 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.data import dataclass, replace
 from launcher.engines.base import Engine
 from launcher.planning import variables
 from launcher.preflight import doctor
