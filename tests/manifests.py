@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from launcher.cli import main
 from launcher.cli import plan as show
+from launcher.cli import sources
 from launcher.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,8 +192,7 @@ def _secret() -> Path:
 
 
 def settings_of(args: Sequence[str], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
-    context = main.cli.commands["run"].make_context("run", list(args))
-    return main.read(context, context.params, environ)
+    return sources.parse(args, environ)
 
 
 def groups(objects: Sequence[Object]) -> Iterator[Pods]:

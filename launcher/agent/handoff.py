@@ -14,6 +14,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,19 +36,20 @@ def attempt() -> None:
     """
     execute.fill_standard_descriptors()
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    from launcher.cli import main
-
     with contextlib.suppress(Exception):  # the long way meets it again, and says it
-        main.run_with(_become)
+        _become(sys.argv[1:])
 
 
-def _become(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]) -> int:
+def _become(args: Sequence[str]) -> None:
+    """Replace this process by the engine that ``args`` ask for, or return."""
+    from launcher.cli import sources
     from launcher.log import Log
     from launcher.planning import steps
 
+    settings, environ, warnings = sources.parse(args[args[:1] == ["run"] :], os.environ)
     found = _plan(settings, environ)
     if found is None or _asked():
-        return 0
+        return
     identity, plan, notes = found
     (process,) = plan.stages[0].processes
     log = Log(_say, identity.rank, settings.log_format, settings.log_level)

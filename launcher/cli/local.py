@@ -13,7 +13,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from launcher.errors import ConfigError
@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1  #: prctl(2)
 COLOURS = (36, 33, 35, 32, 34, 31)
 
 
-def run(size: int, args: list[str], settings: Settings) -> int:
+def run(size: int, args: Sequence[str], settings: Settings) -> int:
     """Start ``size`` ranks with the command line ``args`` (without the word local) and wait for all."""
     if size > 250:
         raise ConfigError(f"--size {size} is more than this machine's loopback ranks", "give 250 or less")
@@ -41,7 +41,7 @@ def run(size: int, args: list[str], settings: Settings) -> int:
     return next((c for c in codes if c), 0)
 
 
-def _start(rank: int, size: int, args: list[str], wrap: list[str], first: int) -> subprocess.Popen[bytes]:
+def _start(rank: int, size: int, args: Sequence[str], wrap: list[str], first: int) -> subprocess.Popen[bytes]:
     environ = dict(os.environ)
     for name in ("LAUNCHER_PEERS", "LAUNCHER_LEADER"):
         environ.pop(name, None)

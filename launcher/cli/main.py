@@ -1,304 +1,33 @@
-"""The command line: click commands that turn flags, LAUNCHER_* variables and a file into Settings. Nothing else.
+"""The commands. Each reads its options and calls the module that does the work.
 
-A flag goes before a variable, a variable before the file, the file before the default. Everything after ``--`` belongs
-to the engine. Errors name the flag (or the variable, or the file's entry), the value and the fix, and exit with 64 for
-what can't be read and 78 for what can't work.
+Everything after ``--`` belongs to the engine. An error exits with 64 for what cannot be read and with 78 for what
+cannot work.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher import __version__
-from launcher.common import files
-from launcher.common.numbers import check_document
+from launcher.cli import sources
+from launcher.cli.options import DOCTOR, SettingsCommand
 from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
 from launcher.settings import Settings
 
 if TYPE_CHECKING:
     from launcher.cli.manifest import Told
 
-PREFIX = "LAUNCHER"
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Start = Callable[[Settings, Mapping[str, str], Sequence[str]], int]  #: a run, once its options are read: its exit code
-
-# Variables of this prefix that are no options.
-OWN_VARIABLES = {
-    *("LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH"),
-    *("LAUNCHER_DOCTOR", "LAUNCHER_DOCTOR_TOKEN", "LAUNCHER_DOCTOR_ORDER", "LAUNCHER_STATUS_TOKEN"),
-    *("LAUNCHER_SYSFS", "LAUNCHER_DEV", "LAUNCHER_PROC", "LAUNCHER_NETWORK_STATUS", "LAUNCHER_IMAGE_ENV"),
-}
-
-MOST_SECONDS = 1e9  #: of a duration
-DOCTORS_OWN = ("group", "collective", "as_json")  #: options of doctor that are no settings
-DOCTORS_FLAGS = {"--group", "--collective", "--json"}
-
-
-class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.2
-    """A duration: ``90``, ``90s``, ``1.5m``, ``2h``; ``500ms``."""
-
-    name = "duration"
-    _units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # noqa: RUF012
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, (int, float)):
-            if not 0 <= value <= MOST_SECONDS:
-                self.fail(f"{_short(value)} is not a number of seconds from 0 to {MOST_SECONDS:g}", param, ctx)
-            return float(value)
-        text = str(value).strip().lower()
-        unit = next((u for u in ("ms", "s", "m", "h", "d") if text.endswith(u)), "")
-        try:
-            number = float(text[: len(text) - len(unit)] if unit else text)
-        except ValueError:
-            number = float("nan")
-        number *= self._units.get(unit, 1.0)
-        if not 0 <= number < float("inf"):
-            self.fail(f"{_short(value)} is not a duration: write 90, 90s, 1.5m or 2h", param, ctx)
-        if number > MOST_SECONDS:
-            self.fail(f"{_short(value)} is too long: {MOST_SECONDS:g} seconds are 31 years", param, ctx)
-        return number
-
-
-def _short(value: object) -> str:
-    """A value in an error: 5,000 digits help nobody."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not print so many digits
-        return "a number that is too long"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Several values in one, separated by commas."""
-
-    name = "list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, (tuple, list)):
-            return tuple(str(v) for v in value)
-        return tuple(part.strip() for part in str(value).split(",") if part.strip())
-
-
-class Shell(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Arguments as a shell would read them, in one string."""
-
-    name = "arguments"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, (tuple, list)):
-            return tuple(str(v) for v in value)
-        try:
-            return tuple(shlex.split(str(value)))
-        except ValueError as error:
-            self.fail(f"{value!r} cannot be read: {error}", param, ctx)
-
-
-def _option(*names: str, **more: Any) -> Decorator:
-    more.setdefault("default", None)
-    return click.option(*names, **more)
-
-
-ENGINE = (
-    _option(
-        "--engine", metavar="NAME", help="vllm (default), sglang, reference, or one that `launcher engines` lists."
-    ),
-    _option("--engine-file", metavar="FILE", help="A declarative engine: commands for leader and worker, in TOML."),
-    _option("--backend", metavar="auto|ray|mp", help="vLLM across pods: Ray, or its own multiprocessing. [auto]"),
-    _option("--model", metavar="PATH|NAME", help="The model, as the engine takes it."),
-    _option("--served-model-name", type=Words(), help="Name of the model in the API; several by commas."),
-    _option("--tp", type=int, metavar="N", help="Tensor parallel size."),
-    _option("--pp", type=int, metavar="N", help="Pipeline parallel size."),
-    _option("--dp", type=int, metavar="N", help="Data parallel size."),
-    _option("--ep", is_flag=True, help="Expert parallel."),
-    _option("--port", type=int, metavar="PORT", help="The engine's API port. [the engine's own default]"),
-    _option("--python", metavar="PATH", help="The Python that the engine is installed in. [python3]"),
-    _option("--engine-version", metavar="V", help="Say the engine's version, where it is not installed (plan)."),
-    _option("--gpus-per-pod", type=int, metavar="N", help="GPUs of each pod. [detected]"),
-    _option("--handoff", is_flag=True, help="Execute the engine in the launcher's place: no supervision afterwards."),
-    _option("--revision", metavar="TEXT", help="The pod template's revision (controller-revision-hash)."),
-    _option("--require-same-revision", is_flag=True, help="Wait until all pods have one --revision."),
-)
-IDENTITY = (
-    _option("--size", type=int, metavar="N", help="Pods in the group."),
-    _option("--rank", type=int, metavar="N", help="This pod's rank; 0 is the leader. [found out]"),
-    _option("--leader", metavar="HOST", help="Name or IP of rank 0. [found out]"),
-    _option("--peers", type=Words(), metavar="HOST,...", help="Names or IPs of all ranks, in order."),
-    _option("--group-id", metavar="TEXT", help="Name of the group. [namespace/leader]"),
-    _option("--ordinal-start", type=int, metavar="N", help="The StatefulSet's .spec.ordinals.start. [0]"),
-    _option("--service", metavar="NAME", help="The headless Service that names the pods."),
-    _option("--namespace", metavar="NAME", help="Namespace of the pods. [POD_NAMESPACE]"),
-    _option(
-        "--cluster-domain",
-        metavar="DOMAIN",
-        help="DNS domain of the cluster. [of /etc/resolv.conf, else cluster.local]",
-    ),
-    _option("--address", metavar="IP", help="This pod's own IP. [POD_IP, or by the route to the leader]"),
-)
-NETWORK = (
-    _option("--interface", metavar="NAME", help="Interface for collectives. [the one that routes to the leader]"),
-    _option("--rdma", metavar="auto|off|require", help="RDMA for collectives. [auto: what is there]"),
-    _option("--preflight", metavar="on|off", help="Look at each start for what often breaks one; at most 2 s. [on]"),
-    _option("--group-port", type=int, metavar="PORT", help="Port of the group's link, on the leader. [9470]"),
-    _option("--agent-port", type=int, metavar="PORT", help="Port of /livez /readyz /metrics /status. [9471]"),
-    _option("--master-port", type=int, metavar="PORT", help="torch.distributed's port. [the engine's own default]"),
-    _option("--ray-port", type=int, metavar="PORT", help="Port of Ray's GCS. [6379]"),
-    _option("--ray-args", type=Shell(), metavar="'ARGS'", help="More options for `ray start`, quoted."),
-)
-GROUP = (
-    _option(
-        "--join-timeout",
-        type=Seconds(),
-        help="Limit for a first gathering or a lost leader; 0: none. [StatefulSet, LWS: none; else 30m]",
-    ),
-    _option("--ray-timeout", type=Seconds(), help="Limit for each Ray stage. [300s]"),
-    _option("--lease", type=Seconds(), help="Silence after which a member's engine is dead. [10s]"),
-    _option("--max-restarts", type=int, metavar="N", help="Restarts in place within the window; 0: none. [10]"),
-    _option("--restart-window", type=Seconds(), help="[1h]"),
-    _option("--restart-backoff", type=Seconds(), help="Longest wait before a restart; from 0.5 s it doubles. [60s]"),
-    _option("--stop-grace", type=Seconds(), help="From TERM to KILL when a failure stops the engine. [3s]"),
-    _option("--grace", type=Seconds(), help="The pod's terminationGracePeriodSeconds. [30s]"),
-    _option("--drain-settle", type=Seconds(), help="Serve on at least this long after SIGTERM. [5s]"),
-    _option("--token-file", metavar="FILE", help="A secret that all pods share; members must prove it."),
-    _option("--state-dir", metavar="DIR", help="An emptyDir for what a restarted container should remember."),
-)
-HEALTH = (
-    _option("--startup-timeout", type=Seconds(), help="Limit for the whole start. [none]"),
-    _option("--startup-stall-timeout", type=Seconds(), help="Start-up without any sign of life. [30m]"),
-    _option("--health-interval", type=Seconds(), help="Between health checks. [1s]"),
-    _option(
-        "--health-failures",
-        type=int,
-        metavar="N",
-        help="Errors or refused connections in a row that end the epoch while no request is in flight. [3]",
-    ),
-    _option(
-        "--unresponsive-timeout",
-        type=Seconds(),
-        help="Health checks fail and no request makes progress; 0: never. [120s]",
-    ),
-    _option("--unready-when-slow", is_flag=True, help="/readyz fails while requests move but health checks time out."),
-    _option("--hang-timeout", type=Seconds(), help="Requests run and no token moves; 0: never. [300s]"),
-    _option("--canary-interval", type=Seconds(), help="Ask an idle engine for one token; 0: never. [0]"),
-    _option("--worker-ready", metavar="group|never", help="When a worker's /readyz is 200. [group]"),
-)
-OUTPUT = (
-    _option("--log-format", metavar="text|json", help="[text]"),
-    _option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [info]"),
-    _option("--termination-log", metavar="FILE", help="[/dev/termination-log]"),
-    _option(
-        "--last-lines", metavar="on|off", help="An engine's last lines in the log and the termination message. [on]"
-    ),
-    _option(
-        "--status-details",
-        metavar="none|loopback|all",
-        help="Who reads the details of /status without a token. [loopback]",
-    ),
-)
-SECTIONS = (
-    ("Engine", ENGINE),
-    ("Who this pod is", IDENTITY),
-    ("Network", NETWORK),
-    ("Group", GROUP),
-    ("Health", HEALTH),
-    ("Output", OUTPUT),
-)
-ALL = tuple(option for _, options in SECTIONS for option in options)
-CONFIG = click.option("--config", metavar="FILE", help="Settings from a TOML file: the long option names as keys.")
-
-
-def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Every option that makes Settings, and what goes to the engine."""
-    command.__click_params__ = [*getattr(command, "__click_params__", []), *_settings_parameters()]  # type: ignore[attr-defined]
-    return command
-
-
-@functools.cache
-def _settings_parameters() -> tuple[click.Parameter, ...]:
-    """Made once, in click's order (the last first), and shared by all commands: they hold no state."""
-
-    def probe() -> None: ...
-
-    click.argument("engine_args", nargs=-1, type=click.UNPROCESSED)(probe)
-    for option in reversed((*ALL, CONFIG)):
-        option(probe)
-    return tuple(probe.__click_params__)  # type: ignore[attr-defined]
-
-
-class Command(click.Command):
-    """Help in sections; and everything after ``--`` is kept apart, so that a stray word before it is an error."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own, engine = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
-        ctx.meta["engine_args"] = tuple(engine)
-        if not {"-h", "--help"} & set(own):
-            self._refuse_the_engines(ctx, own, engine)
-        return super().parse_args(ctx, own)
-
-    def _refuse_the_engines(self, ctx: click.Context, own: list[str], engine: list[str]) -> None:
-        """Words of the engine's own command line, before click calls them unknown."""
-        takes_value = {
-            name: isinstance(p, click.Option) and not p.is_flag
-            for p in self.get_params(ctx)
-            for name in (*p.opts, *p.secondary_opts)
-            if name.startswith("-")
-        }
-        options = all(w.partition("=")[0] in takes_value for w in own if w.startswith("-"))
-        values = all(i and takes_value.get(own[i - 1]) for i, w in enumerate(own) if not w.startswith("-"))
-        if options and values:
-            return  # the usual case, without an import
-        from launcher.cli import engine_line
-
-        engine_line.check(own, engine, takes_value, ctx.command_path)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        records = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
-        shown: set[str | None] = set()
-        for title, options in SECTIONS:
-            names = [_name_of(option) for option in options]
-            rows = [r for r in (records.get(n) for n in names) if r]
-            shown.update(names)
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
-        rest = [r for n, r in records.items() if n not in shown and r]
-        if rest:
-            with formatter.section("Options"):
-                formatter.write_dl(rest)
-
-
-@functools.cache
-def option_names(options: tuple[Decorator, ...]) -> frozenset[str]:
-    """How these options are written: ``--engine``, ``--tp``."""
-
-    def probe() -> None: ...
-
-    for option in options:
-        option(probe)
-    return frozenset(name for p in probe.__click_params__ for name in p.opts)  # type: ignore[attr-defined]
-
-
-def _name_of(option: Decorator) -> str:
-    """The parameter that an option decorator makes."""
-
-    def probe() -> None: ...
-
-    option(probe)
-    return str(probe.__click_params__[-1].name)  # type: ignore[attr-defined]
-
-
 ENGINES_OWN = ("serve", "vllm", "sglang")  #: how a command line of an engine's own begins
 
 
-class Group(click.Group):
+class Commands(click.Group):
     """`launcher --engine vllm` is `launcher run --engine vllm`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -322,7 +51,7 @@ class Group(click.Group):
 
 
 @click.group(
-    cls=Group,
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Every option has a variable (--join-timeout: LAUNCHER_JOIN_TIMEOUT). `launcher run --help` lists them all.",
 )
@@ -340,21 +69,19 @@ def cli() -> None:
     """
 
 
-@cli.command(cls=Command)
-@settings_options
+@cli.command(cls=SettingsCommand)
 @click.pass_context
 def run(ctx: click.Context, /, **flags: Any) -> int:
     """Find the role, form the group, start the engine, keep the group's fate one. The default command."""
     from launcher.planning import steps
 
-    settings, environ, warnings = read(ctx, flags, os.environ)
+    settings, environ, warnings = sources.read(flags, ctx.meta["engine_args"], os.environ)
     steps.identity_of(settings, environ)
     start: Start = ctx.obj
     return start(settings, environ, warnings)
 
 
-@cli.command(cls=Command)
-@settings_options
+@cli.command(cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs.")
 @click.option("--only", type=int, metavar="RANK", help="Print this rank only.")
 @click.option("-f", "--filename", metavar="FILE", help="Plan the pods of a manifest; -: standard input.")
@@ -371,7 +98,7 @@ def plan(ctx: click.Context, /, as_json: bool, only: int | None, filename: str |
     from launcher.cli import plan as show
 
     if filename is None:
-        settings, environ, warnings = read(ctx, flags, os.environ)
+        settings, environ, warnings = sources.read(flags, ctx.meta["engine_args"], os.environ)
         page = show.plan(settings, environ, warnings)
         click.echo(show.as_json(page) if as_json else show.as_text(page, only))
         return
@@ -386,31 +113,26 @@ def plan(ctx: click.Context, /, as_json: bool, only: int | None, filename: str |
         ctx.exit(int(ExitCode.CONFIG))
 
 
-@cli.command(cls=Command)
-@settings_options
-@click.option("--group", "group", is_flag=True, help="Over all pods: run this in each of them in place of the engine.")
-@click.option("--collective", is_flag=True, help="As --group, and a real all-reduce with the engine's torch.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object for programs.")
+@cli.command(cls=SettingsCommand, params=[*DOCTOR])
 @click.pass_context
 def doctor(ctx: click.Context, /, group: bool, collective: bool, as_json: bool, **flags: Any) -> int:
     """Is this pod fit? Takes the options of run. Exit code 0: yes, 1: something failed.
 
     Without options, in a pod whose PID 1 is a launcher, that one's options are taken.
     """
-    args = sys.argv[2:]
-    if not set(args) - DOCTORS_FLAGS:
+    args, taken = list(ctx.meta["args"]), None
+    if not set(args) - {option.opts[0] for option in DOCTOR}:
         from launcher.preflight.checks.process import options_of_pid_1
 
         taken = options_of_pid_1(os.environ.get("LAUNCHER_PROC") or "/proc")
-        if taken:
-            args = taken
-            ctx = ctx.command.make_context(ctx.info_name, list(args), parent=ctx.parent)
-            flags = {k: v for k, v in ctx.params.items() if k not in DOCTORS_OWN}
-    settings, environ, warnings = read(ctx, flags, os.environ)
+    if taken:
+        settings, environ, warnings = sources.parse(taken, os.environ, more=DOCTOR)
+    else:
+        settings, environ, warnings = sources.read(flags, ctx.meta["engine_args"], os.environ)
     if group or collective:
         from launcher.preflight.group import engine as pods
 
-        return pods.run(ctx.obj, settings, environ, warnings, args, as_json, collective)
+        return pods.run(ctx.obj, settings, environ, warnings, taken or args, as_json, collective)
     from launcher.preflight import doctor as pod
 
     return pod.run(settings, environ, warnings, os.environ, as_json)
@@ -428,17 +150,16 @@ def engines() -> None:
     click.echo("\nAny other engine: --engine-file FILE (see docs/engine-file.md)")
 
 
-@cli.command(cls=Command)
-@settings_options
+@cli.command(cls=SettingsCommand)
 @click.pass_context
 def local(ctx: click.Context, /, **flags: Any) -> None:
     """A whole group on this machine: rank r on 127.0.0.(1+r), the same ports on each. Ctrl-C stops all."""
     from launcher.cli import local as group
 
-    settings, _, _ = read(ctx, flags, os.environ)
+    settings, _, _ = sources.read(flags, ctx.meta["engine_args"], os.environ)
     if settings.size is None:
         raise UsageError("launcher local needs --size", "say how many ranks: --size 2")
-    sys.exit(group.run(settings.size, sys.argv[2:], settings))
+    sys.exit(group.run(settings.size, ctx.meta["args"], settings))
 
 
 @cli.command()
@@ -539,14 +260,13 @@ def _of_manifest(
     ctx: click.Context, flags: Mapping[str, Any], told: Told
 ) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
     """Settings of a manifest's pod; what was given on this command line wins."""
-    try:
-        pod = run.make_context("run", list(told.args))
-    except click.UsageError as error:
-        raise ConfigError(f"{told.title}: {error.format_message()}", "correct the container's args") from None
     given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
-    if ctx.meta.get("engine_args"):
-        pod.meta["engine_args"] = ctx.meta["engine_args"]
-    settings, environ, warnings = read(pod, {**pod.params, **given}, told.environ)
+    try:
+        settings, environ, warnings = sources.parse(
+            told.args, told.environ, flags=given, engine_args=ctx.meta["engine_args"]
+        )
+    except UsageError as error:
+        raise ConfigError(f"{told.title}: {error.message}", error.fix) from None
     if settings.token_file and "token_file" not in given:
         settings, warnings = settings.replace(token_file=None), (*warnings, "--token-file: the Secret is not read here")
     return settings, environ, (*told.warnings, *warnings)
@@ -582,119 +302,6 @@ def _page(ctx: click.Context, flags: Mapping[str, Any], told: Told) -> dict[str,
     }
 
 
-def read(
-    ctx: click.Context, flags: Mapping[str, Any], environ: Mapping[str, str]
-) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
-    """Settings, the environment without what service links put there, and warnings.
-
-    Raises:
-        UsageError: something that cannot be read.
-        ConfigError: something that cannot work.
-    """
-    from launcher.identity.service_links import strip
-    from launcher.planning.rank_variables import is_for_one_role
-
-    stray = flags.get("engine_args", ())
-    if stray:
-        raise UsageError(f"{stray[0]!r} is no option", "what is meant for the engine goes after --")
-    flags = {k: v for k, v in flags.items() if k != "engine_args"}
-    config = flags.pop("config", None)
-    clean, warnings = strip(environ)
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    config = config or clean.get(f"{PREFIX}_CONFIG")
-    entries = _file(config) if config else {}
-    params = {p.name: p for p in ctx.command.params if p.name is not None}
-    for name in flags:
-        param = params[name]
-        variable = f"{PREFIX}_{name.upper()}"
-        given = flags[name]
-        if given is not None and given is not False and given != ():
-            values[name], origins[name] = given, param.opts[0]
-        elif clean.get(variable, "") != "":
-            values[name], origins[name] = _convert(param, clean[variable], variable, ctx), variable
-        elif name in entries:
-            origin = f"{config}: {name.replace('_', '-')}"
-            values[name], origins[name] = _convert(param, entries[name], origin, ctx), origin
-    args = tuple(ctx.meta.get("engine_args", ()))
-    if args:
-        values["engine_args"], origins["engine_args"] = args, "--"
-    elif clean.get(f"{PREFIX}_ENGINE_ARGS"):
-        variable = f"{PREFIX}_ENGINE_ARGS"
-        values["engine_args"] = _shell_words(clean[variable], variable)
-        origins["engine_args"] = variable
-    elif "engine_args" in entries:
-        values["engine_args"], origins["engine_args"] = (
-            tuple(map(str, entries["engine_args"])),
-            f"{config}: engine-args",
-        )
-    unknown = sorted(
-        k
-        for k in clean
-        if k.startswith(f"{PREFIX}_")
-        and k not in OWN_VARIABLES
-        and not is_for_one_role(k)
-        and k[len(PREFIX) + 1 :].lower() not in {*params, "engine_args", "config", "status_url"}
-    )
-    more = tuple(f"{k} is set and is no option of the launcher: ignored" for k in unknown)
-    return Settings(**values, origins=MappingProxyType(origins)), clean, (*warnings, *more)
-
-
-def _convert(param: click.Parameter, value: Any, origin: str, ctx: click.Context) -> Any:
-    if isinstance(param, click.Option) and param.is_flag:
-        if isinstance(value, bool):
-            return value
-        word = str(value).strip().lower()
-        if word in ("1", "true", "yes", "on"):
-            return True
-        if word in ("0", "false", "no", "off"):
-            return False
-        raise UsageError(f"{origin}={value} is neither true nor false", "write true or false")
-    if isinstance(value, bool):
-        raise UsageError(
-            f"{origin}={str(value).lower()}: this takes a value", f"see {param.opts[0]} in `launcher run --help`"
-        )
-    try:
-        return param.type.convert(value, param, ctx)
-    except click.UsageError as error:
-        raise UsageError(f"{origin}={value}: {error.message}", f"correct it, or give {param.opts[0]}") from None
-    except (ValueError, TypeError, OverflowError):
-        raise UsageError(f"{origin}={_short(value)} cannot be read", f"correct it, or give {param.opts[0]}") from None
-
-
-def _shell_words(text: str, origin: str) -> tuple[str, ...]:
-    try:
-        return tuple(shlex.split(text))
-    except ValueError as error:
-        raise UsageError(f"{origin}={text!r} cannot be read: {error}", "quote it as for a shell") from None
-
-
-def _file(path: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        entries = tomllib.loads(files.read_text(path))
-        check_document(entries)
-    except OSError as error:
-        raise UsageError(f"--config {path} cannot be read: {error.strerror}", "give a readable TOML file") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--config {path} is not TOML: {error}", "write `key = value` lines") from None
-    known = {_name_of(option) for option in ALL} | {"engine_args"}
-    found = {}
-    for key, value in entries.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see `launcher run --help`"
-            raise UsageError(f"--config {path}: there is no setting {key}", hint)
-        found[name] = value
-    return found
-
-
 # ------------------------------------------------------------------------------------------------- endings
 
 
@@ -713,12 +320,7 @@ def run_agent(fd: int) -> int:
         gc.enable()
         return agent.main(fd, settings, environ, warnings)
 
-    return _ended(lambda: run_with(start))
-
-
-def run_with(start: Start) -> Any:
-    """`run`: read the options and call ``start``. Errors are exceptions."""
-    return cli.main(prog_name="launcher", standalone_mode=False, obj=start)
+    return _ended(lambda: cli.main(prog_name="launcher", standalone_mode=False, obj=start))
 
 
 def _ended(command: Callable[[], Any]) -> int:
@@ -746,6 +348,3 @@ def _ended(command: Callable[[], Any]) -> int:
 
 def _say(message: str, fix: str) -> None:
     click.echo(f"launcher: {message}" + (f"\n  fix: {fix}" if fix else ""), err=True)
-
-
-__all__ = ["ConfigError", "cli", "main", "read", "run_agent"]

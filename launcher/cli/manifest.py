@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launcher.cli import manifest_shell
+from launcher.cli.options import ALL
 from launcher.common.numbers import check_document
 from launcher.errors import ConfigError, UsageError
 
@@ -301,9 +302,7 @@ def _looks_ours(container: Mapping[str, Any]) -> bool:
     args = [str(a) for a in as_list(container.get("args"))]
     if any(str(as_mapping(e).get("name", "")).startswith("LAUNCHER_") for e in as_list(container.get("env"))):
         return True
-    from launcher.cli.main import ALL, option_names
-
-    known = option_names(ALL)
+    known = {name for option in ALL for name in option.opts}
     own = args[: args.index("--")] if "--" in args else args
     options = [a.partition("=")[0] for a in own if a.startswith("--")]
     if any(o in ("--engine", "--engine-file", "--size", "--service", "--tp", "--pp") for o in options):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.cli import sources
 from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.model import Identity, NodeFacts
 from launcher.render import layers
@@ -136,22 +137,15 @@ def _pod(service: Service, options: Options) -> dict[str, Any]:
 
 def _settings(service: Service) -> Settings:
     """The arguments as the launcher itself reads them, held against the rest of the resource."""
-    import click
-
-    from launcher.cli import main
-
     place = Field(f"{service.path}.args", None)
     environ = {e["name"]: e["value"] for e in service.env if "value" in e and e["name"].startswith("LAUNCHER_")}
     environ.setdefault("LAUNCHER_SIZE", str(service.size))
     environ.setdefault("LAUNCHER_PORT", str(_api_port(service)))
     environ.setdefault("LAUNCHER_GRACE", str(service.pod.get("terminationGracePeriodSeconds", 120)))
     try:
-        context = main.cli.commands["run"].make_context("run", list(service.args))
-        settings, _, warnings = main.read(context, context.params, environ)
+        settings, _, warnings = sources.parse(service.args, environ)
         _check_said(service, settings, place)
         _check_engine(service, settings)
-    except click.UsageError as error:
-        raise place.error(error.format_message(), "write the launcher's arguments: see `launcher run --help`") from None
     except LauncherError as error:
         if error.message.startswith(service.path):
             raise

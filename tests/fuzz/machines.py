@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 from launcher.agent.state_file import Memory
-from launcher.cli import main
+from launcher.cli import sources
 from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
@@ -217,8 +217,7 @@ def check_hello(before: Memory) -> None:
 
 
 def read_settings(environ: dict[str, str]) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
-    context = main.run.make_context("run", [])
-    return main.read(context, context.params, environ)
+    return sources.parse([], environ)
 
 
 def check_settings(settings: Settings) -> None:

@@ -7,24 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 
 from launcher import __main__ as door
 from launcher import __version__
-from launcher.cli import main
+from launcher.cli import main, options, sources
 from launcher.errors import ConfigError, UsageError
 from launcher.settings import Settings
 
 
 def settings(args: list[str], env: dict[str, str] | None = None) -> tuple[Settings, tuple[str, ...]]:
-    """Settings as ``launcher plan`` would read them."""
-    command = main.cli.commands["plan"]
-    ctx = command.make_context("plan", list(args))
-    found, _, warnings = main.read(
-        ctx, {k: v for k, v in ctx.params.items() if k not in ("as_json", "only")}, env or {}
-    )
+    """Settings as ``launcher run`` would read them."""
+    found, _, warnings = sources.parse(args, env or {})
     return found, warnings
 
 
@@ -42,11 +37,8 @@ def test_a_flag_goes_before_a_variable_before_a_file_before_the_default(tmp_path
 
 def test_every_option_has_a_variable() -> None:
     samples = {"INTEGER": "3", "duration": "3s"}
-    for option in main.ALL:
-        name = main._name_of(option)
-        command = main.cli.commands["plan"]
-        parameter = next(p for p in command.params if p.name == name)
-        assert isinstance(parameter, click.Option)
+    for parameter in options.ALL:
+        name = str(parameter.name)
         value = (
             "true"
             if parameter.is_flag
@@ -139,7 +131,7 @@ def test_only_a_run_starts_the_guard(args: list[str], run: bool) -> None:
 
 def test_help_names_every_section_and_completion_prints_a_script() -> None:
     text = CliRunner().invoke(main.cli, ["run", "--help"]).output
-    for title, _ in main.SECTIONS:
+    for title, _ in options.SECTIONS:
         assert f"{title}:" in text
     for shell in ("bash", "zsh", "fish"):
         assert "_LAUNCHER_COMPLETE" in CliRunner().invoke(main.cli, ["completion", shell]).output

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.main import Seconds
+from launcher.cli.options import Seconds
 from launcher.settings import Settings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "timeouts.md").read_text()

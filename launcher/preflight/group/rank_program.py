@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.cli import sources
+from launcher.cli.options import DOCTOR
 from launcher.engines.base import Engine
 from launcher.planning import variables
 from launcher.preflight import doctor
@@ -330,12 +332,7 @@ def report_all(told: Told) -> None:
 
 def _learned(told: Told) -> tuple[Node, tuple[Finding, ...], Engine | None]:
     """This pod as the user's own settings describe it, without the variables that the launcher has added."""
-    from launcher.cli import main as cli
-
-    command = cli.cli.commands["doctor"]
-    context = command.make_context("launcher doctor", list(told.args))
-    flags = {k: v for k, v in context.params.items() if k not in cli.DOCTORS_OWN}
-    settings, environ, _ = cli.read(context, flags, os.environ)
+    settings, environ, _ = sources.parse(told.args, os.environ, more=DOCTOR)
     if settings.address is None and not environ.get("POD_IP"):
         settings = settings.replace(address=told.own)  # as the group has found it
     environ = {k: v for k, v in environ.items() if k in told.given and k != group.ORDER}
