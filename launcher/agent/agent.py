@@ -26,11 +26,12 @@ from launcher.agent import redaction, state_file
 from launcher.agent.engine_runner import PodEngine
 from launcher.agent.guard_client import GuardLine
 from launcher.agent.preflight_watch import Lookout
-from launcher.agent.stages import signal_name
 from launcher.agent.state_file import Keeper
 from launcher.api.failure import Telling
 from launcher.api.status import Timeline, metrics_page, monotonic_of, status_object, wall_clock
 from launcher.common import tasks
+from launcher.common.addresses import is_loopback
+from launcher.common.text import signal_name
 from launcher.engines.base import Engine
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
@@ -319,7 +320,7 @@ class Agent:
             self._leader_link.listen(bind(host, self.settings.group_port))
         except OSError as error:
             raise steps.port_error("group_port", self.settings, error) from None
-        if self._secrets is None and not (host or "").startswith("127."):
+        if self._secrets is None and not is_loopback(host or ""):
             self.log(
                 "the group port is open to whoever reaches it: give --token-file, or a NetworkPolicy",
                 level="warning",
@@ -458,7 +459,7 @@ class Agent:
 
         Debian's /etc/hosts, for one, gives a machine's own name as 127.0.1.1.
         """
-        from launcher.network.addresses import holder, interfaces, is_loopback
+        from launcher.network.addresses import holder, interfaces
 
         own = self.member.address
         if not address or not own or address == own or is_loopback(address) or is_loopback(own):

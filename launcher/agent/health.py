@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from launcher.agent.verdict import PROMPT, Failure, Verdict
 from launcher.common import tasks
+from launcher.common.addresses import host_port
 from launcher.model import Cause, CauseKind, Health
 from launcher.network import probe
 from launcher.network.connections import Requests
@@ -323,8 +324,7 @@ class HealthWatch:
             if not why:
                 self._shut_out = ""
             elif not why.startswith(probe.NO_ANSWER):  # that may be a full backlog
-                at = f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
-                self._shut_out = f"the API does not answer on {at}, this pod's own address: {why}"
+                self._shut_out = f"the API does not answer on {host_port(own, port)}, this pod's own address: {why}"
                 if self._verdict.spell is None:
                     self.ok, self.words = False, self._shut_out
             await asyncio.sleep(OUTSIDE_EVERY)

@@ -17,6 +17,7 @@ from typing import Any
 
 from launcher.common import tasks
 from launcher.common.last_lines import LastLines, Lines, probes_of, without_colours
+from launcher.common.text import signal_name
 from launcher.guard import channel as guard
 from launcher.model import TOLD_TO_STOP, Cause, CauseKind, Epoch, Gate, Plan, Process
 from launcher.network import probe
@@ -270,10 +271,3 @@ def how_it_ended(
     if killed_by_oom():
         text += f"; {OOM_BESIDE}"
     return Cause(CauseKind.EXITED, rank, text, name, report.code, tail)
-
-
-def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

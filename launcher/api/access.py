@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.common.numbers import is_whole
+from launcher.common.addresses import is_loopback
 from launcher.group.proof import same, status_token
 
 ACTION = "X-Launcher-Action"
@@ -191,13 +191,7 @@ def _why_not_local(asker: Asker) -> str:
 
 def on_loopback(address: str) -> bool:
     """Whether an IP address is a loopback address from which no known sidecar speaks."""
-    plain = address.lower().removeprefix("::ffff:")
-    if plain in _SIDECARS:
-        return False
-    if plain == "::1":
-        return True
-    parts = plain.split(".")
-    return len(parts) == 4 and parts[0] == "127" and all(is_whole(p) and int(p) < 256 for p in parts)
+    return is_loopback(address) and address.lower().removeprefix("::ffff:") not in _SIDECARS
 
 
 def opened(status: Mapping[str, Any], has_token: bool) -> dict[str, Any]:

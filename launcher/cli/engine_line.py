@@ -7,11 +7,11 @@ error shows the whole line as the launcher takes it.
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher.common.text import nearest
 from launcher.engines.arguments import Owned, exact, flag, mask, refuse_glued
 from launcher.errors import UsageError
 
@@ -86,7 +86,7 @@ def translated(words: Sequence[str], engine_args: Sequence[str], takes_value: Ma
             i += 1
         found = _owner(name.replace("_", "-") if name.startswith("--") else name, tables)
         if found is None:
-            if difflib.get_close_matches(name, takes_value, 1, 0.8):
+            if nearest(name, takes_value, 0.8):
                 return None  # a misspelling of ours
             engine += [name, *values] if not equals else [word]
             changes.append(f"{name} is no option of the launcher: what is meant for the engine goes after --")

@@ -17,6 +17,7 @@ import click
 from launcher import __version__
 from launcher.cli import sources
 from launcher.cli.options import DOCTOR, SettingsCommand
+from launcher.common.text import nearest
 from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
 from launcher.settings import Settings
 
@@ -41,10 +42,8 @@ class Commands(click.Group):
                     words = ["--engine", first, *words[words[:1] == ["serve"] :]]
                 return super().parse_args(ctx, ["run", *words])  # which says how the line is written here
             if first and not first.startswith("-"):
-                import difflib
-
-                near = difflib.get_close_matches(first, self.commands, 1)
-                hint = f"; did you mean `launcher {near[0]}`?" if near else ""
+                near = nearest(first, self.commands)
+                hint = f"; did you mean `launcher {near}`?" if near else ""
                 raise click.UsageError(f"there is no command {first!r}{hint}")
             args = ["run", *args]
         return super().parse_args(ctx, args)

@@ -17,6 +17,7 @@ import click
 from launcher.cli.options import ALL, SettingsCommand, short
 from launcher.common import files
 from launcher.common.numbers import check_document
+from launcher.common.text import did_you_mean
 from launcher.errors import UsageError
 from launcher.identity.service_links import strip
 from launcher.planning.rank_variables import is_for_one_role
@@ -160,10 +161,8 @@ def _file(path: str) -> dict[str, Any]:
     for key, value in entries.items():
         name = key.replace("-", "_")
         if name not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see `launcher run --help`"
+            hint = did_you_mean(key.replace("_", "-"), [one.replace("_", "-") for one in known])
+            hint = hint or "see `launcher run --help`"
             raise UsageError(f"--config {path}: there is no setting {key}", hint)
         found[name] = value
     return found

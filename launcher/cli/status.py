@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from launcher.common.text import printable
 from launcher.errors import UnavailableError, UsageError
 from launcher.settings import AGENT_PORT
 
@@ -199,4 +200,4 @@ def _seconds(value: object) -> str:
 
 def _clean(value: object) -> str:
     """Text of a peer, made printable and short."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))[:500]
+    return printable(value, 500)

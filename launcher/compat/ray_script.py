@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.common.addresses import host_port
 from launcher.common.numbers import is_whole
 from launcher.errors import UNREPLACED, ConfigError, ExitCode, LauncherError, UnavailableError, UsageError
 from launcher.network.names import resolve
@@ -157,9 +158,8 @@ def _leader(wanted: Wanted, python: str) -> int:
     if started.returncode:
         print(f"run.sh: `ray start --head` failed with exit code {started.returncode}", file=sys.stderr)
         return FAILED
-    own = _own_address(wanted.rest)
-    host = f"[{own}]" if ":" in own else own
-    argv = [python, INSIDE, "wait", f"{host}:{wanted.port}", str(wanted.size), "0"]
+    head_address = host_port(_own_address(wanted.rest), wanted.port)
+    argv = [python, INSIDE, "wait", head_address, str(wanted.size), "0"]
     try:
         return subprocess.run(argv, check=False, timeout=max(1.0, until - time.monotonic())).returncode
     except subprocess.TimeoutExpired:
@@ -220,8 +220,7 @@ def _join(wanted: Wanted, python: str, address: str, until: float) -> tuple[int,
         asked = number
         process.send_signal(number)
 
-    host = f"[{address}]" if ":" in address else address
-    head = f"{host}:{wanted.port}"
+    head = host_port(address, wanted.port)
     argv = [python, INSIDE, "start", "--after", head, "--", "start", f"--address={head}", "--block", *wanted.rest]
     process = subprocess.Popen(argv)
     for number in (signal.SIGTERM, signal.SIGINT):

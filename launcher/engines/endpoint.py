@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from launcher.common.addresses import from_inside, host_port, is_localhost
 from launcher.engines.arguments import given, last
 from launcher.errors import ConfigError
 from launcher.model import Gate, Health
 from launcher.settings import Settings
 
 LISTENING = ("--host", "--uds", "--ssl-keyfile", "--ssl-certfile", "--ssl-cert-reqs", "--root-path")
-_ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]", "localhost": "127.0.0.1"}
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def base_url(args: Sequence[str], bind: str, port: int) -> str:
     uds = last(args, "--uds")
     if uds:
         return "http+unix://" + quote(uds, safe="")
-    host = last(args, "--host") or bind
-    shown = _ANY.get(host, f"[{host}]" if ":" in host else host)
-    return f"{'https' if is_tls(args) else 'http'}://{shown}:{port}"
+    host = from_inside(last(args, "--host") or bind)
+    address = "127.0.0.1" if host == "localhost" else host  # asked of no resolver
+    return f"{'https' if is_tls(args) else 'http'}://{host_port(address, port)}"
 
 
 def is_tls(args: Sequence[str]) -> bool:
@@ -113,7 +113,7 @@ def notes(settings: Settings) -> tuple[str, ...]:
     if asks_client_certificate(args):
         return ("--ssl-cert-reqs 2 asks for a client certificate: the launcher cannot ask the engine's health",)
     host = last(args, "--host") or ""
-    if host == "localhost" or host.startswith("127.") or host == "::1":
+    if is_localhost(host):
         return (f"'-- --host {host}': no Service and no other pod reaches the engine's API; leave it out",)
     if needs_key(args) and settings.canary_interval:
         return (f"{settings.said('canary_interval')} has no effect: --api-key would refuse the canary",)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from launcher import __version__
+from launcher.common.addresses import host_port
 from launcher.engines import arguments, endpoint, ports
 from launcher.engines.arguments import Owned
 from launcher.engines.base import Checked, PlanContext
@@ -91,7 +92,7 @@ class ReferenceEngine:
             opened.append(Port(port, "api", external=True))
             gate = Gate("http", endpoint.base_url(args, context.bind, port) + "/health")
         else:
-            gate = Gate("tcp", f"[{own}]:{peer_port}" if ":" in own else f"{own}:{peer_port}")
+            gate = Gate("tcp", host_port(own, peer_port))
         # What the user says comes last: of an option given twice the engine takes the last one.
         process = Process(name="reference", argv=(*argv, *args), gate=gate, vital=("reference: work",))
         return Plan(

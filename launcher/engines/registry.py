@@ -147,10 +147,11 @@ def _no_engine(name: str, found: object) -> ConfigError:
 
 
 def _unknown(settings: Settings, names: list[str]) -> UsageError:
-    from launcher.engines.file.placeholders import nearest
+    from launcher.common.text import did_you_mean
 
-    hint = nearest(settings.engine.lower(), names)
     return UsageError(
         f"{settings.said('engine')}: there is no such engine; available: {', '.join(names)}",
-        f"{hint}Give --engine one of these, or wrap another with --engine-file my.toml",
+        did_you_mean(
+            settings.engine.lower(), names, "Give --engine one of these, or wrap another with --engine-file my.toml"
+        ),
     )

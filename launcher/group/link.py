@@ -32,6 +32,7 @@ from websockets.uri import parse_uri
 
 from launcher.common import tasks
 from launcher.common.acceptor import Acceptor, Incoming, adopt
+from launcher.common.addresses import host_port
 from launcher.common.places import Places
 from launcher.group import messages as m
 from launcher.group import proof
@@ -437,12 +438,13 @@ class MemberLink:
         return None
 
     async def _open(self, address: str) -> Wire:
-        host = f"[{address}]" if ":" in address else address
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
         ready.add_done_callback(lambda it: it.cancelled() or it.exception())  # it may fail when nobody waits any more
         wire = Wire(
-            ClientProtocol(parse_uri(f"ws://{host}:{self._port}/group"), max_size=m.MAX_FROM_LEADER, logger=SILENT),
+            ClientProtocol(
+                parse_uri(f"ws://{host_port(address, self._port)}/group"), max_size=m.MAX_FROM_LEADER, logger=SILENT
+            ),
             made=_ask,
             shaken=partial(self._shaken, ready),
             ended=partial(self._ended, ready),

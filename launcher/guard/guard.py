@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
+from launcher.common.text import signal_name
 from launcher.guard import children, execute, output
 from launcher.guard.channel import (
     BadFrame,
@@ -659,7 +660,7 @@ class Agent:
             return False
         number = os.WTERMSIG(status)
         self.code = 128 + number
-        self.last_death = f"killed by signal {number} ({_signal_name(number)}) {lived:.1f} s after its start, pid {pid}"
+        self.last_death = f"killed by signal {number} ({signal_name(number)}) {lived:.1f} s after its start, pid {pid}"
         self.quick_deaths = self.quick_deaths + 1 if lived < QUICK else 0
         return True
 
@@ -763,13 +764,6 @@ def _tell(name: str, value: str) -> None:
         os.environ[name] = value
     else:
         os.environ.pop(name, None)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"real-time {number}"
 
 
 def _names(stop: Stopping) -> str:

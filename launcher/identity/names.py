@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from launcher.common.addresses import ANY, is_localhost
 from launcher.errors import UNREPLACED, ConfigError
 
 _IPV4 = re.compile(r"[0-9.]+")
@@ -28,8 +29,7 @@ def same(one: str, other: str) -> bool:
 
 def is_this_machine(name: str) -> bool:
     """Whether a name means whoever asks: localhost, a loopback address, or none at all (0.0.0.0, ::)."""
-    plain = _plain(name)
-    return plain in ("localhost", "0.0.0.0", "::", "::1") or (plain.startswith("127.") and _is_ip(plain))
+    return is_localhost(name) or _plain(name) in ANY
 
 
 def check(name: str, said: str) -> None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from launcher.common.addresses import is_ipv6, is_localhost, is_loopback
 from launcher.errors import ConfigError
 
 NOWHERE = ("192.0.2.1", "2001:db8::1")  # RFC 5737 and 3849: documentation, so only the default route leads there
@@ -75,7 +76,7 @@ def own_address(
     resolves to; ``interface`` is the one that ``--interface`` names. A loopback address is never the answer unless the
     leader was configured as one (``launcher local``): the other pods could not reach it.
     """
-    local = leader == "localhost" or is_loopback(leader)
+    local = is_localhost(leader)
     if told:
         if is_loopback(told) and not local:
             raise ConfigError(
@@ -122,14 +123,6 @@ def default_source() -> str:
     """The source address of the default route, IPv4 before IPv6; empty where there is none."""
     found = (_try_source(target) for target in NOWHERE)
     return next((source for source in found if source and not is_loopback(source)), "")
-
-
-def is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
-
-
-def is_ipv6(address: str) -> bool:
-    return ":" in address
 
 
 def _of_interface(interface: Interface, leader_addresses: Sequence[str]) -> str:

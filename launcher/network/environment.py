@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from launcher.common.addresses import is_ipv6, is_localhost
 from launcher.model import EMPTY
 from launcher.network import nccl
-from launcher.network.addresses import Interface, holder, is_ipv6, is_loopback
+from launcher.network.addresses import Interface, holder
 
 Setter = Literal["user", "image", "launcher"]
 
@@ -143,7 +144,7 @@ def _address_warnings(around: Surroundings, address: str, among: Sequence[Interf
         value = around.env.get(name, "")
         if not value or value == address:
             continue
-        if is_loopback(value) or value == "localhost":
+        if is_localhost(value):
             yield f"{name}={value} cannot be reached by the other pods; this pod's address is {address}"
         elif holder(value, among) is None:
             yield (

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from launcher.network.addresses import Interface, is_ipv6, is_loopback
+from launcher.common.addresses import is_ipv6, is_loopback
+from launcher.network.addresses import Interface
 from launcher.network.rdma import ROCE_V2, Gid, Port
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

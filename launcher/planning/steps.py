@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.common import files
+from launcher.common.addresses import is_loopback
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
 from launcher.model import Epoch, Identity, NodeFacts, Plan, Shared, SourceReport
@@ -198,7 +199,7 @@ def network(
     address, why = addresses.own_address(identity.address, identity.leader, leader, chosen)
     around = Surroundings.here(environ)
     variables, warnings = collective_environment(around, address, among, chosen)
-    if addresses.is_loopback(address):  # `launcher local`: all ranks are on this machine
+    if is_loopback(address):  # `launcher local`: all ranks are on this machine
         return Network(address, why, variables, warnings)
     sysfs, dev = rdma.roots(environ)
     fabric, interface = rdma.read(sysfs, dev), chosen or addresses.holder(address, among)
@@ -239,7 +240,7 @@ def reachable_address(address: str) -> str:
     """The pod's own address, where an interface other than loopback holds it; empty for others (behind NAT, say)."""
     from launcher.network import addresses
 
-    held = not addresses.is_loopback(address) and addresses.holder(address, addresses.interfaces()) is not None
+    held = not is_loopback(address) and addresses.holder(address, addresses.interfaces()) is not None
     return address if held else ""
 
 
@@ -268,7 +269,7 @@ def bind(settings: Settings, address: str = "") -> str:
     IPv4 (asyncio's), and those that are not told take IPv4 only.
     """
     own = settings.address or ""
-    if own.startswith("127.") or own == "::1":
+    if is_loopback(own):
         return own
     return "::" if ":" in (own or address) else "0.0.0.0"
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.common import files
+from launcher.common.text import printable
 from launcher.engines import arguments
 from launcher.model import Plan, Process
 from launcher.network.environment import Surroundings, Variable
@@ -95,7 +96,7 @@ def table(variables: Sequence[Variable], indent: str = "    ") -> list[str]:
     ]
     name = max(len(r[0]) for r in rows)
     value = min(32, max(len(r[1]) for r in rows))
-    return [f"{indent}{n:<{name}}  {_cut(v):<{value}}  {s:<8}  {w}".rstrip() for n, v, s, w in rows]
+    return [f"{indent}{n:<{name}}  {printable(v, 64):<{value}}  {s:<8}  {w}".rstrip() for n, v, s, w in rows]
 
 
 def as_objects(variables: Iterable[Variable]) -> list[dict[str, str]]:
@@ -106,8 +107,3 @@ def as_objects(variables: Iterable[Variable]) -> list[dict[str, str]]:
 def from_objects(objects: Iterable[Mapping[str, Any]]) -> list[Variable]:
     """What :func:`as_objects` made of them, back."""
     return [Variable(o["name"], o["value"], o["set_by"], o["why"]) for o in objects]
-
-
-def _cut(text: str) -> str:
-    clean = "".join(c if c.isprintable() else "?" for c in text)
-    return clean if len(clean) <= 64 else clean[:61] + "..."

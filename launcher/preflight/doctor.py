@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.common.addresses import host_port
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError, NoIdentityError
 from launcher.model import Identity, NodeFacts
@@ -234,5 +235,5 @@ def variables_of(node: Node) -> tuple[Variable, ...]:
 
 async def _is_running(settings: Settings) -> bool:
     host = steps.listen_host(settings) or "127.0.0.1"
-    reply = await probe.ask(f"http://{host}:{settings.agent_port}/livez", 0.5)
+    reply = await probe.ask(f"http://{host_port(host, settings.agent_port)}/livez", 0.5)
     return reply.ok and reply.body == b"alive\n"

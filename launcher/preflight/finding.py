@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from launcher.common.text import printable
 from launcher.model import EMPTY
 
 
@@ -68,7 +69,7 @@ def from_object(value: Mapping[str, Any]) -> Finding:
 
 def clean(value: object) -> str:
     """A text of a peer, printable and short."""
-    return "".join(c if c.isprintable() else "?" for c in str(value or ""))[:600]
+    return printable(value or "", 600)
 
 
 def counts(findings: Iterable[Finding]) -> dict[Level, int]:

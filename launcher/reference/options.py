@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from launcher.common.text import nearest
+
 #: said by the launcher's planner, never by a user
 OWNED = {
     "rank": "this rank, 0 is the leader",
@@ -158,7 +160,9 @@ def split(argv: Sequence[str]) -> list[tuple[str, str]]:
         given, equals, value = item[2:].partition("=")
         name = ALIASES.get(given, given)
         if name not in HELP:
-            raise OptionError(f"--{given} is not an option of the reference engine{nearest(given)}")
+            like = nearest(given, HELP)
+            hint = f"; did you mean --{like}?" if like else ""
+            raise OptionError(f"--{given} is not an option of the reference engine{hint}")
         if not equals:
             if _kind(name) == "bool":
                 value = "true"
@@ -169,14 +173,6 @@ def split(argv: Sequence[str]) -> list[tuple[str, str]]:
                 value = following
         found.append((name, value))
     return found
-
-
-def nearest(given: str) -> str:
-    """What to say of an unknown option: the known one that is most like it."""
-    from difflib import get_close_matches
-
-    like = get_close_matches(given, list(HELP), 1)
-    return f"; did you mean --{like[0]}?" if like else ""
 
 
 def usage() -> str:

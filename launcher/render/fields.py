@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.common.numbers import is_whole
+from launcher.common.text import did_you_mean
 from launcher.errors import ConfigError
 
 
@@ -31,8 +31,7 @@ class Field:
             if reserved and name in reserved:
                 raise Field(f"{self.path}.{name}", None).error(reserved[name], "leave it out")
             if known is not None and name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                fix = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+                fix = did_you_mean(str(name), known) or f"known here: {', '.join(sorted(known))}"
                 raise Field(f"{self.path}.{name}", None).error("there is no such field", fix)
         return self.value
 

@@ -12,12 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.common.addresses import from_inside, host_port
 from launcher.common.numbers import is_whole
 from launcher.engines import arguments, ports, topology
 from launcher.engines.arguments import Owned
 from launcher.engines.base import Checked, PlanContext
 from launcher.engines.file import patterns
-from launcher.engines.file.placeholders import Slot, Template, Values, command, fill, host_port, secrets
+from launcher.engines.file.placeholders import Slot, Template, Values, command, fill, secrets
 from launcher.engines.file.schema import API, LEADER, EngineFile, GateSpec, HealthSpec, Step, load
 from launcher.engines.fingerprint import fingerprint
 from launcher.errors import ConfigError
@@ -27,7 +28,6 @@ from launcher.settings import Settings
 
 API_PORT = 8000
 MASTER_PORT = 29500
-_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 def load_engine_file(path: str, environ: Mapping[str, str] | None = None) -> DeclarativeEngine:
@@ -154,7 +154,7 @@ class DeclarativeEngine:
         else:
             number = values.number(str(spec.port)) if spec.port is not None else values.port
             bind = values.context.bind
-            base = f"http://{host_port(_LOCAL.get(bind, bind), number)}"
+            base = f"http://{host_port(from_inside(bind), number)}"
             url = base + spec.path
 
         def whole(text: Template | None) -> str | None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from launcher.common.addresses import host_port
 from launcher.common.numbers import is_whole
+from launcher.common.text import did_you_mean
 from launcher.engines import arguments
 from launcher.engines.base import PlanContext
 from launcher.errors import ConfigError
@@ -185,23 +187,6 @@ def secrets(template: Template) -> tuple[str, ...]:
     )
 
 
-def nearest(given: str, known: Collection[str]) -> str:
-    """``did you mean X?``, or nothing."""
-    import difflib
-
-    like = difflib.get_close_matches(given, list(known), 1, 0.5)
-    return f"did you mean {like[0]}? " if like else ""
-
-
-def host_port(host: str, port: int) -> str:
-    """``host:port``; an IPv6 address in brackets."""
-    return f"{bracketed(host)}:{port}"
-
-
-def bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 # ------------------------------------------------------------------------------------------------- reading
 
 
@@ -215,10 +200,11 @@ def _next_brace(text: str) -> tuple[str, str, str]:
 
 def _slot(inner: str, where: str, ports: Collection[str]) -> Slot:
     name, colon, detail = inner.partition(":")
+    known = (*PORT_NAMES, *ports)
     if name not in PLACEHOLDERS:
         raise ConfigError(
             f"{where}: {{{inner}}} is no placeholder",
-            f"{nearest(name, PLACEHOLDERS)}There are {', '.join(PLACEHOLDERS)}; write {{{{ and }}}} for braces",
+            did_you_mean(name, PLACEHOLDERS, f"There are {', '.join(PLACEHOLDERS)}; write {{{{ and }}}} for braces"),
         )
     if name == "env":
         if not detail:
@@ -229,13 +215,12 @@ def _slot(inner: str, where: str, ports: Collection[str]) -> Slot:
         if detail not in ports:
             raise ConfigError(
                 f"{where}: {{{inner}}} names no port of [ports]",
-                nearest(detail, ports) + (f"There are {', '.join(ports)}" if ports else f"Add {detail} to [ports]"),
+                did_you_mean(detail, ports, f"There are {', '.join(ports)}" if ports else f"Add {detail} to [ports]"),
             )
-    elif colon and not _is_port(detail) and detail not in (*PORT_NAMES, *ports):
+    elif colon and not _is_port(detail) and detail not in known:
         raise ConfigError(
             f"{where}: {{{inner}}}: {detail!r} is no port",
-            f"{nearest(detail, (*PORT_NAMES, *ports))}Give a number from 1 to 65535, or one of "
-            + ", ".join((*PORT_NAMES, *ports)),
+            did_you_mean(detail, known, f"Give a number from 1 to 65535, or one of {', '.join(known)}"),
         )
     return Slot(name, detail)
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from launcher.common import files
 from launcher.common.numbers import check_document
+from launcher.common.text import did_you_mean
 from launcher.engines.file import placeholders
-from launcher.engines.file.placeholders import PORT_NAMES, Command, Template, nearest
+from launcher.engines.file.placeholders import PORT_NAMES, Command, Template
 from launcher.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -188,7 +189,7 @@ class Table:
             if keys is not None and key not in keys:
                 raise ConfigError(
                     f"{path}: {self.place(key)} is no key of an engine file",
-                    f"{nearest(key, keys)}{f'[{where}]' if where else 'The top level'} has {', '.join(keys)}",
+                    did_you_mean(key, keys, f"{f'[{where}]' if where else 'The top level'} has {', '.join(keys)}"),
                 )
 
     def place(self, key: str) -> str:
@@ -373,7 +374,9 @@ class Reader:
         if path is not None and not path.startswith("/"):
             raise table.wrong("path", "not an absolute path", 'write path = "/health"')
         if isinstance(port, str) and port not in (*self.ports, "port"):
-            raise table.wrong("port", "no port of [ports]", nearest(port, self.ports) + "Give a number or such a name")
+            raise table.wrong(
+                "port", "no port of [ports]", did_you_mean(port, self.ports, "Give a number or such a name")
+            )
         if port is not None and not isinstance(port, str):
             _number(table, "port", port)
         metrics = self.template(table, "metrics")

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from launcher.common.addresses import host_port
 from launcher.engines.arguments import Owned, has, refuse_owned, without
 from launcher.engines.base import PlanContext
 from launcher.engines.versions import release
@@ -152,8 +153,7 @@ def _in_cluster(context: PlanContext, engine: Process, name: str, arguments: tup
 
 
 def _address(context: PlanContext) -> str:
-    host = context.shared.addresses[0]
-    return f"[{host}]:{context.settings.ray_port}" if ":" in host else f"{host}:{context.settings.ray_port}"
+    return host_port(context.shared.addresses[0], context.settings.ray_port)
 
 
 def _gpus(settings: Settings) -> tuple[str, ...]:

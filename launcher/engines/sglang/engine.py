@@ -12,6 +12,7 @@ Read from the wheels of 0.4.4.post1, 0.4.10.post2, 0.5.9 and 0.5.23:
 
 from __future__ import annotations
 
+from launcher.common.addresses import host_port
 from launcher.engines import endpoint, engine_config, ports, topology, versions
 from launcher.engines.arguments import Owned, has, last, refuse_owned
 from launcher.engines.base import Checked, PlanContext
@@ -138,9 +139,7 @@ def _arguments(context: PlanContext, engine: Release, rank: int) -> tuple[str, .
     if settings.served_model_name:
         flags += ["--served-model-name", settings.served_model_name[0]]
     if context.identity.size > 1:
-        address = context.shared.addresses[0]
-        host = f"[{address}]" if ":" in address else address
-        flags += ["--dist-init-addr", f"{host}:{_dist_port(context)}"]
+        flags += ["--dist-init-addr", host_port(context.shared.addresses[0], _dist_port(context))]
         flags += ["--nnodes", str(context.identity.size), "--node-rank", str(rank)]
     if not has(own, "--host"):
         flags += ["--host", context.bind]  # its default is 127.0.0.1, which no Service reaches

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 
+from launcher.common.addresses import is_loopback
 from launcher.errors import LauncherError
-from launcher.network.addresses import is_loopback
 from launcher.network.names import is_literal, resolve
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.pod import Node

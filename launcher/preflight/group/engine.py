@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.common.addresses import host_port
 from launcher.engines.base import Checked, PlanContext
 from launcher.errors import ConfigError, UnavailableError, UsageError
 from launcher.model import Fingerprint, Gate, Identity, NodeFacts, Plan, Process, Stage
@@ -106,7 +107,7 @@ def run(
     """
     from launcher.network import probe
 
-    here = f"{steps.listen_host(settings) or '127.0.0.1'}:{settings.agent_port}"
+    here = host_port(steps.listen_host(settings) or "127.0.0.1", settings.agent_port)
     if asyncio.run(probe.reachable(here, 1.0)):
         return _of_the_running(settings, here, as_json, collective)
     with tempfile.TemporaryDirectory(prefix="launcher-doctor-") as folder:
@@ -120,8 +121,7 @@ def run(
 
 
 def _listens(told: Mapping[str, Any]) -> Gate:
-    own = told["addresses"][0]
-    return Gate("tcp", f"[{own}]:{told['port']}" if ":" in own else f"{own}:{told['port']}")
+    return Gate("tcp", host_port(told["addresses"][0], told["port"]))
 
 
 def _of_the_running(settings: Settings, here: str, as_json: bool, collective: bool) -> int:
@@ -137,8 +137,7 @@ def _of_the_running(settings: Settings, here: str, as_json: bool, collective: bo
     status = show_status.fetch(f"http://{here}", settings.token_file)
     if status.get("rank") != 0:
         leader = str(next((m["address"] for m in status.get("members", []) if m.get("rank") == 0), ""))
-        host = f"[{leader}]" if ":" in leader else leader
-        status = show_status.fetch(f"http://{host}:{settings.agent_port}", settings.token_file)
+        status = show_status.fetch(f"http://{host_port(leader, settings.agent_port)}", settings.token_file)
     members = [m for m in status.get("members") or () if isinstance(m, dict)]
     if "note" in status and not any(m.get("facts") for m in members):
         raise UnavailableError(
