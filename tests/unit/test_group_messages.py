@@ -77,7 +77,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         incarnations=by_rank,
         addresses=by_rank,
         token=word,
-        values=st.dictionaries(word, st.none() | st.booleans() | st.integers() | text, max_size=9),
+        values=st.dictionaries(word, st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | text, max_size=9),
     ),
     st.builds(m.Start, epoch=epoch, stage=st.integers(0, 100)),
     st.builds(m.Running, epoch=epoch),
