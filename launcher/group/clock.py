@@ -25,14 +25,14 @@ class Offset:
 
     def sent(self, at: float, now: float) -> None:
         """What the member sent at its time ``at`` arrived at ``now``."""
-        if self._most is None or now - at < self._bounded(self._most, now, 1):
+        if self._most is None or now - at < self._upper(self._most, now):
             self._most = (now - at, now)
             if self._contradicts(now):
                 self._least = None
 
     def heard(self, at: float, said: float, now: float) -> None:
         """The member heard at its time ``at`` what was said at ``said``. It is ``now``."""
-        if self._least is None or said - at > self._bounded(self._least, now, -1):
+        if self._least is None or said - at > self._lower(self._least, now):
             self._least = (said - at, said)  # it was true when it was heard, which was no earlier
             if self._contradicts(now):
                 self._most = None
@@ -41,17 +41,21 @@ class Offset:
         """When it was, by the leader's clock, what the member noticed at ``at`` and ``doubt`` seconds late at most."""
         if self._least is None or self._most is None:
             return None
-        until = min(now, at + self._bounded(self._most, now, 1))
+        until = min(now, at + self._upper(self._most, now))
         age = max(0.0, now - until)
-        since = at - doubt + self._bounded(self._least, now, -1)
+        since = at - doubt + self._lower(self._least, now)
         return min(since - self._drift * (age + doubt), until), min(now, until + self._drift * age)
 
     def _contradicts(self, now: float) -> bool:
         """Whether no offset lies within both bounds."""
         if self._least is None or self._most is None:
             return False
-        return self._bounded(self._least, now, -1) > self._bounded(self._most, now, 1) + LEAPT
+        return self._lower(self._least, now) > self._upper(self._most, now) + LEAPT
 
-    def _bounded(self, bound: tuple[float, float], now: float, way: int) -> float:
+    def _upper(self, bound: tuple[float, float], now: float) -> float:
         value, learned = bound
-        return value + way * self._drift * max(0.0, now - learned)
+        return value + self._drift * (now - learned) if now > learned else value
+
+    def _lower(self, bound: tuple[float, float], now: float) -> float:
+        value, learned = bound
+        return value - self._drift * (now - learned) if now > learned else value

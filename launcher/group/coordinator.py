@@ -187,6 +187,7 @@ class Coordinator:
         self._frozen: float | None = None  # contact of a member that was lost in this epoch: F moves no further
         self._fresh = now  # F (lease.py), as last computed
         self._fresh_at = now
+        self._fresh_for = config.terms.beat / 4
         self._ready_at: float | None = None
         self._started = False  # a stage of this epoch was started: its end is charged
         self._ends = Ends({})  # of the current epoch: what its cause is judged by
@@ -201,6 +202,8 @@ class Coordinator:
         self._news: tuple[object, ...] = ()
         self._news_at = now
         self._count_news: tuple[object, ...] = ()
+        self._all_told = False  # as of the last look, the members know all that people can see
+        self._beat_only = False  # the ping at hand has changed nothing but its member's lease
         self._abort: m.Abort | None = None
         self._untold: set[int] = set()  # ranks that may not have heard that the group has given up
         self._late: dict[int, int] = {}  # connections of those that came to hear it, and their ranks
@@ -211,9 +214,11 @@ class Coordinator:
     def handle(self, event: Any, conn: int, now: float) -> list[Action]:
         """Answer one event of connection ``conn`` (LOCAL for Tick). Returns what is to be done, in order."""
         self._out = []
+        self._beat_only = False
         self._gap.event(now)
         getattr(self, "_" + TABLE[self.phase][type(event)])(conn, event, now)
-        self._publish(now)
+        if not self._nothing_new(event, now):
+            self._publish(now)
         return self._out
 
     def _go(self, phase: Phase, now: float) -> None:
@@ -374,6 +379,8 @@ class Coordinator:
         self._turn_away(rival.conn, m.Rejected("duplicate", text, 5))
 
     def _challenges(self, now: float) -> None:
+        if not self._claims:
+            return
         for rank, seat in list(self.seats.items()):
             rival = seat.rival
             if rival is None or now < rival.until:
@@ -458,18 +465,21 @@ class Coordinator:
         seat = self._seat_of(conn)
         if seat is None:
             return  # nothing is acked to a launcher that was declared lost
-        first = seat.contact.proven is None
-        seat.contact.heard(ping.seq, ping.echo, now, ping.at, ping.heard)
+        contact = seat.contact
+        first = contact.proven is None
+        contact.heard(ping.seq, ping.echo, now, ping.at, ping.heard)
         limit = now if not self._in_epoch() else self._freshness(now)
-        good = seat.contact.good(limit)
-        self._say(conn, m.Ack(good, seat.contact.mark(now)))
-        if first and seat.contact.proven is not None:
+        good = contact.good(limit)
+        self._say(conn, m.Ack(good, contact.mark(now)))
+        if first and contact.proven is not None:
             self._take_in(seat.hello, seat.heard)
             self._came_back(seat.hello)
             self._clear(seat)
             self._look_due = True
-        elif self._fences.foreign and seat.contact.proven is not None:
-            self._fences.clear_foreign(seat.clears, seat.contact.at)
+        elif self._fences.foreign and contact.proven is not None:
+            self._fences.clear_foreign(seat.clears, contact.at)
+        elif not self._look_due:
+            self._beat_only = True
         if self._look_due and self.phase is Phase.WAITING:
             self._look(conn, ping, now)
 
@@ -478,7 +488,7 @@ class Coordinator:
 
     def _freshness(self, now: float) -> float:
         """F: the oldest contact of all members of the epoch, lost ones included. Costs one pass a quarter beat."""
-        if now - self._fresh_at >= self.config.terms.beat / 4 or now < self._fresh_at:
+        if now - self._fresh_at >= self._fresh_for or now < self._fresh_at:
             contacts = [s.contact.at for s in self.seats.values() if s.member]
             if self._frozen is not None:
                 contacts.append(self._frozen)
@@ -1018,8 +1028,15 @@ class Coordinator:
             return None
         return max(0.0, (self._not_before if self.wait is Wait.BACKOFF else self._fences.until) - now)
 
+    def _nothing_new(self, event: object, now: float) -> bool:
+        """Quick, for most events are such: everybody knows all, and a beat or a tick of an epoch has changed nothing."""
+        if not self._all_told or not (self._beat_only or (type(event) is Tick and self._in_epoch() and not self._out)):
+            return False
+        return self.history.first is self._news[1] and self.budget.charged(now) == self._count_news[-1]
+
     def _publish(self, now: float) -> None:
         """Tell everybody when what they can see has changed; mere counts at most once a second."""
+        self._all_told = False
         known = (self.shown_phase, self.history.first, self.budget.total)
         if now < self._text_at and known == self._news[:3]:
             return
@@ -1027,12 +1044,12 @@ class Coordinator:
         self._text_at = now + (NEWS_EVERY if len(self.seats) > MANY else 0.0)
         over, lost = self._over_now
         state = (*known, self.wait is Wait.MISMATCHED and text, lost)
-        answered = [s.conn for _, s in sorted(self.seats.items()) if s.contact.proven is not None]
-        charged = self.budget.charged(now)  # one that leaves the window is told, too
-        counts = (len(self.seats), len(answered), text, charged)
+        answered = [rank for rank, s in self.seats.items() if s.contact.proven is not None]
+        counts = (len(self.seats), len(answered), text, self.budget.charged(now))
         if state == self._news and (counts == self._count_news or now - self._news_at < NEWS_EVERY):
+            self._all_told = counts == self._count_news
             return
-        self._news, self._count_news, self._news_at = state, counts, now
+        self._news, self._count_news, self._news_at, self._all_told = state, counts, now, True
         # (what is not taken in yet, a member shall not forget over our news)
         news = m.News(
             self.shown_phase,
@@ -1048,7 +1065,7 @@ class Coordinator:
             lost,
         )
         if answered:
-            self._out.append(SayAll(tuple(answered), news))
+            self._out.append(SayAll(tuple(self.seats[rank].conn for rank in sorted(answered)), news))
 
     @property
     def _over_now(self) -> tuple[Epoch | None, tuple[str, ...]]:

@@ -117,8 +117,9 @@ class Contact:
         self._marks: deque[tuple[int, float]] = deque(maxlen=256)
         self._mark = 0
         self._good = 0
-        self.opened = now
-        self.proven: float | None = None  #: contact: the member lived and heard us after this moment
+        #: The moment of contact: the member lived and heard us after it. Before the first echo: of the connection.
+        self.at = now
+        self.proven: float | None = None  #: the same; None before the first echo
         self.granted = now  #: when the newest good ping arrived: its lease began no later
 
     def mark(self, now: float) -> int:
@@ -134,20 +135,16 @@ class Contact:
         if at is not None:
             self.offset.sent(at, now)
         while self._marks and self._marks[0][0] <= echo:
-            mark, self.proven = self._marks.popleft()
+            mark, self.at = self._marks.popleft()
+            self.proven = self.at
             if mark == echo and heard is not None:
-                self.offset.heard(heard, self.proven, now)
+                self.offset.heard(heard, self.at, now)
 
     def good(self, limit: float) -> int:
         """The newest ping that arrived no later than ``limit``; from now on it is granted."""
         while self._pings and self._pings[0][1] <= limit:
             self._good, self.granted = self._pings.popleft()
         return self._good
-
-    @property
-    def at(self) -> float:
-        """The moment of contact; before the first echo, when the connection was accepted."""
-        return self.opened if self.proven is None else self.proven
 
     @property
     def owed(self) -> bool:

@@ -30,19 +30,19 @@ class Network:
         self.gives_up = world.rng.choice((12.0, 25.0, 60.0, 1e9))  # TCP_USER_TIMEOUT
         self.prompt = world.chance(0.4)  # what was held up by a cut comes through as soon as it is healed
         self.on_the_wire = world.chance(0.06)  # every message goes through encode and decode: slower
-        self._cuts: dict[tuple[int, int], int] = {}
+        self.cuts: dict[tuple[int, int], int] = {}
         self._held: list[End] = []
 
     def cut(self, a: int, b: int) -> None:
         """Nothing that node ``a`` sends reaches node ``b`` (or EVERYBODY) until healed."""
-        self._cuts[a, b] = self._cuts.get((a, b), 0) + 1
+        self.cuts[a, b] = self.cuts.get((a, b), 0) + 1
 
     def heal(self, a: int, b: int) -> None:
-        left = self._cuts.get((a, b), 0) - 1
+        left = self.cuts.get((a, b), 0) - 1
         if left > 0:
-            self._cuts[a, b] = left
+            self.cuts[a, b] = left
         else:
-            self._cuts.pop((a, b), None)
+            self.cuts.pop((a, b), None)
             if self.prompt:
                 held, self._held = self._held, []
                 for end in held:
@@ -54,10 +54,10 @@ class Network:
             self._held.append(end)
 
     def heal_all(self) -> None:
-        self._cuts.clear()
+        self.cuts.clear()
 
     def blocked(self, a: int, b: int) -> bool:
-        cuts = self._cuts
+        cuts = self.cuts
         if not cuts or a == b:
             return False
         return (a, b) in cuts or (a, EVERYBODY) in cuts or (EVERYBODY, b) in cuts
@@ -101,8 +101,10 @@ class End:
         """Put a message, or FIN, on the way."""
         if not self.there or (not self.open and item is not FIN):
             return
-        world = self.net.world
-        arrival = max(world.now + self.net.delay(), self._last)
+        net = self.net
+        world = net.world
+        arrival = world.now + net.delay()
+        arrival = max(arrival, self._last)
         self._last = arrival
         world.at(arrival - world.now, self._arrive, item)
 
@@ -144,7 +146,7 @@ class End:
     def _arrive(self, item: Any) -> None:
         if self._pending:
             self._pending.append(item)
-        elif self.dark or self.net.blocked(self.node, self.peer.node):
+        elif self.dark or (self.net.cuts and self.net.blocked(self.node, self.peer.node)):
             self._pending.append(item)
             self._pause, self._waited = 0.2, 0.0
             self.net.holds(self)
@@ -184,7 +186,8 @@ class End:
         if item is FIN:
             peer._lost("")
         elif peer.open:
-            peer.agent.post(peer, peer.agent.heard, peer, item)
+            agent = peer.agent
+            agent.post(peer, agent.heard, peer, item)
         elif self.open and not peer.lingers and not self.net.blocked(peer.node, self.node):
             self.net.world.at(self.net.delay(), self._lost, "reset")
 

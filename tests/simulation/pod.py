@@ -19,13 +19,13 @@ from launcher.group import messages as m
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
 from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.network import End
-from tests.simulation.world import Timer
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
 
 
 CLOSE_SECONDS = 1.0  #: as in link.py: twice that of a wire
+TICK = Tick()
 
 
 class Clock:
@@ -83,7 +83,7 @@ class Guard:
         self.thawed_at = -1e9
         self._late: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._deadline: float | None = None
-        self._watch: Timer | None = None
+        self._watched = False
         self._expired = False
         self._lease_kill = False
         self._stopping = False  #: an order of the agent to stop everything is in progress
@@ -305,7 +305,7 @@ class Guard:
         if agent is not self.agent or self.dead:
             return
         self._deadline, self._expired = at, False
-        if at is not None and self._watch is None:
+        if at is not None and not self._watched:
             self._arm()
 
     @property
@@ -315,10 +315,11 @@ class Guard:
     def _arm(self) -> None:
         assert self._deadline is not None
         wait = self.pod.clock.true(self._deadline) - self.world.now
-        self._watch = self.world.at(max(0.0, wait) + 1e-6, self._wakes)
+        self._watched = True
+        self.world.at(max(0.0, wait) + 1e-6, self._wakes)
 
     def _wakes(self) -> None:
-        self._watch = None
+        self._watched = False
         if self._deadline is not None and not self.dead and not self._expired:
             if self.pod.clock.local(self.world.now) < self._deadline:
                 self._arm()
@@ -358,6 +359,9 @@ class Agent:
         self.cluster = cluster
         self.world = cluster.world
         self.truth = cluster.truth
+        self._clock = pod.clock
+        self._half_beat = cluster.terms.beat / 2 / pod.clock.rate
+        self._leads = f"leader {pod.name}"
         self.born = self.world.now
         self.dead_at: float | None = None
         self.stalled = False
@@ -422,7 +426,7 @@ class Agent:
 
     @property
     def local(self) -> float:
-        return self.pod.clock.local(self.world.now)
+        return self._clock.offset + self.world.now * self._clock.rate  # asked at every step
 
     @property
     def alive(self) -> bool:
@@ -432,7 +436,7 @@ class Agent:
 
     def begin(self) -> None:
         self.world.at(self.world.between(0.001, 0.05), self.post, "guard", self.looked_around)
-        self._next_tick()
+        self._tick_later()
 
     def looked_around(self) -> None:
         self.follow(mb.Gone())
@@ -459,26 +463,27 @@ class Agent:
                 del self._queues[source]
             fn(*args)
 
-    def _next_tick(self) -> None:
-        period = self.cluster.terms.beat / 2 / self.pod.clock.rate
-        self.world.at(period * (1 + 0.02 * self.world.rng.random()), self._ticked)
+    def _tick_later(self) -> None:
+        self.world.at(self._half_beat * (1 + 0.02 * self.world.rng.random()), self._ticked)
 
     def _ticked(self) -> None:
         if self.dead_at is not None:
             return
-        if not self._tick_queued:
+        if not self.stalled:
+            self._tick()
+        elif not self._tick_queued:
             self._tick_queued = True
             self.post("tick", self._tick)
-        self._next_tick()
+        self.world.at(self._half_beat * (1 + 0.02 * self.world.rng.random()), self._ticked)
 
     def _tick(self) -> None:
         self._tick_queued = False
         if self._member_ticks_first:
-            self.follow(Tick())
+            self.follow(TICK)
         if self.coordinator is not None and self.dead_at is None:
-            self.lead(Tick(), c.LOCAL)
+            self.lead(TICK, c.LOCAL)
         if not self._member_ticks_first and self.dead_at is None:
-            self.follow(Tick())
+            self.follow(TICK)
 
     # ------------------------------------------------------------------------------------------- the state machines
 
@@ -497,7 +502,7 @@ class Agent:
             elif kind is Hang:
                 self._hang_up(action.conn)
             elif kind is Note:
-                self.world.note(f"leader {self.pod.name}", action.event, dict(action.fields))
+                self.world.note(self._leads, action.event, dict(action.fields))
 
     def _tell(self, conn: int, message: Any) -> None:
         if conn == c.LOCAL:
@@ -507,7 +512,7 @@ class Agent:
         if type(message) is m.Ack and conn in self.hung:
             self.world.broken("acks", f"an ack to connection {conn}, which was given up")
         if end is not None:
-            end.send(self.cluster.wire(message, m.LEADER_SAYS))
+            end.send(self.cluster.wire(message, m.LEADER_SAYS) if self.cluster.net.on_the_wire else message)
 
     def _hang_up(self, conn: int) -> None:
         if conn == c.LOCAL:
@@ -518,36 +523,36 @@ class Agent:
             end.close()
 
     def follow(self, event: Any) -> None:
-        before, epoch = self.member.state, self.member.epoch
-        if type(event) is m.News and event.first_failure is None and event.phase != "stopping":
+        member, kind = self.member, type(event)
+        before, epoch = member.state, member.epoch
+        if kind is m.News and event.first_failure is None and event.phase != "stopping":
             self.knows_failure = False  # the leader knows: it was no failure, or it is long over
-        if type(event) is m.Abort:
+        if kind is m.Abort:
             self.given_up = True
             self.truth.restarts.verdict_heard.add(self.pod.rank)
-        actions = self.member.handle(event, self.local)
-        if type(event) is m.News and self.guard.memory.last is not None and epoch == self.guard.memory.last[0]:
-            self.guard.memory = Memory((epoch, self.member.epoch_members))
-        if self.member.state is not before:
-            self.world.note(self.pod.name, self.member.state.value, type(event).__name__)
-            if self.member.state is mb.State.STOPPING and type(event) is m.Stop:
+        actions = member.handle(event, self.local)
+        if kind is m.News and self.guard.memory.last is not None and epoch == self.guard.memory.last[0]:
+            self.guard.memory = Memory((epoch, member.epoch_members))
+        if member.state is not before:
+            self.world.note(self.pod.name, member.state.value, kind.__name__)
+            if member.state is mb.State.STOPPING and kind is m.Stop:
                 self.truth.stops_by_word(self, epoch)
-            if before in _IN_EPOCH and self.member.state not in _IN_EPOCH and epoch is not None:
+            if before in _IN_EPOCH and member.state not in _IN_EPOCH and epoch is not None:
                 self.left[epoch] = self.world.now
-            if self.member.state is mb.State.STOPPING and self.member.cause is not None:
-                self.knows_failure |= self.member.cause.kind is not CauseKind.DRAIN
+            if member.state is mb.State.STOPPING and member.cause is not None:
+                self.knows_failure |= member.cause.kind is not CauseKind.DRAIN
         for action in actions:
-            self._do(action)
-        if self.member.incarnation not in self.guard.replaces and self.guard.agent is self:
-            self.guard.remember(self.member.incarnation)
-        self.truth.followed(self)
-
-    def _do(self, action: Any) -> None:
-        if type(action) is Say:
-            self._say(action.message)
-        elif type(action) is not Note:
-            _DOES[type(action)](self, action)
-        else:
-            self.world.note(self.pod.name, action.event, dict(action.fields))
+            does = type(action)
+            if does is Say:
+                self._say(action.message)
+            elif does is Note:
+                self.world.note(self.pod.name, action.event, dict(action.fields))
+            else:
+                _DOES[does](self, action)
+        if member.incarnation not in self.guard.replaces and self.guard.agent is self:
+            self.guard.remember(member.incarnation)
+        if self._link is None:
+            self.truth.followed(self)
 
     def _say(self, message: Any) -> None:
         if type(message) is m.Prepared:
@@ -555,7 +560,7 @@ class Agent:
         if self.pod.rank == 0:
             self.world.at(0.0, self.post, "local", self.lead, message, c.LOCAL)
         elif self._link is not None:
-            self._link.send(self.cluster.wire(message, m.MEMBER_SAYS))
+            self._link.send(self.cluster.wire(message, m.MEMBER_SAYS) if self.cluster.net.on_the_wire else message)
 
     # ----------------------------------------------------------------------------------------------------- the links
 

@@ -19,6 +19,7 @@ and two groups of pods that have no launcher in common (nobody is left who could
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ExitCode
@@ -26,6 +27,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.events import Hang, Say, SayAll, Tick
+from launcher.group.history import Ended
 from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.restarts import Restarts
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 #: What a cause may be called when this is what truly happened.
 LOST = frozenset({CauseKind.LOST, CauseKind.AGENT, CauseKind.LEADER})
+_VERDICTS = (m.Accepted, m.Rejected, m.Abort)  #: on whether a connection is taken
 
 
 class Touch:
@@ -92,12 +95,12 @@ class Truth:
         self.drains = 0
         self._first: dict[str, Cause] = {}
         self._phase: dict[str, c.Phase] = {}
-        self._over: dict[str, Epoch] = {}
-        self._causes: dict[str, Cause] = {}  #: by leader: how its latest epoch ended, as it tells now
+        self._ended: dict[str, Ended] = {}  #: by leader: its latest epoch's end, as it tells now
         #: by leader: members of an epoch that were seated again; False: by a hello held up until they were dead
         self._lived_on: dict[tuple[str, Epoch, int], bool] = {}
         self._leaving: set[str] = set()  #: launchers that have said that they leave, and whose leader has heard it
-        self.answered: dict[str, set[int]] = {}  #: by leader: connections that were told whether they are taken
+        #: by leader: connections that were told whether they are taken
+        self.answered: dict[str, set[int]] = defaultdict(set)
         self._deaths_told: dict[str, set[str]] = {}  #: by leader: launchers whose successors have told it of their end
         self._answered: set[tuple[str, str, int]] = set()  #: leader, member, and its hello that was proven
         #: launchers that exited 0 when nothing of an epoch of theirs ran any more, and who was there to be told so
@@ -334,9 +337,9 @@ class Truth:
                 self.world.broken("one fate", f"{guard.pod.name} is killed by its lease in {epoch}; nobody was lost")
 
     def followed(self, agent: Agent) -> None:
-        """A member took a step: it does not believe in a connection that is gone."""
+        """A member without a connection took a step: it does not believe in one that is gone."""
         state = agent.member.state
-        if state in (mb.State.SEATED, mb.State.LEAVING) and agent.pod.rank and agent.link is None:
+        if agent.pod.rank and state in (mb.State.SEATED, mb.State.LEAVING):
             self.world.broken("recovers", f"{agent.pod.name} is {state.value} and has no connection to the leader")
 
     def exits(self, agent: Agent, action: mb.Exit) -> None:
@@ -394,33 +397,43 @@ class Truth:
         assert leader is not None
         if before is not None:
             self._unmoved(agent, event, conn, actions, before)
-        made: Epoch | None = None
+        name, kind = leader.config.incarnation, type(event)
+        made, accepts, hangs = None, False, False
         for action in actions:
-            if type(action) is SayAll:
-                self.restarts.said(agent, action.message)
-                if type(action.message) is m.Prepare:
-                    made = action.message.epoch
-                    self._epoch_made(agent, leader, action.message)
-            if type(action) in (Say, SayAll) and type(action.message) is m.Stop:
-                truth = self.epochs[action.message.epoch]
-                if truth.ended_at is None:
-                    truth.ended_at, truth.drained = self.world.now, action.message.cause.kind is CauseKind.DRAIN
-        name = leader.config.incarnation
-        if leader.history.ended and leader.history.ended[-1].epoch != self._over.get(name):
-            self._over[name] = leader.history.ended[-1].epoch
-            self._epoch_over(agent, leader)
+            does = type(action)
+            if does is Say or does is SayAll:
+                message = action.message
+                word = type(message)
+                if does is SayAll:
+                    self.restarts.said(agent, message)
+                    if word is m.Prepare:
+                        made = message.epoch
+                        self._epoch_made(agent, leader, message)
+                elif word in _VERDICTS:
+                    self.answered[name].add(action.conn)
+                    accepts |= word is m.Accepted
+                if word is m.Stop:
+                    self._stop_said(message)
+            elif does is Hang:
+                hangs = True
+        ended = leader.history.ended[-1] if leader.history.ended else None
+        tells_else = ended is not None and ended is not self._ended.get(name)
+        if ended is not None and tells_else:
+            before_it, self._ended[name] = self._ended.get(name), ended
+            if before_it is None or before_it.epoch != ended.epoch:
+                self._epoch_over(agent, leader)
         if made is not None:
             self.restarts.begins(agent, leader, made)
-        if type(event) is m.Leaving and conn in leader._by_conn:
+        if kind is m.Leaving and conn in leader._by_conn:
             self._leaving.add(leader.seats[leader._by_conn[conn]].hello.incarnation)
-        accepts = any(type(getattr(a, "message", 0)) is m.Accepted for a in actions)
-        if type(event) is m.Hello and event.group != leader.config.group and accepts:
+        if kind is m.Hello and event.group != leader.config.group and accepts:
             self.world.broken("whole", f"rank {event.rank} of {event.group} is let into {leader.config.group}")
-        self._told_why(leader, event, actions)
-        if type(event) is m.Ping:
-            self._proven(leader, conn)
-        self._deaths_explained(leader)
-        if leader.phase is c.Phase.WAITING and type(event) is Tick:
+        if hangs:
+            self._told_why(leader, event, actions)
+        answered = kind is m.Ping and self._proven(leader, conn)
+        if ended is not None and (tells_else or answered):
+            self._deaths_explained(leader, ended)
+        if leader.phase is c.Phase.WAITING and kind is Tick:
             self._waits_for_the_absent(leader)
             self.restarts.waits(agent, leader)
             self.restarts.gathers(agent, leader)
@@ -434,16 +447,21 @@ class Truth:
                 self.restarts.gave_up(agent, leader)
             if leader.phase is c.Phase.RUNNING:
                 self.ran += 1
-        if made is None:  # else it has heard of an earlier one in this very step, before its first epoch
-            self._first_stays(leader)
-        elif leader.history.first is not None:
-            self._first[name] = leader.history.first
+        first = leader.history.first
+        if first is not self._first.get(name):
+            if made is None:  # else it has heard of an earlier one in this very step, before its first epoch
+                self._first_stays(leader)
+            elif first is not None:
+                self._first[name] = first
+
+    def _stop_said(self, stop: m.Stop) -> None:
+        truth = self.epochs[stop.epoch]
+        if truth.ended_at is None:
+            truth.ended_at, truth.drained = self.world.now, stop.cause.kind is CauseKind.DRAIN
 
     def _told_why(self, leader: c.Coordinator, event: Any, actions: list[Any]) -> None:
         """Who is turned away hears why, unless what he said was said before what he says now."""
-        known = self.answered.setdefault(leader.config.incarnation, set())
-        said = {a.conn for a in actions if type(a) is Say and type(a.message) in (m.Accepted, m.Rejected, m.Abort)}
-        known |= said
+        known = self.answered[leader.config.incarnation]
         for action in actions:
             if type(action) is Hang and action.conn not in known and action.conn != c.LOCAL:
                 seat = leader.seats.get(event.rank) if type(event) is m.Hello else None
@@ -564,16 +582,16 @@ class Truth:
         if truth is None or truth.ended_at is None:
             self.world.broken("one fate", f"{agent.pod.name} is made to stop in {epoch}, which nobody has ended")
 
-    def _proven(self, leader: c.Coordinator, conn: int) -> None:
-        """A launcher has answered on the connection of its hello: from now on the leader knows what it told. For the
-        first time that is how the one before it ended, if it was killed."""
+    def _proven(self, leader: c.Coordinator, conn: int) -> bool:
+        """Whether a launcher has answered, just now, on the connection of its hello: from now on the leader knows what
+        it told. For the first time that is how the one before it ended, if it was killed."""
         rank = leader._by_conn.get(conn)
         if rank is None or leader.seats[rank].contact.proven is None:
-            return
+            return False
         hello = leader.seats[rank].hello
         key = (leader.config.incarnation, hello.incarnation, hello.attempt)
         if key in self._answered:
-            return
+            return False
         self._answered.add(key)
         lately = [leader.epoch] if leader.epoch is not None else []
         for epoch in (*lately, *(ended.epoch for ended in list(leader.history.ended)[-1:])):
@@ -586,6 +604,7 @@ class Truth:
                 agent.joined = True
                 told = self._deaths_told.setdefault(leader.config.incarnation, set())
                 told |= self.agents_killed.keys() & set(hello.replaces)
+        return True
 
     def _leaves_in_order(self, agent: Agent) -> None:
         """A leader exits: its epoch is over, and whoever is seated has been told so (if nothing keeps words back)."""
@@ -605,14 +624,9 @@ class Truth:
             if absent and all(self._left_in_order.get(who, set()) & here for who in absent):
                 self.world.broken("recovers", f"{epoch} is waited out, and {sorted(absent)} left in good order")
 
-    def _deaths_explained(self, leader: c.Coordinator) -> None:
+    def _deaths_explained(self, leader: c.Coordinator, ended: Ended) -> None:
         """The latest epoch's end was the death of a launcher: that is told, when it is known, and of no other."""
-        if not leader.history.ended:
-            return
-        name, ended = leader.config.incarnation, leader.history.ended[-1]
-        if ended.cause is self._causes.get(name) and name not in self._deaths_told:
-            return
-        self._causes[name] = ended.cause
+        name = leader.config.incarnation
         members, rank = self.epochs[ended.epoch].members, ended.cause.rank
         lived_on = self._lived_on.get((name, ended.epoch, rank))
         over = self.epochs[ended.epoch].ended_at
@@ -630,8 +644,6 @@ class Truth:
     def _first_stays(self, leader: c.Coordinator) -> None:
         name, first = leader.config.incarnation, leader.history.first
         before = self._first.get(name)
-        if first is before:
-            return
         if before is not None and leader._members and (first is None or first.rank != before.rank):
             self.world.broken("explains", f"the first failure ({before}) was covered by {first}")
         if first is not None:

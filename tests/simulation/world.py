@@ -20,17 +20,6 @@ class PromiseBroken(Exception):
         super().__init__(f"{promise}: {text}")
 
 
-class Timer:
-    """Something that will happen, unless it is called off."""
-
-    __slots__ = ("args", "fn", "off")
-
-    def __init__(self, fn: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self.fn = fn
-        self.args = args
-        self.off = False
-
-
 class World:
     """True time, the queue of what will happen, and what has happened."""
 
@@ -40,26 +29,21 @@ class World:
         self.now = 0.0
         self.log: list[tuple[float, str, str, tuple[object, ...]]] = []
         self.events = 0
-        self._queue: list[tuple[float, int, Timer]] = []
+        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
 
-    def at(self, delay: float, fn: Callable[..., None], *args: Any) -> Timer:
+    def at(self, delay: float, fn: Callable[..., None], *args: Any) -> None:
         """Have ``fn(*args)`` called ``delay`` seconds of true time from now; the same moment keeps the order."""
-        timer = Timer(fn, args)
         self._order += 1
-        heapq.heappush(self._queue, (self.now + delay, self._order, timer))
-        return timer
+        heapq.heappush(self._queue, (self.now + delay, self._order, fn, args))
 
     def run(self, until: float) -> None:
         """Let time pass."""
         queue = self._queue
         while queue and queue[0][0] <= until:
-            when, _, timer = heapq.heappop(queue)
-            if timer.off:
-                continue
-            self.now = when
+            self.now, _, fn, args = heapq.heappop(queue)
             self.events += 1
-            timer.fn(*timer.args)
+            fn(*args)
         self.now = until
 
     def note(self, who: str, what: str, *more: object) -> None:
