@@ -278,6 +278,7 @@ class Member:
         self.stage = -1
         self.news = m.News("gathering")
         self.news_at = now  #: when it came
+        self._charged_by = now  # the ages of its charges count from here: it was said no earlier
         self.first_at: float | None = None  #: when the first failure that it tells was; None: not known
         self.refusal = ""  #: why the last hello was not accepted, in words
         self.leader = ""  #: incarnation of the leader that accepted us
@@ -721,10 +722,12 @@ class Member:
         if news.over is not None and news.over == self.epoch:
             self.epoch_members = news.lost  # all others have stopped
         self.news, self.news_at = news, now
+        # It may have been held up. But it was said after the newest good ping: no charge is younger than that makes it.
+        self._charged_by = self._seated_at if self._pings.since is None else self._pings.since
 
     def charges(self, now: float) -> tuple[float, ...]:
         """Ages of the restarts charged, as far as we know: what is remembered grows old as it does for the leader."""
-        return tuple(age + (now - self.news_at) for age in self.news.charges)
+        return tuple(age + (now - self._charged_by) for age in self.news.charges)
 
 
 def _told_to_go(rank: int) -> Cause:

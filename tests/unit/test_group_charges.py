@@ -98,3 +98,17 @@ def test_a_new_leader_does_not_date_old_charges_anew() -> None:
     two.fails()
     two.goes_on(10.0)
     assert two.exit is None and two.leader.phase is c.Phase.RUNNING
+
+
+def test_news_that_was_held_up_makes_no_charge_younger() -> None:
+    """A member that was frozen, or cut off, reads late how old a charge is: the next leader must not date it by that."""
+    member = mb.Member(mb.Config("g", 1, 2, "n", "one"), 0.0)
+    member.handle(mb.Gone(), 0.0)
+    member.handle(mb.Connected(), 0.0)
+    member.handle(m.Accepted("leader", 1), 0.0)
+    ping = next(a.message.seq for a in member.handle(Tick(), 10.0) if isinstance(a, Say))
+    member.handle(m.Ack(ping, 2), 10.1)
+    member.handle(m.News("backoff", charges=(0.0, 5.0)), 10.2)
+    assert member.charges(11.0) == (1.0, 6.0), "by the ping that was acked, at 10.0"
+    member.handle(m.News("backoff", charges=(1.0, 6.0)), 110.0)
+    assert member.charges(111.0) == (102.0, 107.0), "it may have been said a hundred seconds ago"
