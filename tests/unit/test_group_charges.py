@@ -101,7 +101,7 @@ def test_a_new_leader_does_not_date_old_charges_anew() -> None:
 
 
 def test_news_that_was_held_up_makes_no_charge_younger() -> None:
-    """A member that was frozen, or cut off, reads late how old a charge is: the next leader must not date it by that."""
+    """A member that was frozen, or cut off, reads late how old a charge is: it does not date it by that moment."""
     member = mb.Member(mb.Config("g", 1, 2, "n", "one"), 0.0)
     member.handle(mb.Gone(), 0.0)
     member.handle(mb.Connected(), 0.0)
