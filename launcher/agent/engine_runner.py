@@ -90,7 +90,7 @@ class PodEngine:
         self._own = ""  # this pod's address in this epoch, where others may reach it
         self.pids: tuple[int, ...] = ()
         self.recorded: dict[tree.Key, None] = {}  #: processes of this epoch, and ended ones whose sessions live on
-        self._ray_token = bool(settings.engine_file is None and settings.engine in ("vllm", "doctor"))
+        self._epoch_token = engine.epoch_token
         self._stops = 0
         self._preparing: Epoch | None = None
         self._frozen_since: dict[tree.Key, float] = {}
@@ -134,8 +134,8 @@ class PodEngine:
     # ------------------------------------------------------------------------------------------------------- ready
 
     def mint(self, epoch: Epoch) -> tuple[str, Mapping[str, Any]]:
-        """Ray's token of an epoch, made by the leader. With a secret it is derived on each side: only which is sent."""
-        if not self._ray_token:
+        """The epoch's token, made by the leader. With a secret each side derives it: only which secret is sent."""
+        if not self._epoch_token:
             return "", {}
         if self._secrets is None:
             return os.urandom(32).hex(), {}
@@ -204,7 +204,7 @@ class PodEngine:
         self._tell(me.Able(shared.epoch))
 
     def _with_token(self, shared: Shared) -> Shared:
-        return steps.with_token(shared, self._secrets, self._identity.group, self._ray_token)
+        return steps.with_token(shared, self._secrets, self._identity.group, self._epoch_token)
 
     async def _still_not_back(self, epoch: Epoch, taken: str) -> bool:
         """GPU memory that an earlier epoch kept is looked at once more before this one is refused.

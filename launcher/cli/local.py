@@ -1,7 +1,7 @@
 """`launcher local --size N`: a whole group on this machine, for trying things out and for demos.
 
-Rank r is a launcher of its own on 127.0.0.(1+r), so all ranks use the same ports, as pods do (with vLLM over Ray on
-127.0.0.(2+r): Ray takes 127.0.0.1 for something else). What they print becomes one stream with a prefix for each rank.
+Rank r is a launcher of its own on 127.0.0.(1+r), so all ranks use the same ports, as pods do; an engine may ask for
+other addresses (``Engine.local``). What they print becomes one stream with a prefix for each rank.
 Ctrl-C (or SIGTERM) is passed on to all; the exit code is that of the first rank that failed, in the order of ranks.
 """
 
@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from launcher.errors import ConfigError
 from launcher.node import reexec
+from launcher.planning import steps
 from launcher.settings import Settings
 
 PR_SET_PDEATHSIG = 1  #: prctl(2)
@@ -28,10 +29,9 @@ def run(size: int, args: Sequence[str], settings: Settings) -> int:
     """Start ``size`` ranks with the command line ``args`` (without the word local) and wait for all."""
     if size > 250:
         raise ConfigError(f"--size {size} is more than this machine's loopback ranks", "give 250 or less")
-    wrap = _own_shm(settings, size)
-    # Ray takes 127.0.0.1 for "find my address out", and would then be another one than VLLM_HOST_IP.
-    first = 2 if settings.engine == "vllm" and settings.backend != "mp" and size > 1 else 1
-    ranks = [_start(rank, size, args, wrap, first) for rank in range(size)]
+    needs = steps.engine_of(settings).local(settings, size)
+    wrap = _own_shm(needs.private_shm)
+    ranks = [_start(rank, size, args, wrap, needs.first_host) for rank in range(size)]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal that closes is an end too
         as_what = signal.SIGTERM if number == signal.SIGHUP else number
         signal.signal(number, lambda *_, n=as_what: _pass_on(ranks, n))
@@ -116,15 +116,15 @@ def _mark(rank: int, paint: bool) -> bytes:
     return (f"\x1b[{COLOURS[rank % len(COLOURS)]}m{text}\x1b[0m" if paint else text).encode()
 
 
-def _own_shm(settings: Settings, size: int) -> list[str]:
-    """SGLang takes ranks that share /dev/shm for ranks of one host, and hangs: each gets a mount namespace."""
-    if size == 1 or settings.engine != "sglang" or settings.engine_file:
+def _own_shm(why: str) -> list[str]:
+    """The command before each rank's that gives it a /dev/shm of its own, if there is a reason for one."""
+    if not why:
         return []
     wrap = [reexec.python(), "-m", "launcher.cli.private_shm", "--"]
     probe: Any = subprocess.run([*wrap, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         raise ConfigError(
-            "SGLang ranks on one machine each need a /dev/shm of their own, "
+            f"each rank on this machine needs a /dev/shm of its own ({why}), "
             f"and this user may not mount one ({probe.stderr.strip()})",
             "run as root or where unprivileged user namespaces are allowed; or run the ranks in containers",
         )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from launcher.cli.manifest import Told
 
 Start = Callable[[Settings, Mapping[str, str], Sequence[str]], int]  #: a run, once its options are read: its exit code
-ENGINES_OWN = ("serve", "vllm", "sglang")  #: how a command line of an engine's own begins
+SERVE = "serve"  #: how a command line of an engine's own begins, perhaps behind the engine's name
 
 
 class Commands(click.Group):
@@ -34,12 +34,7 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         first = args[0] if args else ""
         if first not in self.commands and first not in ("--help", "-h", "--version"):
-            if first in ENGINES_OWN or "/" in first:
-                from launcher.engines.registry import BUILT_IN
-
-                words = args[1:] if first in ENGINES_OWN else args
-                if first in BUILT_IN:
-                    words = ["--engine", first, *words[words[:1] == ["serve"] :]]
+            if words := _of_an_engine(args):
                 return super().parse_args(ctx, ["run", *words])  # which says how the line is written here
             if first and not first.startswith("-"):
                 near = nearest(first, self.commands)
@@ -47,6 +42,18 @@ class Commands(click.Group):
                 raise click.UsageError(f"there is no command {first!r}{hint}")
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+
+def _of_an_engine(args: list[str]) -> list[str]:
+    """`vllm serve M`, `serve M` and `org/model` as options of `run`; empty for a line that begins otherwise."""
+    from launcher.engines import registry
+
+    first = args[0] if args else ""
+    if first == SERVE:
+        return args[1:]
+    if not first.startswith("-") and first in registry.names():
+        return ["--engine", first, *args[1 + (args[1:2] == [SERVE]) :]]
+    return args if "/" in first else []
 
 
 @click.group(

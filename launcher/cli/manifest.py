@@ -17,13 +17,12 @@ from typing import Any
 from launcher.cli import manifest_shell
 from launcher.cli.options import ALL
 from launcher.common.numbers import check_document
+from launcher.engines import registry
 from launcher.errors import ConfigError, UsageError
 
 KINDS = ("StatefulSet", "LeaderWorkerSet", "JobSet", "Job")
 GPUS = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "habana.ai/gaudi")
 _REFERENCE = re.compile(r"\$\$|\$\(([-._A-Za-z0-9]+)\)")
-#: Images of the engines' own projects, whose tags are the engine's version.
-UPSTREAM = ("vllm/vllm-openai", "vllm/vllm-openai-cpu", "lmsysorg/sglang")
 _RELEASE = re.compile(r"v?(\d+\.\d+\.\d+(?:\.post\d+)?)((?:[-_.][A-Za-z0-9_.]+)*)")
 _PRERELEASE = re.compile(r"(?i)(^|[-_.])(rc|dev|alpha|beta|nightly|pre)")
 #: InferenceService is the name of resources of several projects.
@@ -307,7 +306,8 @@ def _looks_ours(container: Mapping[str, Any]) -> bool:
     options = [a.partition("=")[0] for a in own if a.startswith("--")]
     if any(o in ("--engine", "--engine-file", "--size", "--service", "--tp", "--pp") for o in options):
         return True
-    return bool(options) and all(o in known for o in options) and _repository(container)[0] not in UPSTREAM
+    upstream = _repository(container)[0] in registry.images()
+    return bool(options) and all(o in known for o in options) and not upstream
 
 
 def _launcher_at(command: Sequence[str]) -> int | None:
@@ -419,6 +419,14 @@ def _repository(container: Mapping[str, Any]) -> tuple[str, str, str]:
     return "/".join(path.split("/")[-2:]), tag, digest
 
 
+def _engine(words: Sequence[str], environ: Mapping[str, str]) -> str:
+    """The engine that the launcher will be told to start; empty: the default."""
+    own = list(words[: words.index("--")] if "--" in words else words)
+    named = [own[i + 1] for i, word in enumerate(own[:-1]) if word == "--engine"]
+    named += [w.partition("=")[2] for w in own if w.startswith("--engine=")]
+    return named[-1] if named else environ.get("LAUNCHER_ENGINE", "")
+
+
 def _release(container: Mapping[str, Any], environ: dict[str, str], words: Sequence[str], warnings: list[str]) -> None:
     """Only a release tag of the engine's own project says which engine is inside."""
     if "LAUNCHER_ENGINE_VERSION" in environ or any(w.partition("=")[0] == "--engine-version" for w in words):
@@ -426,7 +434,7 @@ def _release(container: Mapping[str, Any], environ: dict[str, str], words: Seque
     repository, tag, digest = _repository(container)
     image = container.get("image") or "the image"
     release = _RELEASE.fullmatch(tag)
-    if repository not in UPSTREAM:
+    if repository not in registry.images(_engine(words, environ)):
         why = "is no image of the engine's own project"
     elif digest:
         why = "is named by its digest"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.cli.manifest import Problem, Told, as_list, as_mapping, as_texts, field_at
+from launcher.identity import service_links
 from launcher.settings import Settings
 
 KUBERNETES_GRACE = 30  #: terminationGracePeriodSeconds where the pod has none
@@ -303,9 +304,10 @@ def _service_links(view: View) -> Iterator[Finding]:
         return
     for service in view.others("Service"):
         name = str(field_at(service, "metadata", "name"))
-        if name in ("vllm", "sglang", "launcher", "ray", "master") and field_at(service, "spec", "clusterIP") != "None":
+        variable = f"{name.upper().replace('-', '_')}_PORT"
+        if service_links.looks_like_a_setting(variable) and field_at(service, "spec", "clusterIP") != "None":
             yield (
-                f"{view.pod_at}.enableServiceLinks: Service {name} puts {name.upper()}_PORT=tcp://... into every pod, "
+                f"{view.pod_at}.enableServiceLinks: Service {name} puts {variable}=tcp://... into every pod, "
                 "which looks like a setting; the launcher takes it out of its engine only: set "
                 "enableServiceLinks: false"
             )

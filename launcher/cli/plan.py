@@ -16,7 +16,7 @@ from launcher.engines import arguments
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import ConfigError, NoIdentityError
 from launcher.model import Gate, Identity, NodeFacts, Plan, Process, SourceReport
-from launcher.network.environment import Surroundings, Variable
+from launcher.network.environment import HOSTS, Surroundings, Variable
 from launcher.node.run_command import asker
 from launcher.planning import rank_variables, steps, variables
 from launcher.settings import Settings
@@ -69,7 +69,7 @@ def plan(
             "why": list(dict.fromkeys([*checked.why, *plans[0].why])),
         },
         "ranks": [_rank(p, {**rank_variables.environment(environ, p.rank), **around.files}) for p in named],
-        "variables": variables.as_objects(_variables(identity, plans[identity.rank], network, around)),
+        "variables": variables.as_objects(_variables(engine, identity, plans[identity.rank], network, around)),
         "ports": [
             *_own_ports(settings, identity),
             *(
@@ -134,12 +134,12 @@ def _network(
 
 
 def _variables(
-    identity: Identity, own: Plan, network: tuple[Variable, ...], around: Surroundings
+    engine: Engine, identity: Identity, own: Plan, network: tuple[Variable, ...], around: Surroundings
 ) -> tuple[Variable, ...]:
     """Every variable of this rank's engine."""
     words = _per_node(identity, identity.rank)
     network = network or tuple(around.variable(n, v, "each pod finds its own out") for n, v in words.items())
-    return variables.of_rank(own, network, around)
+    return variables.of_rank(engine, own, network, around)
 
 
 def _per_node(identity: Identity, rank: int) -> dict[str, str]:
@@ -151,8 +151,7 @@ def _per_node(identity: Identity, rank: int) -> dict[str, str]:
     return {
         "NCCL_SOCKET_IFNAME": f"={interface}",
         "GLOO_SOCKET_IFNAME": interface,
-        "VLLM_HOST_IP": own,
-        "SGLANG_HOST_IP": own,
+        **dict.fromkeys(HOSTS, own),
     }
 
 
@@ -222,16 +221,16 @@ def as_text(page: Mapping[str, Any], only: int | None) -> str:
         lines.append(f"  {'*' if s['applied'] else ' '} {s['name']:<{width}}  {s['why']}")
     if page["engine"]["why"]:
         lines += ["", "why this way", *(f"    {why}" for why in page["engine"]["why"])]
-    shown: dict[str, int] = {}
+    shown: list[Mapping[str, Any]] = []
     for rank in page["ranks"]:
         if only is not None and rank["rank"] != only:
             continue
         lines += ["", _title(rank["rank"], who)]
-        key = _shape(rank, who)
-        if key in shown and only is None:
-            lines.append(f"    {SAME_AS.format(shown[key])} (--only {rank['rank']} shows it)")
+        like = next((earlier for earlier in shown if only is None and _alike(earlier, rank)), None)
+        if like is not None:
+            lines.append(f"    {SAME_AS.format(like['rank'])} (--only {rank['rank']} shows it)")
             continue
-        shown[key] = rank["rank"]
+        shown.append(rank)
         for stage in rank["stages"]:
             lines += _stage(stage)
     if page["variables"] and only in (None, who["rank"]):
@@ -285,17 +284,28 @@ def _ready(gate: str) -> str:
     return Gate(kind, target).words
 
 
-def _shape(rank: Mapping[str, Any], who: Mapping[str, Any]) -> str:
-    """What two ranks have in common when only their own rank and address differ."""
-    number = rank["rank"]
-    text = json.dumps(rank["stages"])
-    for key in ("--node-rank", "--rank"):
-        text = text.replace(f'"{key}", "{number}"', f'"{key}", "R"')
-    for process in (p for s in rank["stages"] for p in s["processes"]):
-        own = process["env"].get("VLLM_HOST_IP")
-        if own and number:
-            text = text.replace(json.dumps(own)[1:-1], "<own>")
-    return text
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two ranks run the same, but for their own rank and address."""
+    if 0 in (one["rank"], other["rank"]):
+        return False
+    own, others = _address(one), _address(other)
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, dict) and isinstance(b, dict):
+            return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        if isinstance(a, list) and isinstance(b, list):
+            return len(a) == len(b) and all(map(same, a, b))
+        if a == b or (a, b) == (str(one["rank"]), str(other["rank"])):
+            return True
+        return bool(own) and isinstance(a, str) and isinstance(b, str) and a.replace(own, others) == b
+
+    return same(one["stages"], other["stages"])
+
+
+def _address(rank: Mapping[str, Any]) -> str:
+    """Its own address, as its processes are told it."""
+    processes = (process for stage in rank["stages"] for process in stage["processes"])
+    return next((p["env"][name] for p in processes for name in HOSTS if p["env"].get(name)), "")
 
 
 def _ports(ports: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from launcher import __version__
 from launcher.common.addresses import host_port
 from launcher.engines import arguments, endpoint, ports
 from launcher.engines.arguments import Owned
-from launcher.engines.base import Checked, PlanContext
+from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.engines.fingerprint import fingerprint
 from launcher.errors import UsageError
 from launcher.model import Fingerprint, Gate, Health, Identity, NodeFacts, Plan, Port, Process, Stage
@@ -42,15 +42,11 @@ NAMES = endpoint.Names(
 )
 
 
-class ReferenceEngine:
+class ReferenceEngine(Engine):
     """Plans the reference engine: one process a rank, all in one stage."""
 
     name = "reference"
     summary = "a small distributed engine in pure Python, for tests and demos"
-
-    def distributions(self, settings: Settings) -> tuple[str, ...]:
-        """Nothing is asked of the interpreter: the engine comes with the launcher."""
-        return ()
 
     def interpreter(self, settings: Settings) -> str:
         return settings.python or sys.executable

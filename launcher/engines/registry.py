@@ -1,18 +1,18 @@
 """Which engines there are. Built-in ones are imported when asked for by name; others come by entry points.
 
-An entry point of the group ``launcher.engines`` names a class, a factory without arguments or an instance that
-satisfies ``launcher.engines.base.Engine``. Reading the entry points of an image full of packages takes tens of
-milliseconds, so it is done only for a name that is not built in: start-up time is a budget.
+An entry point of the group ``launcher.engines`` names a subclass of ``launcher.engines.base.Engine``, an instance, or a
+factory without arguments (docs/plugins.md). Reading the entry points of an image full of packages takes tens of
+milliseconds, so it is done only for a name that is not built in.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from launcher.errors import ConfigError, LauncherError, UsageError
+from launcher.errors import LauncherError, UsageError
 from launcher.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,16 +56,29 @@ def load(settings: Settings) -> Engine:
         ConfigError: it is there and cannot be used.
     """
     if settings.engine_file:
-        factory = _attribute("launcher.engines.file.engine:load_engine_file", settings.engine_file)
-        return _engine(factory(settings.engine_file), settings.engine_file)
-    built_in = BUILT_IN.get(settings.engine) or INTERNAL.get(settings.engine)
+        from launcher.engines.file.engine import load_engine_file
+
+        return load_engine_file(settings.engine_file)
+    found = by_name(settings.engine)
+    if found is None:
+        raise _unknown(settings)
+    return found
+
+
+def by_name(name: str) -> Engine | None:
+    """The engine of this name; None: there is none. Raises ConfigError for one that cannot be used."""
+    built_in = BUILT_IN.get(name) or INTERNAL.get(name)
     if built_in is not None:
-        return _engine(_attribute(built_in.target, settings.engine), settings.engine)
-    points = _entry_points()
-    if settings.engine in points:
-        point = points[settings.engine]
-        return _engine(_guarded(point.load, f"entry point {point.name} = {point.value}"), settings.engine)
-    raise _unknown(settings, sorted({*BUILT_IN, *points}))
+        module, _, attribute = built_in.target.partition(":")
+        engine: Engine = getattr(importlib.import_module(module), attribute)()
+        return engine
+    point = _entry_points().get(name)
+    return _plugin(point) if point is not None else None
+
+
+def names() -> tuple[str, ...]:
+    """Every name that ``--engine`` takes."""
+    return (*BUILT_IN, *sorted(set(_entry_points()) - set(BUILT_IN)))
 
 
 def available() -> list[tuple[str, str, str]]:
@@ -75,7 +88,7 @@ def available() -> list[tuple[str, str, str]]:
         if name in BUILT_IN:
             continue
         try:
-            summary = _engine(_guarded(point.load, f"entry point {name} = {point.value}"), name).summary
+            summary = _plugin(point).summary
         except LauncherError as error:
             summary = f"cannot be used: {error.message}"
         rows.append((name, summary, f"{_distribution(point)} ({point.value})"))
@@ -83,19 +96,33 @@ def available() -> list[tuple[str, str, str]]:
 
 
 def spellings(first: str = "") -> tuple[tuple[str, tuple[Owned, ...]], ...]:
-    """The built-in engines' own names for what the launcher sets, with the engine's name; that of ``first`` first."""
-    tables = []
-    for name, built_in in sorted(BUILT_IN.items(), key=lambda item: item[0] != first):
-        owned = getattr(_attribute(built_in.target, name), "owned", ())
-        if owned:
-            tables.append((name, tuple(owned)))
-    return tuple(tables)
+    """What engines call the options that the launcher sets, with the engine's name.
+
+    ``first``: the one that --engine names goes before the built-in ones.
+    """
+    ordered = dict.fromkeys([first, *sorted(BUILT_IN)] if first else sorted(BUILT_IN))
+    tables = ((name, _or_none(name)) for name in ordered)
+    return tuple((name, engine.owned) for name, engine in tables if engine is not None and engine.owned)
 
 
 def numbered(engine: str, flag: str) -> str:
     """The engine's own option for a number beside one of the launcher's flags (SGLang's --ep-size N); empty: none."""
-    built_in = BUILT_IN.get(engine)
-    return str(getattr(_attribute(built_in.target, engine), "numbered", {}).get(flag, "")) if built_in else ""
+    found = _or_none(engine)
+    return found.numbered.get(flag, "") if found is not None else ""
+
+
+def images(more: str = "") -> frozenset[str]:
+    """Images whose release tags are the engine's version: of the built-in engines, and of the one that is named."""
+    engines = (_or_none(name) for name in dict.fromkeys([*BUILT_IN, *([more] if more else [])]))
+    return frozenset(image for engine in engines if engine is not None for image in engine.images)
+
+
+def _or_none(name: str) -> Engine | None:
+    """For hints: an engine that cannot be used is an error where it is started or planned."""
+    try:
+        return by_name(name)
+    except LauncherError:
+        return None
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -109,49 +136,18 @@ def _distribution(point: EntryPoint) -> str:
     return f"{dist.name} {dist.version}" if dist is not None else "entry point"
 
 
-def _attribute(target: str, name: str) -> Any:
-    module, _, attribute = target.partition(":")
-    return getattr(_guarded(lambda: importlib.import_module(module), f"engine {name}"), attribute)
+def _plugin(point: EntryPoint) -> Engine:
+    from launcher.engines import plugin
+
+    return plugin.load(point.load, point.name, point.value, _distribution(point))
 
 
-def _guarded(step: Callable[[], Any], what: str) -> Any:
-    """Somebody else's import can fail in any way; what failed is said in words."""
-    try:
-        return step()
-    except LauncherError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{what} cannot be loaded: {type(error).__name__}: {error}", "install what it needs beside the launcher"
-        ) from error
-
-
-def _engine(found: Any, name: str) -> Engine:
-    from launcher.engines.base import Engine
-
-    engine = found
-    if isinstance(found, type) or not isinstance(found, Engine):
-        if not callable(found):
-            raise _no_engine(name, found)
-        engine = _guarded(found, f"engine {name}")
-    if isinstance(engine, type) or not isinstance(engine, Engine):
-        raise _no_engine(name, engine)
-    return engine
-
-
-def _no_engine(name: str, found: object) -> ConfigError:
-    members = "name, summary, distributions, interpreter, check, plan, fingerprint"
-    return ConfigError(
-        f"engine {name}: {found!r} is no engine", f"it must have {members} (see launcher.engines.base.Engine)"
-    )
-
-
-def _unknown(settings: Settings, names: list[str]) -> UsageError:
+def _unknown(settings: Settings) -> UsageError:
     from launcher.common.text import did_you_mean
 
+    every = sorted(names())
+    then = "Give --engine one of these, or wrap another with --engine-file my.toml"
     return UsageError(
-        f"{settings.said('engine')}: there is no such engine; available: {', '.join(names)}",
-        did_you_mean(
-            settings.engine.lower(), names, "Give --engine one of these, or wrap another with --engine-file my.toml"
-        ),
+        f"{settings.said('engine')}: there is no such engine; available: {', '.join(every)}",
+        did_you_mean(settings.engine.lower(), every, then),
     )

@@ -40,6 +40,11 @@ def strip(env: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     return {n: v for n, v in env.items() if n not in ours | engines}, tuple(warnings)
 
 
+def looks_like_a_setting(name: str) -> bool:
+    """Whether a Service's variable of this name (``VLLM_PORT``) would be read as a setting."""
+    return name in _ENGINES or name.startswith("LAUNCHER_")
+
+
 def _warning(name: str, value: str, done: str) -> str:
     service = name.removesuffix("_PORT").lower().replace("_", "-")
     return (

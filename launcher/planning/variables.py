@@ -12,28 +12,20 @@ from typing import Any
 from launcher.common import files
 from launcher.common.text import printable
 from launcher.engines import arguments
+from launcher.engines.base import Engine
 from launcher.model import Plan, Process
 from launcher.network.environment import Surroundings, Variable
 
 #: ``env -0`` of the image as it was built (images/): what of the environment is not the user's.
 IMAGE_FILE = "/opt/launcher/image.env"
 UNSET = "(unset)"
+#: Prefixes of the variables that libraries read under every engine; an engine adds its own.
 RELEVANT = (
     *("NCCL_", "GLOO_", "TP_SOCKET_", "UCX_", "NVSHMEM_", "MC_", "MLX5_", "FI_", "RDMAV_", "PCIDEVICE_"),
-    *("VLLM_", "SGLANG_", "SGL_", "RAY_", "HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "TRITON_", "FLASHINFER_"),
+    *("HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "TRITON_", "FLASHINFER_"),
     *("CUDA_", "NVIDIA_VISIBLE", "NVIDIA_DRIVER_CAP", "HIP_", "ROCR_", "OMP_", "MKL_", "MASTER_", "PYTHON"),
     *("LD_PRELOAD", "LD_LIBRARY_PATH", "POD_", "LAUNCHER_", "LWS_", "JOB_COMPLETION_INDEX", "SLURM_NODEID"),
 )
-WHY = {
-    "RAY_ADDRESS": "this epoch's own Ray cluster; an address left from elsewhere would join another",
-    "RAY_AUTH_MODE": "whoever reaches an open Ray cluster runs code in it",
-    "RAY_AUTH_TOKEN": "a new one each epoch, handed out over the group's own link",
-    "RAY_USAGE_STATS_ENABLED": "nothing is reported to anybody unless you want it",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "Ray would wait 30 s for Ray Serve, which is not there",
-    "VLLM_ENGINE_READY_TIMEOUT_S": "the launcher watches the start by its progress; vLLM would give up after 600 s",
-    "VLLM_RAY_DP_PACK_STRATEGY": "a replica of the model spans pods here",
-    "VLLM_PORT": "a number breaks several nodes, and a Service named vllm would make it a URL (vllm#34199)",
-}
 KEPT = "set in the environment: kept"
 LINKS = ("_SERVICE_HOST", "_SERVICE_PORT")  #: left in the environment by Services: settings of nobody
 
@@ -48,7 +40,7 @@ def image_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, _, value in (entry.partition("=") for entry in entries) if name}
 
 
-def of_rank(plan: Plan, network: Sequence[Variable], around: Surroundings) -> tuple[Variable, ...]:
+def of_rank(engine: Engine, plan: Plan, network: Sequence[Variable], around: Surroundings) -> tuple[Variable, ...]:
     """The variables of one rank's engine, by name. Secrets are masked.
 
     ``network`` are those of collectives, as they were chosen for this rank; ``around`` is what the launcher was
@@ -56,27 +48,28 @@ def of_rank(plan: Plan, network: Sequence[Variable], around: Surroundings) -> tu
     """
     found: dict[str, Variable] = {}
     for process in (p for stage in plan.stages for p in stage.processes):
-        for variable in _of_process(process, around):
+        for variable in _of_process(process, around, engine.variable_reasons):
             found.setdefault(variable.name, variable)
     for variable in network:
         found.setdefault(variable.name, variable)
+    relevant = (*RELEVANT, *engine.variable_prefixes)
     for name, value in around.env.items():
-        if name.startswith(RELEVANT) and name not in found and not name.endswith(LINKS):
+        if name.startswith(relevant) and name not in found and not name.endswith(LINKS):
             found[name] = around.variable(name, value, KEPT)
     return tuple(_masked(found[name]) for name in sorted(found))
 
 
-def _of_process(process: Process, around: Surroundings) -> Iterator[Variable]:
+def _of_process(process: Process, around: Surroundings, reasons: Mapping[str, str]) -> Iterator[Variable]:
     for name, value in process.env.items():
-        why = WHY.get(name, f"the plan of {process.name}")
+        why = reasons.get(name, f"the plan of {process.name}")
         if name in around.env and around.env[name] != value:
             why += f"; instead of {arguments.MASK if arguments.is_secret(name) else around.env[name]}"
         yield Variable(name, arguments.MASK if name in process.secret_env else value, "launcher", why)
     for name in process.unset:
         if name in around.env and name not in process.env:
-            yield Variable(name, UNSET, "launcher", WHY.get(name, f"{process.name} must not see it"))
+            yield Variable(name, UNSET, "launcher", reasons.get(name, f"{process.name} must not see it"))
     for name, value in process.defaults.items():
-        yield around.variable(name, value, WHY.get(name, f"the plan of {process.name}"))
+        yield around.variable(name, value, reasons.get(name, f"the plan of {process.name}"))
 
 
 def _masked(variable: Variable) -> Variable:

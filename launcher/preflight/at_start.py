@@ -40,7 +40,7 @@ def tell(findings: Iterable[Finding], log: Log) -> None:
 def as_facts(findings: Iterable[Finding], more: Mapping[str, str]) -> dict[str, str]:
     """What a hello tells of this pod: facts to compare, and the findings that are not well."""
     found = list(findings)
-    facts = {name: value for name, value in {**facts_of(found), **more}.items() if name in compare.COMPARED}
+    facts = {name: value for name, value in {**facts_of(found), **more}.items() if compare.compared(name)}
     bad = [f for f in found if f.level in (Level.FAIL, Level.WARN)]
     bad.sort(key=lambda f: f.level is not Level.FAIL)
     words = {f"{FINDING}{i:02}": f"{f.level.value} {f}" for i, f in enumerate(bad[:MOST_FINDINGS])}

@@ -52,11 +52,11 @@ def examine(settings: Settings, environ: Mapping[str, str], warnings: Sequence[s
 async def _examine(
     settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], raw: Mapping[str, str]
 ) -> Report:
-    node, findings, _ = await learn(settings, environ, raw)
+    node, findings, engine = await learn(settings, environ, raw)
     found = await asyncio.to_thread(checks.run, node)
     links = {f.what.partition(": ")[0] for f in found if f.check == "links"}
     more = [warn("settings", w, "", "") for w in warnings if w.partition(": ")[0] not in links]
-    return Report(node, (*findings, *more, *found), variables_of(node))
+    return Report(node, (*findings, *more, *found), variables_of(engine, node))
 
 
 async def learn(
@@ -224,13 +224,13 @@ def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
         return None  # the settings cannot work, which `_settings` has said
 
 
-def variables_of(node: Node) -> tuple[Variable, ...]:
+def variables_of(engine: Engine | None, node: Node) -> tuple[Variable, ...]:
     """Every variable of this rank's engine; none where it cannot be planned."""
-    if node.plan is None:
+    if engine is None or node.plan is None:
         return ()
     network = node.network.variables if node.network else ()
     around = Surroundings.here(node.environ, variables.image_environment(node.raw))
-    return variables.of_rank(node.plan, network, around)
+    return variables.of_rank(engine, node.plan, network, around)
 
 
 async def _is_running(settings: Settings) -> bool:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.common.numbers import is_whole
+from launcher.engines.base import Engine, Requirements
+from launcher.errors import LauncherError
 from launcher.model import EMPTY, Identity, NodeFacts, Plan
 from launcher.node.cgroup import places
+from launcher.planning import steps
 from launcher.settings import Settings
 
 if TYPE_CHECKING:
     from launcher.network.addresses import Interface
-    from launcher.planning.steps import Network
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Node:
     identity: Identity | None = None
     facts: NodeFacts = field(default_factory=NodeFacts)
     plan: Plan | None = None
-    network: Network | None = None
+    network: steps.Network | None = None
     among: tuple[Interface, ...] = ()
     smi: str | None = None  #: output of ``nvidia-smi -L``; None: not there
     smi_code: int = 0
@@ -56,16 +58,25 @@ class Node:
     def size(self) -> int:
         return self.identity.size if self.identity else self.settings.size or 1
 
-    @property
-    def engine(self) -> str:
-        return "" if self.settings.engine_file else self.settings.engine
+    @cached_property
+    def engine(self) -> Engine | None:
+        """The engine that the settings name; None: it cannot be used, which ``trouble`` says."""
+        try:
+            return steps.engine_of(self.settings)
+        except LauncherError:
+            return None
 
-    @property
-    def uses_torch(self) -> bool:
-        """Whether the engine moves tensors between processes. Of an engine file only torch's version tells."""
-        if self.settings.engine_file:
-            return "torch" in self.facts.versions
-        return self.engine != "reference"
+    @cached_property
+    def distribution(self) -> str:
+        """The one whose version is the engine's; empty: there is none."""
+        return next(iter(self.engine.distributions(self.settings)), "") if self.engine is not None else ""
+
+    @cached_property
+    def requirements(self) -> Requirements:
+        """What the engine needs; of one that cannot be used, what most need."""
+        if self.engine is None:
+            return Requirements(torch=self.settings.engine_file is None or "torch" in self.facts.versions)
+        return self.engine.requirements(self.settings, self.environ)
 
     @property
     def gpus(self) -> int | None:
@@ -107,9 +118,3 @@ def size_text(number: float) -> str:
             return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
         number /= 1024
     return f"{number:.3g} TiB" if number < 1000 else f"{number:.0f} TiB"
-
-
-def home(environ: Mapping[str, str]) -> str:
-    """HOME without a slash at its end, or what the password file says; / for a user that is in none."""
-    found = environ.get("HOME") or os.path.expanduser("~")
-    return found.rstrip("/") if found.startswith("/") else ""

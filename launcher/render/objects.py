@@ -188,14 +188,16 @@ def _check_engine(service: Service, settings: Settings) -> None:
             f"{settings.said('gpus_per_pod')} contradicts the {gpus} GPUs in resources.limits", "leave it out"
         )
     settings = settings.replace(gpus_per_pod=gpus or settings.gpus_per_pod or 0)
+    torch = True
     if settings.engine_file is None:
         engine = steps.engine_of(settings)
+        torch = engine.requirements(settings, {}).torch
         names = tuple(f"{service.name}-{rank}" for rank in range(service.size))
         identity = Identity(service.name, 0, service.size, names[0], names[0], "statefulset", names)
         checked = engine.check(settings, identity, NodeFacts(gpus=gpus))
         service.notes += checked.why
         service.warnings += [w for w in checked.warnings if "--engine-version" not in w]
-    if gpus == 0 and settings.engine not in ("reference",):
+    if gpus == 0 and torch:
         service.warnings.append(f"{service.path}.resources.limits: no GPU is asked for")
 
 

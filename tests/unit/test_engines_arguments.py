@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.engines import arguments, engine_config
-from launcher.engines.sglang.engine import OWNED as SGLANG
+from launcher.engines.sglang.options import OWNED as SGLANG
 from launcher.engines.vllm.options import OWNED as VLLM
 from launcher.errors import ConfigError, UsageError
 from launcher.settings import Settings

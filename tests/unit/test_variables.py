@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launcher.engines.vllm.engine import VLLMEngine
 from launcher.model import Plan, Process, Stage
 from launcher.network import facts
 from launcher.network.addresses import Interface, holder
@@ -33,7 +34,7 @@ CHOSEN = (Variable("NCCL_SOCKET_IFNAME", "=eth0", "launcher", "it holds 10.0.0.1
 
 
 def rows(environ: dict[str, str], image: dict[str, str] | None = None) -> dict[str, Variable]:
-    return {v.name: v for v in variables.of_rank(PLAN, CHOSEN, Surroundings(environ, image or {}))}
+    return {v.name: v for v in variables.of_rank(VLLMEngine(), PLAN, CHOSEN, Surroundings(environ, image or {}))}
 
 
 def test_who_set_what_and_why() -> None:

@@ -16,7 +16,7 @@ from launcher.common.addresses import from_inside, host_port
 from launcher.common.numbers import is_whole
 from launcher.engines import arguments, ports, topology
 from launcher.engines.arguments import Owned
-from launcher.engines.base import Checked, PlanContext
+from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.engines.file import patterns
 from launcher.engines.file.placeholders import Slot, Template, Values, command, fill, secrets
 from launcher.engines.file.schema import API, LEADER, EngineFile, GateSpec, HealthSpec, Step, load
@@ -41,8 +41,10 @@ def load_engine_file(path: str, environ: Mapping[str, str] | None = None) -> Dec
     return DeclarativeEngine(load(path), dict(os.environ if environ is None else environ))
 
 
-class DeclarativeEngine:
+class DeclarativeEngine(Engine):
     """An engine that an engine file declares."""
+
+    variable_prefixes = ("VLLM_", "SGLANG_", "SGL_", "RAY_")  # it may wrap any of them
 
     def __init__(self, file: EngineFile, environ: Mapping[str, str]) -> None:
         self.file, self.environ = file, environ

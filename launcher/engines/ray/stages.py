@@ -36,6 +36,15 @@ DEFAULTS = {
     # From 2.5x on a node that is told to go waits 30 s for Ray Serve to move away. vLLM is gone by then.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
+#: Variables of Ray, and why a plan sets them.
+PREFIX = "RAY_"
+REASONS = {
+    "RAY_ADDRESS": "this epoch's own Ray cluster; an address left from elsewhere would join another",
+    "RAY_AUTH_MODE": "whoever reaches an open Ray cluster runs code in it",
+    "RAY_AUTH_TOKEN": "a new one each epoch, handed out over the group's own link",
+    "RAY_USAGE_STATS_ENABLED": "nothing is reported to anybody unless you want it",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "Ray would wait 30 s for Ray Serve, which is not there",
+}
 _OURS = "from the pod's rank and the leader's address"
 
 OWNED = (

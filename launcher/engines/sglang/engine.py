@@ -12,14 +12,18 @@ Read from the wheels of 0.4.4.post1, 0.4.10.post2, 0.5.9 and 0.5.23:
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from launcher.common.addresses import host_port
 from launcher.engines import endpoint, engine_config, ports, topology, versions
-from launcher.engines.arguments import Owned, has, last, refuse_owned
-from launcher.engines.base import Checked, PlanContext
-from launcher.engines.fingerprint import NCCL, fingerprint
+from launcher.engines.arguments import has, last, refuse_owned
+from launcher.engines.base import Checked, Engine, Local, PlanContext
+from launcher.engines.fingerprint import NCCL
+from launcher.engines.sglang import options
+from launcher.engines.sglang.options import EXPERTS, METRICS, OWNED, WITHOUT_HTTP
 from launcher.engines.versions import Release
 from launcher.errors import ConfigError
-from launcher.model import Fingerprint, Health, Identity, NodeFacts, Plan, Port, Process, Stage
+from launcher.model import Health, Identity, NodeFacts, Plan, Port, Process, Stage
 from launcher.settings import Settings
 
 NEWEST = "0.5.23"
@@ -35,57 +39,19 @@ _FOOTPRINT = (0, 1, 2, 3, 4, 5, 6, 13)
 _STRIDE = 32
 _SLOTS = 8
 
-_RANK = "from the pod's rank and the group's size"
-_LEADER = "from the leader's address, another port each epoch"
 
-OWNED = (
-    Owned(("--model-path", "--model"), "the model", "model"),
-    Owned(("--served-model-name",), "the served model name", "served_model_name"),
-    Owned(("--tp-size", "--tensor-parallel-size", "--tp"), "the tensor parallel size", "tp", "1"),
-    Owned(("--pp-size", "--pipeline-parallel-size", "--pp"), "the pipeline parallel size", "pp", "1"),
-    Owned(("--dp-size", "--data-parallel-size", "--dp"), "the data parallel size", "dp", "1"),
-    Owned(("--enable-ep-moe",), "expert parallelism", "ep"),
-    Owned(("--port",), "the API port", "port", "30000"),
-    Owned(
-        ("--dist-init-addr", "--nccl-init-addr"), "the rendezvous address", why=_LEADER + "; the port is --master-port"
-    ),
-    Owned(("--nnodes",), "the number of nodes", why=_RANK),
-    Owned(("--node-rank",), "the node rank", why=_RANK),
-    Owned(("--use-ray",), "Ray", why="the launcher starts every rank itself"),
-)
-
-#: How many ranks share the experts: a divisor of --tp-size. `--ep` makes it as large as --tp.
-EXPERTS = ("--ep-size", "--expert-parallel-size", "--ep")
-#: With these there is no HTTP API (launch_server.py, 0.5.23).
-WITHOUT_HTTP = ("--smg-grpc-mode", "--grpc-mode")
-
-METRICS = endpoint.Names(
-    running=("sglang:num_running_reqs",),
-    waiting=("sglang:num_queue_reqs",),
-    progress=(
-        "sglang:realtime_tokens_total",
-        "sglang:generation_tokens_total",
-        "sglang:prompt_tokens_total",
-        "sglang:num_used_tokens",
-        "sglang:token_usage",
-        "sglang:gen_throughput",
-    ),
-)
-
-
-class SGLangEngine:
+class SGLangEngine(Engine):
     """``--engine sglang``."""
 
     name = "sglang"
     summary = "SGLang's OpenAI server over torch.distributed"
     owned = OWNED
-    numbered = {"--ep": "--ep-size"}  # noqa: RUF012
+    numbered = MappingProxyType({"--ep": "--ep-size"})
+    images = options.IMAGES
+    variable_prefixes = options.PREFIXES
 
     def distributions(self, settings: Settings) -> tuple[str, ...]:
         return ("sglang", "torch", *NCCL)
-
-    def interpreter(self, settings: Settings) -> str:
-        return settings.python or "python3"
 
     def check(self, settings: Settings, identity: Identity, facts: NodeFacts) -> Checked:
         refuse_owned(settings.engine_args, OWNED, settings)
@@ -116,8 +82,9 @@ class SGLangEngine:
             why=_why(context),
         )
 
-    def fingerprint(self, settings: Settings, facts: NodeFacts) -> Fingerprint:
-        return fingerprint(settings, facts, distribution="sglang", version=settings.engine_version or "")
+    def local(self, settings: Settings, size: int) -> Local:
+        why = "SGLang takes ranks that share /dev/shm for ranks of one host, and hangs"
+        return Local(private_shm=why if size > 1 else "")
 
 
 def _installed(settings: Settings, facts: NodeFacts) -> tuple[Release, tuple[str, ...]]:

@@ -16,15 +16,19 @@ What the releases have was read from their wheels (0.8.5 to 0.33):
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
+from launcher.common.folders import cache_home
 from launcher.common.numbers import is_whole
 from launcher.engines import arguments, endpoint, engine_config, ports, topology
 from launcher.engines.arguments import has, last, refuse_owned, without
-from launcher.engines.base import Checked, PlanContext
+from launcher.engines.base import Checked, Engine, Local, PlanContext, Requirements
 from launcher.engines.fingerprint import NCCL, fingerprint
 from launcher.engines.ray import stages as ray
 from launcher.engines.versions import Release
 from launcher.engines.vllm import backend as vllm_backend
+from launcher.engines.vllm import options
 from launcher.engines.vllm.backend import Backend, Form
 from launcher.engines.vllm.options import DEAD, METRICS, NEEDS, OWNED, WITHOUT_HTTP
 from launcher.errors import ConfigError
@@ -39,18 +43,19 @@ ACCESS_LOG = ("--disable-access-log-for-endpoints", "--disable-uvicorn-access-lo
 _API_SERVERS = ("--api-server-count", "-asc")
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """``--engine vllm``."""
 
     name = "vllm"
     summary = "vLLM's OpenAI server over Ray or its own multiprocessing"
     owned = OWNED
+    images = options.IMAGES
+    variable_prefixes = (*options.PREFIXES, ray.PREFIX)
+    variable_reasons = MappingProxyType({**options.REASONS, **ray.REASONS})
+    epoch_token = True
 
     def distributions(self, settings: Settings) -> tuple[str, ...]:
         return ("vllm", "ray", "torch", *NCCL)
-
-    def interpreter(self, settings: Settings) -> str:
-        return settings.python or "python3"
 
     def check(self, settings: Settings, identity: Identity, facts: NodeFacts) -> Checked:
         refuse_owned(settings.engine_args, OWNED, settings)
@@ -103,6 +108,14 @@ class VLLMEngine:
             version=settings.engine_version or "",
             backend=vllm_backend.asked(settings, facts),
         )
+
+    def requirements(self, settings: Settings, environ: Mapping[str, str]) -> Requirements:
+        cache = environ.get("VLLM_CACHE_ROOT") or f"{cache_home(environ)}/vllm"
+        return replace(super().requirements(settings, environ), folders={"vLLM's cache": cache})
+
+    def local(self, settings: Settings, size: int) -> Local:
+        # Ray takes 127.0.0.1 for "find my address out", and would then be another one than VLLM_HOST_IP.
+        return Local(first_host=2 if settings.backend != "mp" and size > 1 else 1)
 
     def _health(self, context: PlanContext) -> Health:
         settings = context.settings

@@ -37,6 +37,17 @@ OWNED = (
     Owned(("--data-parallel-multi-port-external-lb", "-dpm"), "external load balancing", why=_ONE_API),
 )
 
+#: Images of the project itself: their release tags are vLLM's version.
+IMAGES = ("vllm/vllm-openai", "vllm/vllm-openai-cpu")
+
+PREFIXES = ("VLLM_",)
+#: Why the plan sets or unsets a variable of vLLM.
+REASONS = {
+    "VLLM_ENGINE_READY_TIMEOUT_S": "the launcher watches the start by its progress; vLLM would give up after 600 s",
+    "VLLM_RAY_DP_PACK_STRATEGY": "a replica of the model spans pods here",
+    "VLLM_PORT": "a number breaks several nodes, and a Service named vllm would make it a URL (vllm#34199)",
+}
+
 #: With these there is no HTTP API (entrypoints/launchers/cli_args.py, 0.32).
 WITHOUT_HTTP = ("--grpc", "--api-server-count 0", "-asc 0")
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from launcher.common.folders import cache_home, home
 from launcher.preflight.finding import Finding, ok, warn
-from launcher.preflight.pod import Node, home, size_text
+from launcher.preflight.pod import Node, size_text
 
 ROOM_WANTED = 2 << 30  #: compile caches of one model take some hundred MiB
 
@@ -15,18 +16,17 @@ ROOM_WANTED = 2 << 30  #: compile caches of one model take some hundred MiB
 def folders(node: Node) -> dict[str, str]:
     """What will be written to, by what it is for. The defaults are those of the libraries."""
     env: Mapping[str, str] = node.environ
-    cache = env.get("XDG_CACHE_HOME") or f"{home(env)}/.cache"
     found = {"temporary files": env.get("TMPDIR") or "/tmp"}
     if node.settings.state_dir:
         found["--state-dir"] = node.settings.state_dir
-    if node.uses_torch:
-        found["the model hub's cache"] = env.get("HF_HUB_CACHE") or env.get("HF_HOME") or f"{cache}/huggingface"
+    if node.requirements.torch:
+        found["the model hub's cache"] = (
+            env.get("HF_HUB_CACHE") or env.get("HF_HOME") or f"{cache_home(env)}/huggingface"
+        )
         found["compiled kernels"] = env.get("TRITON_CACHE_DIR") or env.get("TRITON_HOME") or f"{home(env)}/.triton"
         if env.get("TORCHINDUCTOR_CACHE_DIR"):
             found["compiled graphs"] = env["TORCHINDUCTOR_CACHE_DIR"]
-    if node.engine == "vllm":
-        found["vLLM's cache"] = env.get("VLLM_CACHE_ROOT") or f"{cache}/vllm"
-    return found
+    return {**found, **node.requirements.folders}
 
 
 def check(node: Node) -> Iterator[Finding]:

@@ -53,8 +53,8 @@ def driver_version(node: Node) -> str:
 
 
 def _no_gpu(node: Node, present: int, facts: dict[str, str]) -> Finding:
-    cpu = any("cpu" in node.facts.versions.get(name, "") for name in ("vllm", "torch"))
-    if not node.uses_torch or cpu or node.settings.gpus_per_pod == 0:
+    cpu = any("cpu" in version.partition("+")[2] for version in node.facts.versions.values())
+    if not node.requirements.torch or cpu or node.settings.gpus_per_pod == 0:
         return ok("gpus", "no GPU, and none is needed", facts)
     if present:
         return fail(
@@ -76,7 +76,7 @@ def _no_gpu(node: Node, present: int, facts: dict[str, str]) -> Finding:
 def _fit(node: Node, count: int) -> Iterator[Finding]:
     need = node.ranks_here
     said = f"--tp {node.settings.tp or 1} x --pp {node.settings.pp or 1} x --dp {node.settings.dp or 1}"
-    if not node.uses_torch or not {"tp", "pp", "dp"} & set(node.settings.origins):
+    if not node.requirements.torch or not {"tp", "pp", "dp"} & set(node.settings.origins):
         return
     if need > count:
         yield fail(
@@ -113,7 +113,7 @@ def _variables(node: Node, count: int, present: int) -> Iterator[Finding]:
             "a privileged pod sees all GPUs of the node, also those of other pods",
             "request nvidia.com/gpu in the container's limits, and do not run privileged",
         )
-    elif asked and asked not in NONE_ASKED and not present and node.uses_torch and node.gpus != 0:
+    elif asked and asked not in NONE_ASKED and not present and node.requirements.torch and node.gpus != 0:
         yield warn(
             "gpus",
             f"NVIDIA_VISIBLE_DEVICES={asked} and no GPU is here",

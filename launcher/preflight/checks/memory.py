@@ -39,7 +39,7 @@ def judge_shm(node: Node, total: int, free: int) -> Finding:
     )
     ranks = f"{here} engine rank{'s' if here > 1 else ''} here"
     shown = f"/dev/shm is {size_text(total)}, {size_text(free)} free; {ranks}"
-    if not node.uses_torch:
+    if not node.requirements.torch:
         return ok("shm", shown, facts)
     if free < SHM_LEAST and here > 1:
         return fail("shm", shown, why, fix, facts)

@@ -9,17 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.engines.arguments import last
+from launcher.common.folders import home
 from launcher.errors import UNREPLACED
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
-from launcher.preflight.pod import Node, home, size_text
+from launcher.preflight.pod import Node, size_text
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".tensors")
 POINTER = b"version https://git-lfs"  # a Git LFS file whose content was not fetched
 MOST_CONFIG = 16 << 20
-#: --load-format of vLLM and SGLang that take no weight files from the model's folder.
-FROM_ELSEWHERE = ("dummy", "runai_streamer", "runai_streamer_sharded", "tensorizer", "ipc_cache", "remote",
-                  "remote_instance")  # fmt: skip
 FETCH = "copy the model again, whole (a download that was cut off leaves such a folder)"
 
 
@@ -68,14 +65,14 @@ def weight_bytes(model: str | None) -> int:
 
 def _absent(node: Node, model: str) -> Finding:
     if model.startswith(("/", "./", "../", "~")):
-        level = fail if node.uses_torch else warn
+        level = fail if node.requirements.torch else warn
         return level(
             "model",
             f"{model} does not exist in this pod",
             "the engine takes it for a name on a hub and fails",
             "see volumeMounts and the path: `ls` its parent in this pod",
         )
-    if not node.uses_torch:
+    if not node.requirements.torch:
         return skipped("model", f"{model} is no folder: nothing to look at")
     offline = node.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     cache = Path(
@@ -124,7 +121,7 @@ def _folder(node: Node, path: Path) -> Iterator[Finding]:
     elif raw is None and not sizes:
         what = f"{path} has no config.json and no weight files"
         yield warn("model", what, "most engines cannot load that", "give --model the folder of config.json", facts)
-    elif not sizes and node.uses_torch and last(node.settings.engine_args, "--load-format") not in FROM_ELSEWHERE:
+    elif not sizes and node.requirements.torch and node.requirements.weight_files:
         what = f"{path} has config.json and no weight files"
         yield fail("model", what, "the engine ends with 'cannot find any model weights'", FETCH, facts)
     else:

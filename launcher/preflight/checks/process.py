@@ -98,5 +98,5 @@ def check_grace(node: Node) -> Iterator[Finding]:
                 "startup",
                 f"{s.said('startup_timeout')} is not more than its stages may take ({stages:g} s)",
                 "the whole start is given up before a stage says what is wrong",
-                "raise --startup-timeout, or lower --ray-timeout",
+                "raise --startup-timeout, or lower the limits of the engine's stages (`launcher plan` shows them)",
             )

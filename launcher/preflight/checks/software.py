@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.pod import Node
 
-SHOWN = ("vllm", "sglang", "ray", "torch", "python")
-
 
 def check(node: Node) -> Iterator[Finding]:
     """What is installed; an image whose NCCL is hidden by another one."""
@@ -20,11 +18,14 @@ def check(node: Node) -> Iterator[Finding]:
         yield skipped("software", "this engine tells no versions")
         return
     nccl = {name: version for name, version in versions.items() if name.startswith("nvidia-nccl")}
-    shown = [f"{name} {versions[name]}" for name in SHOWN if name in versions]
+    others = [name for name in versions if name not in nccl and name != "python"]
+    listed = [*others, *(["python"] if "python" in versions else [])]
+    shown = [f"{name} {versions[name]}" for name in listed]
     shown += [f"NCCL {version}" for version in sorted(set(nccl.values()))]
-    facts = {f"{name}.version": versions[name] for name in SHOWN if name in versions}
+    # A hello carries 48 facts in all.
+    facts = {f"{name}.version": versions[name] for name in listed[:16]}
     facts["nccl.version"] = next(iter(nccl.values()), "")
-    absent = f"no {node.engine}" if node.engine in SHOWN and node.engine not in versions else ""
+    absent = f"no {node.distribution}" if node.distribution and node.distribution not in versions else ""
     yield ok("software", ", ".join(filter(None, [absent, *shown])) or "nothing that is known", facts)
     if len(set(nccl.values())) > 1:
         both = ", ".join(f"{name} {version}" for name, version in sorted(nccl.items()))

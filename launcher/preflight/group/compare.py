@@ -28,9 +28,6 @@ COMPARED: Mapping[str, tuple[str, str, str]] = {
     "mtu": ("MTU", "large packets are dropped on the way: connections stall", NODE),
     "shm": ("size of /dev/shm", "the smallest one decides", "give all pods the same emptyDir"),
     "memory.limit": ("memory limit", "the smallest one decides", "give all pods the same limit"),
-    "vllm.version": ("vLLM", "the ranks talk to each other in their own release's words", "use one image"),
-    "sglang.version": ("SGLang", "the ranks talk to each other in their own release's words", "use one image"),
-    "ray.version": ("Ray", "Ray refuses nodes of another version", "use one image"),
     "torch.version": ("torch", "its collectives must be alike", "use one image"),
     "nccl.version": ("NCCL", "NCCL refuses ranks of another version", "use one image"),
     "model.config": (
@@ -39,7 +36,16 @@ COMPARED: Mapping[str, tuple[str, str, str]] = {
         "mount the same model everywhere",
     ),
 }
-BINDING = ("vllm.version", "sglang.version", "ray.version", "torch.version", "nccl.version", "model.config")
+VERSION = ".version"  #: of a distribution that the engine names; Python's is no such thing
+_ANY_VERSION = ("ranks of different releases do not understand each other", "use one image")
+
+
+def compared(name: str) -> tuple[str, str, str] | None:
+    """What a fact is called, why it matters and what to do; None: it is not compared."""
+    if name in COMPARED:
+        return COMPARED[name]
+    called = name.removesuffix(VERSION)
+    return (called, *_ANY_VERSION) if called not in (name, "", "python") else None
 
 
 def odd_ones(facts: Mapping[int, Mapping[str, str]]) -> tuple[Finding, ...]:
@@ -49,7 +55,12 @@ def odd_ones(facts: Mapping[int, Mapping[str, str]]) -> tuple[Finding, ...]:
     left out (an older launcher, or one without preflight).
     """
     found = []
-    for name, (called, why, fix) in COMPARED.items():
+    others = {name for own in facts.values() for name in own if name not in COMPARED}
+    for name in (*COMPARED, *sorted(others)):
+        words = compared(name)
+        if words is None:
+            continue
+        called, why, fix = words
         told = {rank: own.get(name, "") for rank, own in sorted(facts.items()) if own}
         values = Counter(told.values())
         if len(values) < 2:
@@ -59,7 +70,7 @@ def odd_ones(facts: Mapping[int, Mapping[str, str]]) -> tuple[Finding, ...]:
         usual = most[0][0] if most[0][1] > most[1][1] else told[min(told)]
         odd = {rank: value for rank, value in told.items() if value != usual}
         what = f"{called}: {_listed(odd)}; {_others(len(told) - len(odd))} {usual or 'none'}"
-        found.append((fail if name in BINDING else warn)("group", what, why, fix))
+        found.append((fail if name.endswith(VERSION) or name == "model.config" else warn)("group", what, why, fix))
     return tuple(found)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.addresses import host_port
-from launcher.engines.base import Checked, PlanContext
+from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.errors import ConfigError, UnavailableError, UsageError
 from launcher.model import Fingerprint, Gate, Identity, NodeFacts, Plan, Process, Stage
 from launcher.node import reexec
@@ -33,14 +33,12 @@ CHECK_SECONDS = 90.0
 COLLECTIVE_SECONDS = 300.0
 
 
-class DoctorEngine:
+class DoctorEngine(Engine):
     """Plans checks in place of an engine. Not to be chosen by people."""
 
     name = NAME
     summary = "the checks of `launcher doctor --group`"
-
-    def distributions(self, settings: Settings) -> tuple[str, ...]:
-        return ()
+    epoch_token = True  # with it the ranks' reports come in
 
     def interpreter(self, settings: Settings) -> str:
         return settings.python or sys.executable

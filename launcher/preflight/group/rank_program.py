@@ -146,7 +146,7 @@ def _accept_all(address: str, port: int) -> socket.socket:
 
 def check(told: Told) -> None:
     """This pod's own checks, then its way to the leader and back."""
-    node, findings, _ = _learned(told)
+    node, findings, engine = _learned(told)
     leave_out = NOT_HERE if told.rank == 0 else NOT_HERE[1:]
     chosen = [(name, one) for name, one in run.ALL if name not in leave_out]
     found = [*findings, *run.run(node, chosen)]
@@ -156,7 +156,7 @@ def check(told: Told) -> None:
         found += reach(told, node, measured)
     name = node.identity.name if node.identity else socket.gethostname()
     own = report.post_of(name, told.own, found, node.network.facts if node.network else {})
-    told.post("check", {**own, "variables": variables.as_objects(doctor.variables_of(node)), **measured})
+    told.post("check", {**own, "variables": variables.as_objects(doctor.variables_of(engine, node)), **measured})
 
 
 def reach(told: Told, node: Node, measured: dict[str, Any]) -> list[Finding]:

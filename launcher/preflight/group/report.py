@@ -166,7 +166,8 @@ def _rows(ranks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _alike(facts: Mapping[int, Mapping[str, str]]) -> Finding:
-    told = {called for name, (called, _, _) in compare.COMPARED.items() if any(f.get(name) for f in facts.values())}
+    words = (compare.compared(name) for own in facts.values() for name, value in own.items() if value)
+    told = {called for called, _, _ in filter(None, words)}
     return ok("group", "all pods are alike in what matters: " + ", ".join(sorted(told)))
 
 
