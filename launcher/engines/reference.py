@@ -77,9 +77,10 @@ class ReferenceEngine(Engine):
         argv = [self.interpreter(settings), "-I", "-S", str(PROGRAM)]
         argv += ["--rank", str(rank), "--size", str(size), "--peers", ",".join(shared.addresses)]
         argv += ["--peer-port", str(peer_port), "--epoch", str(shared.epoch.n), "--epoch-token", str(shared.epoch)]
-        argv += ["--workers", str(_workers(settings, context.identity)), "--model", settings.model or MODEL]
+        argv += ["--workers", str(_workers(settings, context.identity))]
+        argv += [f"--model={settings.model or MODEL}"]  # one word: a name may begin with a dash
         if settings.served_model_name:
-            argv += ["--served-model-name", ",".join(settings.served_model_name)]
+            argv += [f"--served-model-name={','.join(settings.served_model_name)}"]
         if rank == 0:
             argv += ["--port", str(port), "--host", context.bind, "--shutdown-timeout", f"{_drain(settings):g}"]
         own = shared.addresses[rank]

@@ -1,16 +1,21 @@
-"""The reference engine's command line: what the launcher says (owned), what a user may say, what a test may inject.
+"""The reference engine's command line: options that the launcher sets, tuning for users, faults for tests.
 
-Each option that is not the launcher's can be given by a variable too: ``--token-seconds`` is REFERENCE_TOKEN_SECONDS.
-The annotations and values of ``Options`` are the types and defaults; nothing else repeats them.
+Tuning and faults can come from variables too: ``--token-seconds`` is REFERENCE_TOKEN_SECONDS. The annotations and
+values of ``Options`` are the types and defaults; nothing else repeats them.
 """
 
 from __future__ import annotations
 
+from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 
 from launcher.common.text import nearest
 
-#: said by the launcher's planner, never by a user
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: set by the launcher's planner, never by a user
 OWNED = {
     "rank": "this rank, 0 is the leader",
     "size": "ranks in the group",
@@ -41,7 +46,7 @@ TUNING = {
 }
 
 FAULTS = {
-    "fault-ranks": "ranks that the options below are for, comma-separated; all by default (also --crash-ranks)",
+    "fault-ranks": "ranks that the options below are for, comma-separated; all by default",
     "fault-epochs": "numbers of epochs that they are for; all by default",
     "crash-after": "end so many seconds after --crash-at",
     "crash-at": "startup: counted from the process's start; serving: from the moment the chain works",
@@ -72,7 +77,7 @@ class OptionError(ValueError):
     """An option that cannot be read; the text says which, its value and what is accepted."""
 
 
-class Options:
+class Options(Namespace):
     """The options of one rank, all with a value."""
 
     rank: int = 0
@@ -133,13 +138,18 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     Raises:
         OptionError: an option or value that cannot be read, or values that contradict one another.
     """
-    options = Options()
+    parser, options = _parser(), Options()
     for name in (*TUNING, *FAULTS):
-        variable = "REFERENCE_" + name.upper().replace("-", "_")
+        variable = "REFERENCE_" + _attribute(name).upper()
         if environ.get(variable):
-            _set(options, name, environ[variable], variable)
-    for name, value in split(argv):
-        _set(options, name, value, f"--{name}")
+            _read(parser, [f"--{name}={environ[variable]}"], options, variable)
+    for unknown in _read(parser, argv, options):
+        if not unknown.startswith("--"):
+            raise OptionError(f"{unknown!r} is not an option of the reference engine")
+        given = unknown[2:].partition("=")[0]
+        like = nearest(given, HELP)
+        meant = f"; did you mean --{like}?" if like else ""
+        raise OptionError(f"--{given} is not an option of the reference engine{meant}")
     if not 0 <= options.rank < options.size:
         raise OptionError(f"--rank {options.rank} is outside of --size {options.size}")
     if len(options.peers) != options.size:
@@ -147,66 +157,54 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     return options
 
 
-def split(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """A command line as (option, value) pairs, aliases resolved; the value of a flag is ``true``.
-
-    Raises:
-        OptionError: an unknown option, a value that is missing or stands alone.
-    """
-    found, words = [], iter(argv)
-    for item in words:
-        if not item.startswith("--"):
-            raise OptionError(f"{item!r} is not an option of the reference engine")
-        given, equals, value = item[2:].partition("=")
-        name = ALIASES.get(given, given)
-        if name not in HELP:
-            like = nearest(given, HELP)
-            hint = f"; did you mean --{like}?" if like else ""
-            raise OptionError(f"--{given} is not an option of the reference engine{hint}")
-        if not equals:
-            if _kind(name) == "bool":
-                value = "true"
-            else:
-                following = next(words, None)
-                if following is None:
-                    raise OptionError(f"--{given} needs a value")
-                value = following
-        found.append((name, value))
-    return found
-
-
 def usage() -> str:
     """The text of ``--help``."""
-    rows = ["usage: python -m launcher.reference [options]"]
-    for title, group in (("said by the launcher", OWNED), ("tuning", TUNING), ("faults, for tests", FAULTS)):
-        rows += ["", f"{title}:"]
-        for name, text in group.items():
+    return _parser().format_help()
+
+
+def _read(parser: ArgumentParser, argv: Sequence[str], options: Options, variable: str = "") -> list[str]:
+    """Set what ``argv`` says and give the words that are no options; errors name the variable it came from, if any."""
+    try:
+        return parser.parse_known_args(argv, options)[1]
+    except ArgumentError as error:
+        raise OptionError(f"{variable or error.argument_name}: {error.message}") from None
+
+
+def _parser() -> ArgumentParser:
+    # No --help of its own: the launcher parses engine arguments too, and must not print and exit.
+    usage = "python -m launcher.reference [options]"
+    parser = ArgumentParser(usage=usage, add_help=False, allow_abbrev=False, exit_on_error=False)
+    for title, options in (("set by the launcher", OWNED), ("tuning", TUNING), ("faults, for tests", FAULTS)):
+        group = parser.add_argument_group(title)
+        for name, text in options.items():
             default = getattr(Options, _attribute(name))
-            shown = "" if default in (None, False, (), "") else f" (default {_shown(default)})"
-            rows.append(f"  --{name:<18} {text}{shown}")
-    return "\n".join(rows)
-
-
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            flags = [f"--{name}", *(f"--{alias}" for alias, of in ALIASES.items() if of == name)]
+            flag: dict[str, Any] = {"nargs": "?", "const": True, "metavar": "true|false"} if default is False else {}
+            group.add_argument(
+                *flags,
+                type=_converter(str(Options.__annotations__[_attribute(name)])),
+                choices=CHOICES.get(name),
+                help=text if shown in (None, False, "") else f"{text} (default {shown})",
+                **flag,
+            )
+    return parser
 
 
 def _attribute(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _kind(name: str) -> str:
-    return str(Options.__annotations__[_attribute(name)])
+def _converter(kind: str) -> Callable[[str], object]:
+    convert, expected = _KINDS[kind]
 
+    def read(value: str) -> object:
+        try:
+            return convert(value)
+        except (ValueError, KeyError, OverflowError):
+            raise ArgumentTypeError(f"{value!r} is not {expected}") from None
 
-def _set(options: Options, name: str, value: str, origin: str) -> None:
-    if name in CHOICES and value not in CHOICES[name]:
-        raise OptionError(f"{origin} {value!r} is not one of {', '.join(CHOICES[name])}")
-    kind = _kind(name)
-    try:
-        setattr(options, _attribute(name), _READERS[kind](value))
-    except (ValueError, KeyError, OverflowError):
-        raise OptionError(f"{origin} {value!r} is not {_WORDS[kind]}") from None
+    return read
 
 
 def _at_least_zero(number: float) -> float:
@@ -219,25 +217,21 @@ def _integer(value: str) -> int:
     return int(_at_least_zero(int(value)))
 
 
-def _items(value: str) -> list[str]:
-    return [item for item in value.split(",") if item]
+def _number(value: str) -> float:
+    return _at_least_zero(float(value))
 
 
-_READERS: dict[str, Callable[[str], object]] = {
-    "int": _integer,
-    "float": lambda value: _at_least_zero(float(value)),
-    "float | None": lambda value: _at_least_zero(float(value)),
-    "str": str,
-    "bool": lambda value: {"true": True, "1": True, "false": False, "0": False}[value.lower()],
-    "tuple[str, ...]": lambda value: tuple(_items(value)),
-    "tuple[int, ...]": lambda value: tuple(_integer(item) for item in _items(value)),
-}
-_WORDS = {
-    "int": "a whole number, 0 or more",
-    "float": "a number, 0 or more",
-    "float | None": "a number, 0 or more",
-    "str": "text",
-    "bool": "true or false",
-    "tuple[str, ...]": "a comma-separated list",
-    "tuple[int, ...]": "a comma-separated list of whole numbers",
+def _items(value: str) -> tuple[str, ...]:
+    return tuple(item for item in value.split(",") if item)
+
+
+#: how a value of each annotation of ``Options`` is read, and what is expected of it
+_KINDS: dict[str, tuple[Callable[[str], object], str]] = {
+    "int": (_integer, "a whole number, 0 or more"),
+    "float": (_number, "a number, 0 or more"),
+    "float | None": (_number, "a number, 0 or more"),
+    "str": (str, "text"),
+    "bool": (lambda value: {"true": True, "1": True, "false": False, "0": False}[value.lower()], "true or false"),
+    "tuple[str, ...]": (_items, "a comma-separated list"),
+    "tuple[int, ...]": (lambda value: tuple(map(_integer, _items(value))), "a comma-separated list of whole numbers"),
 }
