@@ -2,8 +2,8 @@
 
 A frame is a length (4 bytes, network order) and a JSON array ``[kind, field, field...]``. Both sides use these classes,
 so there is one description of the protocol and it is this file. Frames never leave the machine and both ends are of
-one build: no version, no negotiation. The classes are named tuples, for dataclasses would cost every start of a pod
-about 25 ms more (1.4 ms a class, and the import), and the guard 2 MiB.
+one build: no version, no negotiation. The classes are named tuples, since importing dataclasses would cost the guard
+2 MiB for as long as the pod lives.
 
 The agent's end is :class:`GuardChannel`. It knows nothing of asyncio: give its ``fileno()`` to ``add_reader`` and,
 while ``wants_write``, to ``add_writer``. The guard imports this file: only what is cheap and single-threaded may enter.

@@ -1,4 +1,4 @@
-"""The launcher's own stdout and stderr, written by threads so that nobody reading them can hold up the guard.
+"""Output: from the processes' pipes to the launcher's own stdout and stderr, which threads write, and to the agent.
 
 A pipe that nobody reads, a terminal on Ctrl-S, a full disk: a write may block for ever. The guard puts bytes into a
 bounded queue; one thread a file takes them out. Only ``os.write`` may happen on those threads: the guard forks while
@@ -13,6 +13,10 @@ import select
 import signal
 import time
 from collections import deque
+
+from launcher.guard.agent_process import OUTPUT_BOUND, AgentProcess
+from launcher.guard.channel import Dropped, Output
+from launcher.guard.children import Child, Pipe
 
 #: Bytes that may wait for one file.
 LIMIT = 4 << 20
@@ -172,3 +176,90 @@ def writers() -> tuple[Writer, Writer]:
     except OSError:
         same = False
     return out, (out if same else Writer(2))
+
+
+class Relay:
+    """Passes on what processes write: to the launcher's own stdout and stderr, and to the agent.
+
+    Nothing here blocks. While our own stdout is full and its reader keeps up, the processes' pipes are not read, so
+    that the processes wait; otherwise output is dropped, and the agent hears how much.
+    """
+
+    def __init__(self, agent: AgentProcess, poll: select.poll) -> None:
+        self._agent = agent
+        self._poll = poll
+        self._writers = writers()
+        self._pipes: dict[int, tuple[Child, Pipe]] = {}
+        self._reported = [0, 0]  #: of each writer's dropped bytes, those that the agent knows of
+        self._held = False  #: processes wait for the reader of our stdout
+
+    def add(self, child: Child) -> None:
+        for pipe in child.pipes.values():
+            self._pipes[pipe.fd] = (child, pipe)
+
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._pipes
+
+    def drain(self, fd: int, *, last: bool = False) -> None:
+        """Read what a process wrote. ``last``: it has ended, so all that is still in the pipe, and past any bound."""
+        child, pipe = self._pipes[fd]
+        for _ in range(16 if last else 1):
+            try:
+                data = os.read(fd, CHUNK)
+            except BlockingIOError:
+                return
+            self._pass_on(child, pipe, data, last)
+            if not data:
+                if pipe.polled:
+                    self._poll.unregister(fd)
+                os.close(fd)
+                del self._pipes[fd], child.pipes[fd]
+                return
+
+    def _pass_on(self, child: Child, pipe: Pipe, data: bytes, last: bool) -> None:
+        child.remember(data)
+        if data and not child.capture:
+            self._writers[pipe.stream - 1].put(data, force=last)
+        text = pipe.text.decode(data, final=not data)
+        if text and not self._agent.report(Output(child.id, pipe.stream, text), OUTPUT_BOUND):
+            self._agent.dropped += len(data)
+
+    def update(self, now: float) -> None:
+        """Poll the pipes that may be read now, and report what was dropped."""
+        for writer in self._writers:
+            writer.mind(now)
+        held = [writer.holds(now) for writer in self._writers]
+        self._held = any(held)
+        for fd, (child, pipe) in self._pipes.items():
+            wanted = child.capture or not held[pipe.stream - 1]
+            if wanted and not pipe.polled:
+                self._poll.register(fd, select.POLLIN)
+            elif pipe.polled and not wanted:  # events=0 would not do: poll reports a hang-up all the same
+                self._poll.unregister(fd)
+            pipe.polled = wanted
+        for index, writer in enumerate(dict.fromkeys(self._writers)):
+            if writer.dropped > self._reported[index] and self._agent.has_room:
+                self._agent.report(Dropped(index + 1, writer.dropped - self._reported[index]))
+                self._reported[index] = writer.dropped
+        if self._agent.dropped and self._agent.has_room:
+            self._agent.report(Dropped(0, self._agent.dropped))
+            self._agent.dropped = 0
+
+    def due(self, now: float) -> list[float]:
+        """When ``update`` has something to do without an event."""
+        return [*(writer.due for writer in self._writers if writer.due < float("inf")), *([now + 0.005] * self._held)]
+
+    def say(self, stream: int, text: str) -> None:
+        """Write lines of the launcher's own to stdout (1) or stderr (2)."""
+        self._writers[stream != 1].say(text.encode("utf-8", "backslashreplace"), time.monotonic())
+
+    def flush(self) -> None:
+        """Wait for our own readers, 3 s at most."""
+        for writer in self._writers:
+            writer.flush(idle=1.0, total=3.0)
+
+    def finish(self) -> None:
+        """All processes are dead: read what is left in their pipes, and flush."""
+        for fd in list(self._pipes):
+            self.drain(fd, last=True)
+        self.flush()

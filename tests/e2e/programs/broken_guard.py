@@ -26,12 +26,12 @@ class Broken:
     instead: str
 
 
-_KILLS = "        self._stops.clear()\n        self._end_tree([], everything=True, grace=None, then=then)\n"
+_KILLS = "        self._stops.clear()\n        self._stops.kill_all(then)\n"
 _RESETS = "        self._lease, self._expired, self._lease_kill = None, False, False\n        self._agent.start()"
-_REPEATS = "                self._end_tree([], everything=True, grace=None, then=then)\n\n        self._end_tree("
+_REPEATS = "                self._stops.kill_all(then)\n\n        self._stops.kill_all("
 _LEASE_KILL = "            self._lease_kill = True\n            self._kill_for_lease()"
 _REFUSES = "        if self._expired and not order.capture:"
-_THEN = "then = self._restart_agent if died and self._agent.policy else self._end"
+_THEN = "then = self._restart_agent if died and self._agent.restarts else self._end"
 _NOT_CLEAN = '        if not stop.clean:\n            self._say(f"not everything'
 
 ALL: dict[str, Broken] = {
@@ -45,7 +45,7 @@ ALL: dict[str, Broken] = {
         "that tree is killed at once: it is not asked",
         "agent_killed",
         _KILLS,
-        _KILLS.replace("grace=None", "grace=3.0"),
+        _KILLS.replace("kill_all(then)", "add([], everything=True, grace=3.0, then=then)"),
     ),
     "signal_is_no_code": Broken(
         "the guard ends with 128 + the agent's signal", "agent_killed", "self.code = 128 + number", "self.code = number"
@@ -102,7 +102,7 @@ ALL: dict[str, Broken] = {
     "deadline_not_looked_at": Broken(
         "the deadline is looked at before every start",
         "order_on_a_passed_deadline",
-        "        self._mind_lease(time.monotonic())\n" + _REFUSES,
+        "        self._check_lease(time.monotonic())\n" + _REFUSES,
         _REFUSES,
     ),
     "expiry_is_inherited": Broken(
@@ -121,12 +121,12 @@ ALL: dict[str, Broken] = {
         "a lease kill goes on until all is dead, and that is told",
         "unkillable_lease",
         _REPEATS,
-        "                pass\n\n        self._end_tree(",
+        "                pass\n\n        self._stops.kill_all(",
     ),
     "starts_while_stopping": Broken(
         "nothing is started while everything is being stopped",
         "order_in_a_stop",
-        "elif any(stop.everything for _, stop in self._stops):",
+        "elif self._stops.stopping_everything:",
         "elif False:",
     ),
     "two_of_one_id": Broken(
@@ -160,13 +160,13 @@ ALL: dict[str, Broken] = {
         "if False:",
     ),
     "bug_leaves_a_tree": Broken(
-        "after a bug of the guard nothing is left", "bug", "        guard.kill_everything()\n", ""
+        "after a bug of the guard nothing is left", "bug", "        stops.kill_everything(os.getpid())\n", ""
     ),
     "bug_kills_once": Broken(
         "... and that is looked at, not believed",
         "bug_beside_the_unkillable",
-        "                return\n            tree.kill(victims, table, groups)\n            time.sleep(0.01)\n",
-        "                return\n            tree.kill(victims, table, groups)\n            return\n",
+        "            return\n        tree.kill(victims, table, groups)\n        time.sleep(0.01)\n",
+        "            return\n        tree.kill(victims, table, groups)\n        return\n",
     ),
     "orphans_get_away": Broken(
         "whatever loses its parent falls to the guard",
@@ -183,20 +183,26 @@ ALL: dict[str, Broken] = {
 }
 
 
+#: Where the guard's rules are, each module after those that it imports.
+MODULES = ("launcher.guard.agent_process", "launcher.guard.stops", "launcher.guard.guard")
+
+
 def load(name: str) -> Any:
     """The guard, with a rule broken if ``name`` is not empty."""
-    spec = importlib.util.find_spec("launcher.guard.guard")
-    assert spec is not None and spec.origin is not None
-    with open(spec.origin, encoding="utf-8") as file:
-        source = file.read()
-    if name:
-        broken = ALL[name]
-        assert source.count(broken.text) == 1, f"{name}: the guard's source has changed: {broken.text!r}"
-        source = source.replace(broken.text, broken.instead)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    exec(compile(source, spec.origin, "exec"), module.__dict__)
-    sys.modules["launcher.guard"].guard = module  # type: ignore[attr-defined]
+    changed = 0
+    for module_name in MODULES:
+        spec = importlib.util.find_spec(module_name)
+        assert spec is not None and spec.origin is not None
+        with open(spec.origin, encoding="utf-8") as file:
+            source = file.read()
+        if name:
+            changed += source.count(ALL[name].text)
+            source = source.replace(ALL[name].text, ALL[name].instead)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        exec(compile(source, spec.origin, "exec"), module.__dict__)
+        setattr(sys.modules["launcher.guard"], spec.name.rpartition(".")[2], module)
+    assert changed == bool(name), f"{name}: the guard's source has changed: {ALL[name].text!r}"
     return module
 
 
@@ -237,8 +243,10 @@ def have_a_bug(guard: Any, once_there: str) -> None:
 
 if __name__ == "__main__":
     guard = load(os.environ.get("MINI_BROKEN", ""))
+    from launcher.guard import agent_process
+
     guard.FROZEN = float(os.environ.get("MINI_FROZEN", "10"))
-    guard.QUICK = float(os.environ.get("MINI_QUICK", "1"))
+    agent_process.QUICK = float(os.environ.get("MINI_QUICK", "1"))
     if "MINI_LET_GO" in os.environ:
         imitate_state_d(os.environ["MINI_LET_GO"])
     if "MINI_BUG" in os.environ:
