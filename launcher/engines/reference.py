@@ -78,9 +78,9 @@ class ReferenceEngine(Engine):
         argv += ["--rank", str(rank), "--size", str(size), "--peers", ",".join(shared.addresses)]
         argv += ["--peer-port", str(peer_port), "--epoch", str(shared.epoch.n), "--epoch-token", str(shared.epoch)]
         argv += ["--workers", str(_workers(settings, context.identity))]
-        argv += [f"--model={settings.model or MODEL}"]  # one word: a name may begin with a dash
+        argv += _option("--model", settings.model or MODEL)
         if settings.served_model_name:
-            argv += [f"--served-model-name={','.join(settings.served_model_name)}"]
+            argv += _option("--served-model-name", ",".join(settings.served_model_name))
         if rank == 0:
             argv += ["--port", str(port), "--host", context.bind, "--shutdown-timeout", f"{_drain(settings):g}"]
         own = shared.addresses[rank]
@@ -115,3 +115,8 @@ def _workers(settings: Settings, identity: Identity) -> int:
 def _drain(settings: Settings) -> float:
     """Seconds that a terminated rank 0 may take to finish its requests."""
     return max(1.0, settings.grace - settings.drain_settle - LEAVING)
+
+
+def _option(flag: str, value: str) -> list[str]:
+    """One word where the value begins with a dash: argparse would take it for another option."""
+    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]

@@ -34,7 +34,7 @@ CASES: list[tuple[dict[str, str], str, int, tuple[str, ...]]] = [
     ({}, "--config {bad_toml}", USAGE, ("bad.toml is not TOML",)),
     ({}, "--config {odd_toml}", USAGE, ("no setting join-timout", "did you mean join-timeout?")),
     ({}, "-- --nosuch 3", USAGE, ("--nosuch is not an option of the reference engine",)),
-    ({}, "-- --crash-after abc", USAGE, ("--crash-after 'abc' is not a number",)),
+    ({}, "-- --crash-after abc", USAGE, ("--crash-after: 'abc' is not a number",)),
     ({}, "-- --rank 3", USAGE, ("--rank", "the launcher's to set", "fix: leave --rank out")),
     ({}, "--tp 2 -- --tp=4", USAGE, ("-- --tp=4", "it is --tp 2", "fix: give --tp 4 to the launcher")),
     ({}, "-- --port=9", USAGE, ("--port",)),

@@ -88,6 +88,8 @@ def test_names_parallel_sizes_and_what_a_user_says() -> None:
     read = parse(argv(plan(0, model="/m", served_model_name=("a", "b"), tp=2, pp=2, engine_args=args))[4:], {})
     assert (read.names, read.workers, read.token_seconds, read.shutdown_timeout) == (("a", "b"), 2, 0.5, 3)
     assert parse(argv(plan(0, model="/m"))[4:], {}).names == ("/m",)
+    assert parse(argv(plan(0, model="-m"))[4:], {}).names == ("-m",)
+    assert parse(argv(plan(0, served_model_name=("-a", "b")))[4:], {}).names == ("-a", "b")
     assert parse(argv(plan(0, grace=60.0))[4:], {}).shutdown_timeout == 53
     checked = ENGINE.check(Settings(tp=3), identity(2), NodeFacts())
     assert checked.why == (
