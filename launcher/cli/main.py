@@ -22,7 +22,7 @@ from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
 from launcher.settings import Settings
 
 if TYPE_CHECKING:
-    from launcher.cli.manifest import Told
+    from launcher.cli.manifest import ManifestPod
 
 Start = Callable[[Settings, Mapping[str, str], Sequence[str]], int]  #: a run, once its options are read: its exit code
 SERVE = "serve"  #: how a command line of an engine's own begins, perhaps behind the engine's name
@@ -110,7 +110,7 @@ def plan(ctx: click.Context, /, as_json: bool, only: int | None, filename: str |
         return
     from launcher.cli import manifest
 
-    pages = [_page(ctx, flags, told) for told in manifest.read(filename)]
+    pages = [_page(ctx, flags, pod) for pod in manifest.read(filename)]
     if as_json:
         click.echo(show.as_json(pages))
     else:
@@ -239,9 +239,9 @@ def status_token(token_file: str | None) -> None:
 def render(source: str, out: str | None, launcher_image: str, launcher_in_image: bool, **more: Any) -> None:
     """An InferenceService as plain YAML: the objects of k8s/, one StatefulSet a group."""
     from launcher.render import command
-    from launcher.render.objects import Options
+    from launcher.render.model import RenderOptions
 
-    options = Options(launcher_image=None if launcher_in_image else launcher_image, **more)
+    options = RenderOptions(launcher_image=None if launcher_in_image else launcher_image, **more)
     text, warnings = command.run(source, out, options)
     click.echo(text, nl=False)
     for warning in warnings:
@@ -263,46 +263,46 @@ def completion(shell: str) -> None:
 
 
 def _of_manifest(
-    ctx: click.Context, flags: Mapping[str, Any], told: Told
+    ctx: click.Context, flags: Mapping[str, Any], pod: ManifestPod
 ) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
     """Settings of a manifest's pod; what was given on this command line wins."""
     given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
     try:
         settings, environ, warnings = sources.parse(
-            told.args, told.environ, flags=given, engine_args=ctx.meta["engine_args"]
+            pod.args, pod.environ, flags=given, engine_args=ctx.meta["engine_args"]
         )
     except UsageError as error:
-        raise ConfigError(f"{told.title}: {error.message}", error.fix) from None
+        raise ConfigError(f"{pod.title}: {error.message}", error.fix) from None
     if settings.token_file and "token_file" not in given:
         settings, warnings = settings.replace(token_file=None), (*warnings, "--token-file: the Secret is not read here")
-    return settings, environ, (*told.warnings, *warnings)
+    return settings, environ, (*pod.warnings, *warnings)
 
 
-def _page(ctx: click.Context, flags: Mapping[str, Any], told: Told) -> dict[str, Any]:
+def _page(ctx: click.Context, flags: Mapping[str, Any], pod: ManifestPod) -> dict[str, Any]:
     """What `launcher plan` shows of one set of pods, with what would deadlock or break."""
     from launcher.cli import manifest_checks
     from launcher.cli import plan as show
 
-    settings, environ, warnings = _of_manifest(ctx, flags, told)
-    found = manifest_checks.examine(told, settings)
+    settings, environ, warnings = _of_manifest(ctx, flags, pod)
+    found = manifest_checks.examine(pod, settings)
     problems = list(found.problems)
     try:
-        page = show.plan(settings, environ, (*warnings, *found.warnings), told.hostname)
+        page = show.plan(settings, environ, (*warnings, *found.warnings), pod.hostname)
     except LauncherError as error:
         if not problems:
             raise
         first = "\n".join(f"{p}\n  fix: {p.fix}" for p in problems)
-        raise ConfigError(f"{told.title}:\n{first}\n{error.message}", error.fix) from None
-    if told.worker is not None:
-        own, own_environ, more = _of_manifest(ctx, flags, told.worker)
-        problems += manifest_checks.examine(told.worker, own).problems
-        problems += manifest_checks.unlike(told, settings, told.worker, own)
-        worker = show.plan(own, own_environ, more, told.worker.hostname)
+        raise ConfigError(f"{pod.title}:\n{first}\n{error.message}", error.fix) from None
+    if pod.worker is not None:
+        own, own_environ, more = _of_manifest(ctx, flags, pod.worker)
+        problems += manifest_checks.examine(pod.worker, own).problems
+        problems += manifest_checks.unlike(pod, settings, pod.worker, own)
+        worker = show.plan(own, own_environ, more, pod.worker.hostname)
         page["ranks"] = [page["ranks"][0], *worker["ranks"][1:]]
         page["warnings"] = list(dict.fromkeys([*page["warnings"], *worker["warnings"]]))
     problems = list(dict.fromkeys(problems))
     return {
-        "manifest": told.title,
+        "manifest": pod.title,
         **page,
         "problems": [{"path": p.path, "what": p.what, "fix": p.fix} for p in problems],
     }

@@ -1,4 +1,4 @@
-"""What the pods of a manifest are told: `launcher plan -f FILE` reads it as a kubelet would, and touches no cluster.
+"""What the pods of a manifest are given: `launcher plan -f FILE` reads it as a kubelet would, and touches no cluster.
 
 A StatefulSet, LeaderWorkerSet, JobSet or indexed Job becomes the options and the environment with which rank 0 of its
 first group starts (and rank 1, where it has a pod template of its own). What only a cluster knows (addresses, Secrets,
@@ -45,8 +45,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the launcher of one rank is told, and the objects that say so."""
+class ManifestPod:
+    """What the launcher of one rank is given, and the objects that say so."""
 
     title: str
     hostname: str
@@ -55,7 +55,7 @@ class Told:
     replicas: int | None = None  #: of a StatefulSet; 0 and None: left to a scaler
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
-    worker: Told | None = None  #: rank 1, where its pod template is another one than the leader's
+    worker: ManifestPod | None = None  #: rank 1, where its pod template is another one than the leader's
     owner: Mapping[str, Any] = field(default_factory=dict)
     template: Mapping[str, Any] = field(default_factory=dict)  #: the pod template
     template_at: str = ""  #: its path in the owner
@@ -64,7 +64,7 @@ class Told:
     others: tuple[Mapping[str, Any], ...] = ()  #: every object of the file
 
 
-def read(source: str) -> tuple[Told, ...]:
+def read(source: str) -> tuple[ManifestPod, ...]:
     """Every set of pods in a file (``-``: standard input) whose container starts the launcher.
 
     Raises:
@@ -89,7 +89,7 @@ def read(source: str) -> tuple[Told, ...]:
             f"--filename {source} cannot be read: {error}", "build it first: kubectl kustomize DIR"
         ) from None
     flat = tuple(_flat(objects))
-    found = tuple(told for o in flat if o.get("kind") in KINDS for told in _told(o, flat))
+    found = tuple(pod for o in flat if o.get("kind") in KINDS for pod in _pods_of(o, flat))
     if not found:
         raise _nothing(source, flat)
     return found
@@ -143,13 +143,13 @@ class Pods:
     name: str = ""  #: metadata.name; empty: the hostname
 
 
-def _told(owner: Mapping[str, Any], objects: tuple[Mapping[str, Any], ...]) -> list[Told]:
+def _pods_of(owner: Mapping[str, Any], objects: tuple[Mapping[str, Any], ...]) -> list[ManifestPod]:
     name = str(field_at(owner, "metadata", "name") or "unnamed")
     namespace = str(field_at(owner, "metadata", "namespace") or "default")
     if owner["kind"] == "LeaderWorkerSet":
         return _of_lws(owner, objects, name, namespace)
     found = [_of_pods(owner, objects, pods, namespace) for pods in _pods(owner, name)]
-    return [told for told in found if told is not None]
+    return [pod for pod in found if pod is not None]
 
 
 def _pods(owner: Mapping[str, Any], name: str) -> Iterator[Pods]:
@@ -178,7 +178,9 @@ def _job(at: str, spec: Mapping[str, Any], name: str, indexed: bool) -> Pods:
     )
 
 
-def _of_lws(owner: Mapping[str, Any], objects: tuple[Mapping[str, Any], ...], name: str, namespace: str) -> list[Told]:
+def _of_lws(
+    owner: Mapping[str, Any], objects: tuple[Mapping[str, Any], ...], name: str, namespace: str
+) -> list[ManifestPod]:
     spec = as_mapping(owner.get("spec"))
     inner = as_mapping(spec.get("leaderWorkerTemplate"))
     worker, leader = as_mapping(inner.get("workerTemplate")), inner.get("leaderTemplate")
@@ -198,27 +200,27 @@ def _of_lws(owner: Mapping[str, Any], objects: tuple[Mapping[str, Any], ...], na
         return Pods(f"{at}.{where}", template, own, variables, labels)
 
     first_at, first = ("workerTemplate", worker) if leader is None else ("leaderTemplate", as_mapping(leader))
-    told = _of_pods(owner, objects, pods(0, first_at, first), namespace)
+    pod = _of_pods(owner, objects, pods(0, first_at, first), namespace)
     if leader is None or leader == worker or size == 1:
-        return [] if told is None else [told]
+        return [] if pod is None else [pod]
     other = _of_pods(owner, objects, pods(1, "workerTemplate", worker), namespace)
-    if told is None and other is None:
+    if pod is None and other is None:
         return []
-    present, absent = (other, "leaderTemplate") if told is None else (told, "workerTemplate")
+    present, absent = (other, "leaderTemplate") if pod is None else (pod, "workerTemplate")
     assert present is not None
-    if told is None or other is None:
+    if pod is None or other is None:
         problem = Problem(
             f"{at}.{absent}",
             "no container of it starts the launcher, so the group never becomes whole",
             "run the same launcher command in leaderTemplate and workerTemplate",
         )
         return [replace(present, problems=(*present.problems, problem))]
-    return [replace(told, worker=other)]
+    return [replace(pod, worker=other)]
 
 
 def _of_pods(
     owner: Mapping[str, Any], objects: tuple[Mapping[str, Any], ...], pods: Pods, namespace: str
-) -> Told | None:
+) -> ManifestPod | None:
     kind, name = str(owner["kind"]), str(field_at(owner, "metadata", "name") or "unnamed")
     spec = as_mapping(field_at(pods.template, "spec"))
     where = f"{kind} {name}"
@@ -246,7 +248,7 @@ def _of_pods(
     words = _words(command, args, environ, where, at, warnings)
     _release(container, environ, words, warnings)
     replicas = field_at(owner, "spec", "replicas") if kind == "StatefulSet" else None
-    return Told(
+    return ManifestPod(
         title=f"{where}, namespace {namespace}, container {container.get('name', '?')}",
         hostname=pods.hostname,
         args=tuple(words),

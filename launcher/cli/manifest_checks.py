@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.cli.manifest import Problem, Told, as_list, as_mapping, as_texts, field_at
+from launcher.cli.manifest import ManifestPod, Problem, as_list, as_mapping, as_texts, field_at
 from launcher.identity import service_links
 from launcher.settings import Settings
 
@@ -24,7 +24,7 @@ SHM_GPUS = 2  #: with so many GPUs in a pod NCCL shares memory between their pro
 
 
 @dataclass(frozen=True)
-class Found:
+class ManifestFindings:
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
 
@@ -33,25 +33,25 @@ class Found:
 class View:
     """What a check looks at."""
 
-    told: Told
+    pod: ManifestPod
     settings: Settings
     size: int
 
     @property
     def kind(self) -> str:
-        return str(self.told.owner.get("kind"))
+        return str(self.pod.owner.get("kind"))
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        return as_mapping(self.told.owner.get("spec"))
+        return as_mapping(self.pod.owner.get("spec"))
 
     @property
-    def pod(self) -> Mapping[str, Any]:
-        return as_mapping(self.told.template.get("spec"))
+    def pod_spec(self) -> Mapping[str, Any]:
+        return as_mapping(self.pod.template.get("spec"))
 
     @property
     def pod_at(self) -> str:
-        return f"{self.told.template_at}.spec"
+        return f"{self.pod.template_at}.spec"
 
     @property
     def together(self) -> bool:
@@ -60,8 +60,8 @@ class View:
 
     def others(self, kind: str) -> Iterator[Mapping[str, Any]]:
         """Objects of a kind in the same file and namespace."""
-        own = field_at(self.told.owner, "metadata", "namespace")
-        for o in self.told.others:
+        own = field_at(self.pod.owner, "metadata", "namespace")
+        for o in self.pod.others:
             if o.get("kind") == kind and field_at(o, "metadata", "namespace") in (own, None):
                 yield o
 
@@ -70,21 +70,21 @@ Finding = Problem | str
 Check = Callable[[View], Iterator[Finding]]
 
 
-def examine(told: Told, settings: Settings) -> Found:
+def examine(pod: ManifestPod, settings: Settings) -> ManifestFindings:
     """Everything that can be seen before the pods run."""
-    size = settings.size or _lws_size(told) or 1
-    view = View(told, settings, size)
-    found = [*told.problems, *(finding for check in CHECKS for finding in check(view))]
+    size = settings.size or _lws_size(pod) or 1
+    view = View(pod, settings, size)
+    found = [*pod.problems, *(finding for check in CHECKS for finding in check(view))]
     problems = tuple(f for f in found if isinstance(f, Problem))
-    return Found(problems, tuple(f for f in found if isinstance(f, str)))
+    return ManifestFindings(problems, tuple(f for f in found if isinstance(f, str)))
 
 
-def _lws_size(told: Told) -> int | None:
-    text = told.environ.get("LWS_GROUP_SIZE", "")
+def _lws_size(pod: ManifestPod) -> int | None:
+    text = pod.environ.get("LWS_GROUP_SIZE", "")
     return int(text) if text.isdecimal() else None
 
 
-def unlike(leader: Told, settings: Settings, worker: Told, own: Settings) -> Iterator[Problem]:
+def unlike(leader: ManifestPod, settings: Settings, worker: ManifestPod, own: Settings) -> Iterator[Problem]:
     """What rank 1's own pod template says differently of what must be equal on all ranks."""
     from launcher.model import NodeFacts
     from launcher.planning import steps
@@ -127,20 +127,20 @@ def _stateful_set(view: View) -> Iterator[Finding]:
     if view.together and start != said:
         yield Problem(
             "spec.ordinals.start",
-            f"{start}, and the launcher is told --ordinal-start {said}: ranks and leaders come out wrong",
+            f"{start}, and the launcher is given --ordinal-start {said}: ranks and leaders come out wrong",
             f"give --ordinal-start {start}",
         )
-    if view.told.replicas is not None and view.told.replicas % size:
+    if view.pod.replicas is not None and view.pod.replicas % size:
         yield Problem(
             "spec.replicas",
-            f"replicas {view.told.replicas} is no multiple of --size {size}: the last group would never be whole",
+            f"replicas {view.pod.replicas} is no multiple of --size {size}: the last group would never be whole",
             f"give a multiple of {size}",
         )
     service = spec.get("serviceName")
     if view.together and settings.service and service != settings.service:
         yield Problem(
             "spec.serviceName",
-            f"{service or 'absent'}, and the launcher is told --service {settings.service}: the pods' names exist "
+            f"{service or 'absent'}, and the launcher is given --service {settings.service}: the pods' names exist "
             f"under "
             "serviceName only, so the leader never resolves",
             f"give --service {service}" if service else f"set serviceName: {settings.service}",
@@ -157,11 +157,11 @@ def _service(view: View) -> Iterator[Finding]:
     """The headless Service that names the pods, where the same file holds it."""
     name = {
         "StatefulSet": view.spec.get("serviceName"),
-        "Job": view.pod.get("subdomain"),
+        "Job": view.pod_spec.get("subdomain"),
     }.get(view.kind)
     if not view.together or not isinstance(name, str):
         return
-    labels = as_texts(field_at(view.told.template, "metadata", "labels"))
+    labels = as_texts(field_at(view.pod.template, "metadata", "labels"))
     for service in view.others("Service"):
         if field_at(service, "metadata", "name") != name:
             continue
@@ -192,8 +192,8 @@ def _service(view: View) -> Iterator[Finding]:
 def _job(view: View) -> Iterator[Finding]:
     if view.kind not in ("Job", "JobSet") or not view.together:
         return
-    at = view.told.template_at.removesuffix(".template")
-    spec = as_mapping(view.told.owner)
+    at = view.pod.template_at.removesuffix(".template")
+    spec = as_mapping(view.pod.owner)
     for key in at.replace("[", ".[").split("."):
         spec = as_list(spec)[int(key[1:-1])] if key.startswith("[") else as_mapping(spec).get(key, {})
     mode = spec.get("completionMode", "NonIndexed" if view.kind == "Job" else "Indexed")
@@ -206,7 +206,7 @@ def _job(view: View) -> Iterator[Finding]:
         if count != view.size:
             yield Problem(
                 f"{at}.{key}",
-                f"{count}, and the launcher is told --size {view.size}: "
+                f"{count}, and the launcher is given --size {view.size}: "
                 + (
                     "the group never becomes whole"
                     if isinstance(count, int) and count < view.size
@@ -215,11 +215,11 @@ def _job(view: View) -> Iterator[Finding]:
                 f"set {key}: {view.size}",
             )
     if view.kind == "Job" and view.settings.service and not view.settings.leader:
-        subdomain = view.pod.get("subdomain")
+        subdomain = view.pod_spec.get("subdomain")
         if subdomain != view.settings.service:
             yield Problem(
                 f"{view.pod_at}.subdomain",
-                f"{subdomain or 'absent'}, and the launcher is told --service {view.settings.service}: the "
+                f"{subdomain or 'absent'}, and the launcher is given --service {view.settings.service}: the "
                 f"leader's name "
                 "never resolves",
                 f"set subdomain: {view.settings.service}",
@@ -237,11 +237,11 @@ def _leader_worker_set(view: View) -> Iterator[Finding]:
             "forms",
             "set startupPolicy: LeaderCreated",
         )
-    size = _lws_size(view.told)
+    size = _lws_size(view.pod)
     if size is not None and view.settings.size not in (None, size):
         yield Problem(
             "spec.leaderWorkerTemplate.size",
-            f"{size}, and the launcher is told --size {view.settings.size}",
+            f"{size}, and the launcher is given --size {view.settings.size}",
             "leave out --size: LeaderWorkerSet tells it",
         )
 
@@ -250,19 +250,19 @@ def _leader_worker_set(view: View) -> Iterator[Finding]:
 
 
 def _host_network(view: View) -> Iterator[Finding]:
-    if view.pod.get("hostNetwork") is not True or not view.together:
+    if view.pod_spec.get("hostNetwork") is not True or not view.together:
         return
-    named = any(view.told.environ.get(v) for v in ("POD_NAME", "POD_INDEX"))
+    named = any(view.pod.environ.get(v) for v in ("POD_NAME", "POD_INDEX"))
     if view.kind == "StatefulSet" and not named and view.settings.rank is None:
         yield Problem(
             f"{view.pod_at}.hostNetwork",
             "true without POD_NAME: the hostname is the node's, whose number is no ordinal",
             "set POD_NAME in env by fieldRef metadata.name",
         )
-    if view.pod.get("dnsPolicy") not in ("ClusterFirstWithHostNet", "None"):
+    if view.pod_spec.get("dnsPolicy") not in ("ClusterFirstWithHostNet", "None"):
         yield Problem(
             f"{view.pod_at}.dnsPolicy",
-            f"{view.pod.get('dnsPolicy', 'ClusterFirst')} under hostNetwork asks the node's DNS, where the "
+            f"{view.pod_spec.get('dnsPolicy', 'ClusterFirst')} under hostNetwork asks the node's DNS, where the "
             f"leader's name "
             "does not exist",
             "set dnsPolicy: ClusterFirstWithHostNet",
@@ -270,27 +270,27 @@ def _host_network(view: View) -> Iterator[Finding]:
 
 
 def _names(view: View) -> Iterator[Finding]:
-    """What the pod must be told of itself where nothing else says it."""
+    """What the pod must know of itself where nothing else says it."""
     if not view.together or view.kind == "LeaderWorkerSet":
         return
-    said = view.told.environ.get("POD_NAMESPACE") or view.settings.namespace or view.settings.leader
-    if view.pod.get("automountServiceAccountToken") is False and not said:
+    said = view.pod.environ.get("POD_NAMESPACE") or view.settings.namespace or view.settings.leader
+    if view.pod_spec.get("automountServiceAccountToken") is False and not said:
         yield Problem(
-            f"{view.told.container_at}.env",
+            f"{view.pod.container_at}.env",
             "POD_NAMESPACE is absent and no service account is mounted: the leader's name cannot be made",
             "set POD_NAMESPACE in env by fieldRef metadata.namespace",
         )
-    networks = as_texts(field_at(view.told.template, "metadata", "annotations")).get("k8s.v1.cni.cncf.io/networks")
+    networks = as_texts(field_at(view.pod.template, "metadata", "annotations")).get("k8s.v1.cni.cncf.io/networks")
     if networks and not view.settings.address and not _by_field(view, "POD_IP", "status.podIP"):
         yield (
-            f"{view.told.container_at}.env: the pod has several networks ({networks}) and no POD_IP: its address "
+            f"{view.pod.container_at}.env: the pod has several networks ({networks}) and no POD_IP: its address "
             f"is the "
             "one by which it reaches the leader; set POD_IP by fieldRef status.podIP"
         )
 
 
 def _by_field(view: View, name: str, path: str) -> bool:
-    for entry in (as_mapping(e) for e in as_list(view.told.container.get("env"))):
+    for entry in (as_mapping(e) for e in as_list(view.pod.container.get("env"))):
         if entry.get("name") == name:
             return bool(entry.get("value")) or field_at(entry, "valueFrom", "fieldRef", "fieldPath") in (
                 path,
@@ -300,7 +300,7 @@ def _by_field(view: View, name: str, path: str) -> bool:
 
 
 def _service_links(view: View) -> Iterator[Finding]:
-    if view.pod.get("enableServiceLinks") is False:
+    if view.pod_spec.get("enableServiceLinks") is False:
         return
     for service in view.others("Service"):
         name = str(field_at(service, "metadata", "name"))
@@ -314,18 +314,18 @@ def _service_links(view: View) -> Iterator[Finding]:
 
 
 def _grace(view: View) -> Iterator[Finding]:
-    allowed = view.pod.get("terminationGracePeriodSeconds", KUBERNETES_GRACE)
+    allowed = view.pod_spec.get("terminationGracePeriodSeconds", KUBERNETES_GRACE)
     if not isinstance(allowed, (int, float)):
         return
     if view.settings.grace > allowed:
         yield Problem(
             f"{view.pod_at}.terminationGracePeriodSeconds",
-            f"{allowed}{'' if 'terminationGracePeriodSeconds' in view.pod else ' (the default)'}, and the "
-            f"launcher is told "
+            f"{allowed}{'' if 'terminationGracePeriodSeconds' in view.pod_spec else ' (the default)'}, and the "
+            f"launcher is given "
             f"--grace {view.settings.grace:g}: the pod is killed in the middle of its drain",
             f"set terminationGracePeriodSeconds: {view.settings.grace:g}, or give --grace {allowed}",
         )
-    elif view.settings.grace < allowed and "terminationGracePeriodSeconds" in view.pod:
+    elif view.settings.grace < allowed and "terminationGracePeriodSeconds" in view.pod_spec:
         yield (
             f"{view.pod_at}.terminationGracePeriodSeconds: {allowed}, and the launcher uses --grace "
             f"{view.settings.grace:g} of it: give --grace {allowed}, so that requests in flight may take that long"
@@ -334,20 +334,20 @@ def _grace(view: View) -> Iterator[Finding]:
 
 def _shared_memory(view: View) -> Iterator[Finding]:
     gpus = view.settings.gpus_per_pod or 0
-    if gpus < SHM_GPUS or view.pod.get("hostIPC") is True:
+    if gpus < SHM_GPUS or view.pod_spec.get("hostIPC") is True:
         return
     mounts = {
         str(as_mapping(m).get("mountPath", "")).rstrip("/"): as_mapping(m).get("name")
-        for m in as_list(view.told.container.get("volumeMounts"))
+        for m in as_list(view.pod.container.get("volumeMounts"))
     }
     if "/dev/shm" not in mounts:
         yield (
-            f"{view.told.container_at}.volumeMounts: /dev/shm has 64 MiB, which is too little for {gpus} GPUs: "
+            f"{view.pod.container_at}.volumeMounts: /dev/shm has 64 MiB, which is too little for {gpus} GPUs: "
             f"mount an "
             "emptyDir with medium: Memory there"
         )
         return
-    for i, volume in enumerate(as_mapping(v) for v in as_list(view.pod.get("volumes"))):
+    for i, volume in enumerate(as_mapping(v) for v in as_list(view.pod_spec.get("volumes"))):
         on_disk = "emptyDir" in volume and field_at(volume, "emptyDir", "medium") != "Memory"
         if volume.get("name") == mounts["/dev/shm"] and on_disk:
             yield f"{view.pod_at}.volumes[{i}]: /dev/shm lies on a disk: set emptyDir: {{medium: Memory}}"
@@ -355,13 +355,13 @@ def _shared_memory(view: View) -> Iterator[Finding]:
 
 def _probes(view: View) -> Iterator[Finding]:
     for key in ("startupProbe", "livenessProbe", "readinessProbe"):
-        probe = as_mapping(view.told.container.get(key))
+        probe = as_mapping(view.pod.container.get(key))
         if probe:
             yield from _probe(view, key, probe)
 
 
 def _probe(view: View, key: str, probe: Mapping[str, Any]) -> Iterator[Finding]:
-    at, agent = f"{view.told.container_at}.{key}", view.settings.agent_port
+    at, agent = f"{view.pod.container_at}.{key}", view.settings.agent_port
     http = probe.get("httpGet")
     target = as_mapping(http or probe.get("tcpSocket") or probe.get("grpc"))
     if not target:
@@ -409,7 +409,7 @@ def _port(view: View, port: Any) -> int | None:
         return port
     if isinstance(port, str) and port.isdecimal():
         return int(port)
-    for entry in (as_mapping(p) for p in as_list(view.told.container.get("ports"))):
+    for entry in (as_mapping(p) for p in as_list(view.pod.container.get("ports"))):
         if entry.get("name") == port and isinstance(entry.get("containerPort"), int):
             return int(entry["containerPort"])
     return None
@@ -422,7 +422,7 @@ def _mesh(view: View) -> Iterator[Finding]:
     """A sidecar proxy takes over connections that it does not understand: the group's link and NCCL's."""
     if not view.together:
         return
-    metadata = as_mapping(view.told.template.get("metadata"))
+    metadata = as_mapping(view.pod.template.get("metadata"))
     marks = {**as_texts(metadata.get("annotations")), **as_texts(metadata.get("labels"))}
     of_namespace = _of_namespace(view)
     port = str(view.settings.group_port)
@@ -435,7 +435,7 @@ def _mesh(view: View) -> Iterator[Finding]:
         out = bool(out) or port in marks.get(f"{prefix}excludeOutboundPorts", "").split(",")
         if not (free and out):
             yield (
-                f"{view.told.template_at}.metadata: Istio's sidecar would take over the group's connections and "
+                f"{view.pod.template_at}.metadata: Istio's sidecar would take over the group's connections and "
                 f"those of "
                 f'the collectives: annotate the pods with sidecar.istio.io/inject: "false", or as docs/network.md says'
             )
@@ -443,7 +443,7 @@ def _mesh(view: View) -> Iterator[Finding]:
         skipped = [marks.get(f"config.linkerd.io/skip-{way}-ports", "") for way in ("inbound", "outbound")]
         if not all(_covers(ports, view.settings.group_port) for ports in skipped):
             yield (
-                f"{view.told.template_at}.metadata: Linkerd's sidecar would take over the group's connections and "
+                f"{view.pod.template_at}.metadata: Linkerd's sidecar would take over the group's connections and "
                 f"those of "
                 "the collectives: annotate the pods with linkerd.io/inject: disabled, or as docs/network.md says"
             )
@@ -458,8 +458,8 @@ def _istio(marks: Mapping[str, str], of_namespace: Mapping[str, str]) -> bool:
 
 def _of_namespace(view: View) -> dict[str, str]:
     """Labels and annotations of the pods' namespace, where the same file holds it."""
-    own = field_at(view.told.owner, "metadata", "namespace")
-    for o in view.told.others:
+    own = field_at(view.pod.owner, "metadata", "namespace")
+    for o in view.pod.others:
         if o.get("kind") == "Namespace" and field_at(o, "metadata", "name") == own:
             return {**as_texts(field_at(o, "metadata", "annotations")), **as_texts(field_at(o, "metadata", "labels"))}
     return {}
@@ -475,7 +475,7 @@ def _covers(ports: str, port: int) -> bool:
 
 
 def _runtime(view: View) -> Iterator[Finding]:
-    name = str(view.pod.get("runtimeClassName") or "").lower()
+    name = str(view.pod_spec.get("runtimeClassName") or "").lower()
     if name in ("gvisor", "runsc") or "gvisor" in name:
         yield (
             f"{view.pod_at}.runtimeClassName: gVisor has neither pidfd nor PSI: the end of an engine process is "

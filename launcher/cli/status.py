@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from launcher.api import client
 from launcher.common.text import printable
-from launcher.errors import UnavailableError, UsageError
+from launcher.errors import UnavailableError
 from launcher.settings import AGENT_PORT
 
 SHOWN_MEMBERS = 40
 SHOWN_FINDINGS = 5
-SECONDS = 5.0  #: for the whole answer
-LARGEST = 4 << 20  #: bytes of an answer that are read: 1,024 members take 200 KiB
 
 
 def run(url: str | None, port: int | None, token_file: str | None, as_json: bool, watch: bool) -> int:
@@ -29,7 +27,7 @@ def run(url: str | None, port: int | None, token_file: str | None, as_json: bool
     try:
         while True:
             try:
-                status = fetch(base, token_file)
+                status = client.fetch(base, token_file)
             except UnavailableError as error:
                 if not watch:
                     raise
@@ -42,48 +40,6 @@ def run(url: str | None, port: int | None, token_file: str | None, as_json: bool
             time.sleep(1.0)
     except KeyboardInterrupt:
         return 0
-
-
-def fetch(base: str, token_file: str | None) -> dict[str, Any]:
-    """The /status object of the pod at ``base``, a URL. Raises UnavailableError, UsageError, ConfigError.
-
-    With ``token_file`` the token that is derived from the secret is sent, else that of LAUNCHER_STATUS_TOKEN.
-    """
-    from launcher.network import http_client
-
-    headers = {}
-    token = _token(token_file)
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    foreign = UnavailableError(f"{base}/status is not a launcher's", "give the agent's port (--agent-port, 9471)")
-    try:
-        reply = http_client.ask(f"{base}/status", SECONDS, LARGEST, headers)
-        status = json.loads(reply.body)
-    except http_client.TooLong:
-        raise foreign from None
-    except OSError as error:
-        why = "no answer" if isinstance(error, TimeoutError) else "no connection"
-        raise UnavailableError(
-            f"{base}/status: {why}", "run it in the pod, or give --url http://POD_IP:9471; is the launcher running?"
-        ) from None
-    except (ValueError, RecursionError):
-        raise foreign from None
-    if not isinstance(status, dict):
-        raise foreign
-    if reply.status == 401:
-        raise UnavailableError(f"{base}/status: {_clean(status.get('error'))}", "see `launcher status-token --help`")
-    return status
-
-
-def _token(token_file: str | None) -> str:
-    if not token_file:
-        token = os.environ.get("LAUNCHER_STATUS_TOKEN", "").strip()
-        if not (token.isascii() and token.isprintable()):
-            raise UsageError("LAUNCHER_STATUS_TOKEN is no token", "set it to what `launcher status-token` prints")
-        return token
-    from launcher.group import proof
-
-    return proof.status_token(proof.read_secret(token_file, f"--token-file {token_file}"))
 
 
 def _port(base: str) -> int:

@@ -32,7 +32,7 @@ SAID = {"engine", "engine_file", "model", "tp", "pp", "dp", "engine_args"}
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """All that doctor says of one pod."""
 
     node: Node
@@ -44,19 +44,21 @@ class Report:
         return not any(f.level.value == "fail" for f in self.findings)
 
 
-def examine(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], raw: Mapping[str, str]) -> Report:
+def examine(
+    settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], raw: Mapping[str, str]
+) -> DoctorReport:
     """Learn of this pod and run every check. ``raw`` is the environment with what service links left in it."""
     return asyncio.run(_examine(settings, environ, warnings, raw))
 
 
 async def _examine(
     settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], raw: Mapping[str, str]
-) -> Report:
+) -> DoctorReport:
     node, findings, engine = await learn(settings, environ, raw)
     found = await asyncio.to_thread(checks.run, node)
     links = {f.what.partition(": ")[0] for f in found if f.check == "links"}
     more = [warn("settings", w, "", "") for w in warnings if w.partition(": ")[0] not in links]
-    return Report(node, (*findings, *more, *found), variables_of(engine, node))
+    return DoctorReport(node, (*findings, *more, *found), variables_of(engine, node))
 
 
 async def learn(
@@ -94,7 +96,7 @@ def run(
     return 0 if report.fit else 1
 
 
-def as_text(report: Report, paint: bool = False) -> str:
+def as_text(report: DoctorReport, paint: bool = False) -> str:
     """The verdict comes last: it is what stays in view."""
     lines = [f"launcher doctor: {_who(report.node)}", ""]
     lines += show.lines(report.findings, show.width(), paint)
@@ -103,7 +105,7 @@ def as_text(report: Report, paint: bool = False) -> str:
     return "\n".join([*lines, "", show.verdict(report.findings)])
 
 
-def as_object(report: Report) -> dict[str, Any]:
+def as_object(report: DoctorReport) -> dict[str, Any]:
     who = report.node.identity
     return {
         "identity": None

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.render import objects, service, text
-from launcher.render.objects import Options
+from launcher.render.model import RenderOptions, Service
 from launcher.render.text import Document
 
 HEAD = "# Written by `launcher render`: run it again rather than edit this."
 
 
-def run(source: str, out: str | None, options: Options) -> tuple[str, list[str]]:
+def run(source: str, out: str | None, options: RenderOptions) -> tuple[str, list[str]]:
     """What goes to standard output, and the warnings. With ``out`` files are written and their names are the output.
 
     Raises ConfigError and UsageError, before anything is written.
@@ -39,7 +39,7 @@ def run(source: str, out: str | None, options: Options) -> tuple[str, list[str]]
         ) from None
 
 
-def _page(one: service.Service, name: str, documents: list[Document]) -> str:
+def _page(one: Service, name: str, documents: list[Document]) -> str:
     who = f"{one.namespace}/{one.name}" if one.namespace else one.name
     what = "what all groups share" if name == objects.SHARED else f"group {name[6:-5]} of {one.groups}"
     head = [HEAD, f"# InferenceService {who}: {what}, {one.size} pods a group"]

@@ -187,3 +187,13 @@ def namespace(place: Field) -> str:
     if not _NAMESPACE.fullmatch(name):
         raise place.error(f"{name!r} is no namespace", "use lower case letters, digits and -, 63 at most")
     return name
+
+
+def labels(place: Field, what: str = "label") -> dict[str, str]:
+    """Labels or annotations, with names and values that the API server takes."""
+    found = place.strings()
+    for name, value in found.items():
+        label_name(Field(f"{place.path}.{name}", value), name, f"a {what}" if what == "label" else f"an {what}")
+        if what == "label":
+            label(Field(f"{place.path}.{name}", value), value)
+    return found

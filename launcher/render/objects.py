@@ -8,42 +8,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from launcher.cli import sources
-from launcher.errors import ConfigError, LauncherError, UsageError
+from launcher.errors import LauncherError, UsageError
 from launcher.model import Identity, NodeFacts
 from launcher.render import layers
 from launcher.render.fields import Field
-from launcher.render.service import Service
+from launcher.render.model import BUILT, RenderOptions, Service
 from launcher.render.template import quantity
 from launcher.render.text import Document
 from launcher.settings import Settings
 
 SHARED = "shared.yaml"
-#: what images/build.sh calls the launcher's image: on the machine of the build
-BUILT = "launcher:dev"
 INSTANCE = "app.kubernetes.io/instance"
 GROUP = "inference-group"
 #: found out in the pod, so not to be said for all pods alike
 _FOUND_OUT = ("rank", "leader", "peers", "address", "group_id", "service", "namespace", "ordinal_start")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the resource does not say and the cluster decides."""
-
-    launcher_image: str | None = BUILT  #: of the init container; None: the engine's image has the launcher
-    keda: bool = True
-    replicas: str = "zero"  #: under KEDA: zero, for the first apply, or keep: the field is left to KEDA
-    prometheus: str | None = None  #: None: as in k8s/components/keda
-    query: str | None = None
-    load: int = 100  #: requests in flight that one group carries
-    gang: str = "none"  #: none, volcano or kueue
-
-
-def render(service: Service, options: Options) -> dict[str, list[Document]]:
+def render(service: Service, options: RenderOptions) -> dict[str, list[Document]]:
     """File name to objects. Notes and warnings are added to ``service``. Raises ConfigError."""
     _check_options(service, options)
     documents = _layers(service, options)
@@ -63,7 +47,7 @@ def render(service: Service, options: Options) -> dict[str, list[Document]]:
     return files
 
 
-def _check_options(service: Service, options: Options) -> None:
+def _check_options(service: Service, options: RenderOptions) -> None:
     if options.replicas == "keep" and not options.keda:
         raise UsageError("--replicas keep with --no-keda: nobody else would write the number", "leave one of them out")
     if options.keda and options.query is None:
@@ -90,7 +74,7 @@ def _head_of_theirs(pods: Document, ours: set[str]) -> None:
         pods.comments[path] = ("--- from the InferenceService",)
 
 
-def _layers(service: Service, options: Options) -> list[Document]:
+def _layers(service: Service, options: RenderOptions) -> list[Document]:
     names = ["base"]
     names += ["components/launcher-copy"] if options.launcher_image else []
     names += ["components/keda"] if options.keda else []
@@ -102,7 +86,7 @@ def _layers(service: Service, options: Options) -> list[Document]:
 # ------------------------------------------------------------------------------------------------------- the pod
 
 
-def _pod(service: Service, options: Options) -> dict[str, Any]:
+def _pod(service: Service, options: RenderOptions) -> dict[str, Any]:
     """What the resource says, as a patch over the layers' StatefulSet."""
     settings = _settings(service)
     grace = int(settings.grace)
@@ -289,7 +273,7 @@ def _more_ports(service: Service, settings: Settings) -> list[dict[str, Any]]:
     return found
 
 
-def _fill(service: Service, options: Options, pods: Document) -> None:
+def _fill(service: Service, options: RenderOptions, pods: Document) -> None:
     """What the layers' components take from LAUNCHER_SIZE."""
     spec, metadata = pods.data["spec"], pods.data["metadata"]
     if options.replicas == "keep":
@@ -339,7 +323,7 @@ def _settings_port(service: Service) -> int:
     return port
 
 
-def _of_group(service: Service, options: Options, document: Document, k: int) -> Document:
+def _of_group(service: Service, options: RenderOptions, document: Document, k: int) -> Document:
     account = f"{service.name}-engine"
     document = _named(service, document, f"-{k}")
     name, spec = document.data["metadata"]["name"], document.data["spec"]
@@ -364,13 +348,10 @@ def _of_group(service: Service, options: Options, document: Document, k: int) ->
     return document
 
 
-def _scale(service: Service, options: Options, spec: dict[str, Any], name: str, k: int) -> None:
+def _scale(service: Service, options: RenderOptions, spec: dict[str, Any], name: str, k: int) -> None:
     spec["scaleTargetRef"]["name"] = name
     spec["minReplicaCount"] = spec["maxReplicaCount"] = service.size
     metadata = spec["triggers"][0]["metadata"]
     metadata["activationThreshold"] = str(k * options.load)
     metadata["serverAddress"] = options.prometheus or metadata["serverAddress"]
     metadata["query"] = options.query or metadata["query"].replace('"engine"', f'"{service.name}"')
-
-
-__all__ = ["SHARED", "ConfigError", "Options", "render"]

@@ -6,15 +6,14 @@ The pods are read in ``template.py``, where the leader's and the worker's templa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.common.numbers import check_document
 from launcher.errors import ConfigError
 from launcher.render import known, text
 from launcher.render.fields import Field
-from launcher.render.template import labels, read_template, unite
+from launcher.render.model import Service
+from launcher.render.template import read_template, unite
 
 API = "system.hero.ai/v1alpha1"
 KIND = "InferenceService"
@@ -28,27 +27,6 @@ _SERVERS = ("creationTimestamp", "generation", "resourceVersion", "uid", "manage
 _KUBECTLS = {"kubectl.kubernetes.io/last-applied-configuration"}
 #: a Service's name may not begin with a digit
 _DNS = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
-
-
-@dataclass
-class Service:
-    """What is asked for."""
-
-    name: str
-    namespace: str | None
-    labels: Mapping[str, str]
-    queue: str | None
-    groups: int
-    size: int
-    annotations: Mapping[str, str]  #: of the pods
-    pod_labels: Mapping[str, str]
-    pod: Mapping[str, Any]  #: the pod's spec but for containers
-    container: dict[str, Any]
-    args: tuple[str, ...]
-    env: list[dict[str, Any]]
-    path: str  #: of the container, for errors about its arguments
-    notes: list[str] = field(default_factory=list)  #: what was decided, in words
-    warnings: list[str] = field(default_factory=list)
 
 
 def read(source: str, name: str) -> list[Service]:
@@ -106,7 +84,7 @@ def _service(top: Field) -> Service:
     scheduler.mapping(("queue",))
     found = _servers(spec["servers"])
     found.name, found.namespace = name, known.namespace(metadata["namespace"]) if "namespace" in metadata else None
-    found.labels = labels(metadata.get("labels", {}))
+    found.labels = known.labels(metadata.get("labels", {}))
     if "queue" in scheduler:
         found.queue = scheduler["queue"].text()
         known.label(scheduler["queue"], found.queue, what="queue's name")

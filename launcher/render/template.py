@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher.engines import arguments
 from launcher.render import known
 from launcher.render.fields import Field
-
-if TYPE_CHECKING:
-    from launcher.render.service import Service
+from launcher.render.model import PodTemplate, Service
 
 _POD = ("containers", "terminationGracePeriodSeconds", *known.POD)
 _POD_OURS = {
@@ -55,17 +52,7 @@ _CONTAINER_OURS = {
 _LABELS_OURS = ("app.kubernetes.io/name", "app.kubernetes.io/instance", "inference-group")
 
 
-@dataclass
-class Pod:
-    """One role's template, looked through."""
-
-    template: Field
-    spec: Field
-    container: Field
-    env: dict[str, dict[str, Any]]
-
-
-def read_template(template: Field) -> Pod:
+def read_template(template: Field) -> PodTemplate:
     """Raises ConfigError for what does not belong into it."""
     template.mapping(("metadata", "spec"))
     template.get("metadata", {}).mapping(("annotations", "labels", "creationTimestamp", "name"))
@@ -95,7 +82,7 @@ def read_template(template: Field) -> Pod:
         if name in env:
             raise entry.error(f"{name} is set twice", "leave one of them out")
         env[name] = dict(entry.value)
-    return Pod(template, spec, container, env)
+    return PodTemplate(template, spec, container, env)
 
 
 def _check_known(place: Field, shapes: Mapping[str, Any]) -> None:
@@ -126,7 +113,7 @@ def _variable(entry: Field) -> str:
 # ------------------------------------------------------------------------------------------------- one of two
 
 
-def unite(service: Service, pods: list[Pod]) -> None:
+def unite(service: Service, pods: list[PodTemplate]) -> None:
     """Puts the one template of all ``pods`` (the leader's first) into ``service``. Raises ConfigError."""
     first = pods[0]
     service.path = first.container.path
@@ -159,7 +146,7 @@ def _same(service: Service, sides: list[Field], name: str) -> Any:
     return said[0].value
 
 
-def _alike(service: Service, pods: list[Pod], name: str, *, metadata: bool) -> Mapping[str, str]:
+def _alike(service: Service, pods: list[PodTemplate], name: str, *, metadata: bool) -> Mapping[str, str]:
     sides = [pod.template.get("metadata", {}) for pod in pods]
     if not any(name in side for side in sides):
         return {}
@@ -170,20 +157,10 @@ def _alike(service: Service, pods: list[Pod], name: str, *, metadata: bool) -> M
             raise place[label].error(
                 "the pods of a group are found by this label, and it is set already", "leave it out"
             )
-    return labels(place, name.removesuffix("s"))
+    return known.labels(place, name.removesuffix("s"))
 
 
-def labels(place: Field, what: str = "label") -> dict[str, str]:
-    """Labels or annotations, with names and values that the API server takes."""
-    found = place.strings()
-    for name, value in found.items():
-        known.label_name(Field(f"{place.path}.{name}", value), name, f"a {what}" if what == "label" else f"an {what}")
-        if what == "label":
-            known.label(Field(f"{place.path}.{name}", value), value)
-    return found
-
-
-def _arguments(service: Service, pods: list[Pod]) -> tuple[str, ...]:
+def _arguments(service: Service, pods: list[PodTemplate]) -> tuple[str, ...]:
     """The launcher's arguments: the same command line runs in every pod."""
     for pod in pods:
         command = pod.container.get("command", [])
@@ -207,7 +184,7 @@ def _arguments(service: Service, pods: list[Pod]) -> tuple[str, ...]:
     return said[0]
 
 
-def _environment(service: Service, pods: list[Pod]) -> list[dict[str, Any]]:
+def _environment(service: Service, pods: list[PodTemplate]) -> list[dict[str, Any]]:
     """What both roles set alike under its own name, what one role sets under the launcher's name for that role."""
     from launcher.planning.rank_variables import LEADER, WORKER
 
@@ -232,7 +209,7 @@ def _environment(service: Service, pods: list[Pod]) -> list[dict[str, Any]]:
     return found
 
 
-def _ports(pods: list[Pod]) -> list[dict[str, Any]]:
+def _ports(pods: list[PodTemplate]) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for pod in pods:
         for entry in pod.container.get("ports", []).entries():
@@ -254,7 +231,7 @@ def _ports(pods: list[Pod]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _resources(service: Service, pods: list[Pod]) -> dict[str, Any]:
+def _resources(service: Service, pods: list[PodTemplate]) -> dict[str, Any]:
     """CPU and memory that fit both roles; devices must be the same, since every rank does the same share."""
     result: dict[str, Any] = {}
     for pod in pods:
@@ -317,7 +294,7 @@ def quantity(place: Field) -> Decimal:
     return Decimal(match[1]) * _UNITS[match[2]]
 
 
-def _warn_of_secrets(service: Service, pods: list[Pod]) -> None:
+def _warn_of_secrets(service: Service, pods: list[PodTemplate]) -> None:
     for pod in pods:
         for name, entry in pod.env.items():
             value = entry.get("value") or ""

@@ -16,7 +16,7 @@ import yaml
 
 from launcher.reference.tokens import expected_text
 from launcher.render import objects, service
-from launcher.render.objects import Options
+from launcher.render.model import RenderOptions
 from tests.e2e import images
 from tests.e2e.containers import Container, Network
 from tests.e2e.group import until
@@ -198,7 +198,7 @@ spec:
 def test_rendered_pod_is_played(image: str, network: Network) -> None:
     """`podman kube play` of the rendered pod spec, the init container's copy included."""
     (one,) = service.read(INFERENCE_SERVICE.replace("IMAGE", json.dumps(image)), "is.yaml")
-    documents = objects.render(one, Options(launcher_image=image, keda=False))["group-0.yaml"]
+    documents = objects.render(one, RenderOptions(launcher_image=image, keda=False))["group-0.yaml"]
     (pods,) = groups([d.data for d in documents])
     spec = json.loads(json.dumps(pods.spec))
     environ = {k: v for k, v in pods.environment(0).items() if k not in ("PATH", "POD_IP")}

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launcher
+from launcher.api.client import LARGEST
 from launcher.api.status import TERMINATION_BYTES, failure_block, termination_message, waiting_for
-from launcher.cli.status import LARGEST, run, table
+from launcher.cli.status import run, table
 from launcher.errors import UnavailableError
 from launcher.log import OWN, Log
 from launcher.model import Cause, CauseKind

@@ -115,23 +115,23 @@ def board() -> exchange.Board:
 
 
 @pytest.fixture
-def server(board: exchange.Board) -> Iterator[exchange.Server]:
-    running = exchange.Server("127.0.0.1", 0, board)
+def server(board: exchange.Board) -> Iterator[exchange.BoardServer]:
+    running = exchange.BoardServer("127.0.0.1", 0, board)
     yield running
     running.close()
 
 
-def ask(server: exchange.Server, **question: Any) -> Any:
+def ask(server: exchange.BoardServer, **question: Any) -> Any:
     return exchange.ask("127.0.0.1", server.port, "token", question)
 
 
-def test_posts_are_kept(server: exchange.Server) -> None:
+def test_posts_are_kept(server: exchange.BoardServer) -> None:
     assert ask(server, **{"is": "post", "kind": "check", "rank": 1, "body": {"a": 1}}) is True
     assert ask(server, **{"is": "all"}) == {"check": {"1": {"a": 1}}}
     assert ask(server, **{"is": "ports"}) == [1, 2]
 
 
-def test_strangers_get_no_answer(server: exchange.Server) -> None:
+def test_strangers_get_no_answer(server: exchange.BoardServer) -> None:
     with pytest.raises(exchange.ExchangeError):
         exchange.ask("127.0.0.1", server.port, "another token", {"is": "all"})
     with socket.create_connection(("127.0.0.1", server.port)) as stranger:
@@ -155,12 +155,12 @@ def test_something_else_that_listens_there() -> None:
             exchange.ask("127.0.0.1", other.getsockname()[1], "token", {"is": "time"})
 
 
-def test_the_clock_of_one_machine_agrees_with_itself(server: exchange.Server) -> None:
+def test_the_clock_of_one_machine_agrees_with_itself(server: exchange.BoardServer) -> None:
     skew, sure = exchange.clock_skew("127.0.0.1", server.port, "token")
     assert abs(skew) <= sure + 0.05
 
 
-def test_a_connection_back(server: exchange.Server) -> None:
+def test_a_connection_back(server: exchange.BoardServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert ask(server, **{"is": "back", "address": "127.0.0.1", "port": port}) == ""
@@ -168,14 +168,14 @@ def test_a_connection_back(server: exchange.Server) -> None:
     assert ask(server, **{"is": "back", "address": None, "port": "x"}) == "no port was named"
 
 
-def test_the_path_mtu_of_loopback(server: exchange.Server) -> None:
+def test_the_path_mtu_of_loopback(server: exchange.BoardServer) -> None:
     assert exchange.path_mtu("127.0.0.1", server.port, 9000) == 9000
 
 
 def test_over_ipv6() -> None:
     board = exchange.Board("token", [])
     try:
-        server = exchange.Server("::1", 0, board)
+        server = exchange.BoardServer("::1", 0, board)
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
     assert exchange.ask("::1", server.port, "token", {"is": "ports"}) == []

@@ -19,7 +19,8 @@ from click.testing import CliRunner, Result
 from launcher.cli import main
 from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.render import command, known, layers, objects, service, text
-from launcher.render.objects import GROUP, Options
+from launcher.render.model import RenderOptions
+from launcher.render.objects import GROUP
 from tests.manifests import K8S, Object, build, groups, of_kind, read
 from tests.unit.test_k8s_build import NEWEST, OLDEST, check, contents
 from tests.unit.test_k8s_groups import check_names
@@ -62,7 +63,7 @@ spec:
 
 
 #: what a cluster's user gives
-GIVEN = Options(launcher_image="registry/launcher:1", query="sum(mine)")
+GIVEN = RenderOptions(launcher_image="registry/launcher:1", query="sum(mine)")
 
 
 @pytest.fixture
@@ -70,9 +71,9 @@ def sample() -> Any:
     return yaml.safe_load(SAMPLE)
 
 
-def rendered(resource: Any, options: Options | None = None) -> list[Object]:
+def rendered(resource: Any, options: RenderOptions | None = None) -> list[Object]:
     (one,) = service.read(yaml.safe_dump(resource), "is.yaml")
-    files = objects.render(one, options or Options())
+    files = objects.render(one, options or RenderOptions())
     return [d for documents in files.values() for o in documents for d in read(text.write(o))]
 
 
@@ -161,11 +162,11 @@ def test_output_is_what_the_layers_of_k8s_give(sample: Any, gang: str, tmp_path:
     def by_name(found: list[Object]) -> dict[tuple[str, str], Any]:
         return {(o["kind"], o["metadata"]["name"]): normal(o) for o in found}
 
-    assert by_name(rendered(sample, Options(gang=gang))) == by_name(build(out))
+    assert by_name(rendered(sample, RenderOptions(gang=gang))) == by_name(build(out))
 
 
 def test_output_is_valid_and_names_agree(sample: Any) -> None:
-    found = rendered(sample, Options(gang="kueue"))
+    found = rendered(sample, RenderOptions(gang="kueue"))
     check_names(found)
     for o in found:
         check(o, OLDEST)
@@ -194,7 +195,7 @@ def test_output_is_stable_and_commented(sample: Any) -> None:
 
     def pages(resource: Any) -> list[str]:
         (one,) = service.read(yaml.safe_dump(resource, sort_keys=False), "is.yaml")
-        return [text.write(o) for documents in objects.render(one, Options()).values() for o in documents]
+        return [text.write(o) for documents in objects.render(one, RenderOptions()).values() for o in documents]
 
     first, again = pages(sample), pages(backwards(sample))
     assert first == again
@@ -210,7 +211,7 @@ def test_output_is_stable_and_commented(sample: Any) -> None:
 
 def test_groups_wake_one_after_another(sample: Any) -> None:
     sample["spec"]["replicas"] = 3
-    options = Options(load=64, prometheus="http://prometheus:9090", query="sum(mine)")
+    options = RenderOptions(load=64, prometheus="http://prometheus:9090", query="sum(mine)")
     triggers = [s["spec"]["triggers"][0]["metadata"] for s in of_kind(rendered(sample, options), "ScaledObject")]
     assert [t["activationThreshold"] for t in triggers] == ["0", "64", "128"]
     assert {(t["serverAddress"], t["query"]) for t in triggers} == {("http://prometheus:9090", "sum(mine)")}
@@ -221,18 +222,18 @@ def test_number_is_left_to_keda_from_the_second_time_on(sample: Any) -> None:
     assert [s["spec"].pop("replicas") for s in of_kind(first, "StatefulSet")] == [0, 0]
     assert first == later
     with pytest.raises(UsageError, match="--replicas keep with --no-keda"):
-        rendered(sample, Options(keda=False, replicas="keep"))
+        rendered(sample, RenderOptions(keda=False, replicas="keep"))
 
 
 def test_what_a_cluster_must_have_of_its_own_is_warned_of(sample: Any) -> None:
-    def warnings(options: Options) -> list[str]:
+    def warnings(options: RenderOptions) -> list[str]:
         (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
         objects.render(one, options)
         return [w.split()[0] for w in one.warnings]
 
-    assert warnings(Options()) == ["--query", "--launcher-image"]
+    assert warnings(RenderOptions()) == ["--query", "--launcher-image"]
     assert warnings(GIVEN) == []
-    assert warnings(Options(keda=False, launcher_image=None)) == []
+    assert warnings(RenderOptions(keda=False, launcher_image=None)) == []
 
 
 def test_comments_stand_over_what_they_are_about(sample: Any) -> None:
@@ -247,7 +248,7 @@ def test_comments_stand_over_what_they_are_about(sample: Any) -> None:
 
 
 def test_without_keda_the_groups_just_run(sample: Any) -> None:
-    found = rendered(sample, Options(keda=False, launcher_image=None))
+    found = rendered(sample, RenderOptions(keda=False, launcher_image=None))
     assert not of_kind(found, "ScaledObject")
     assert [s["spec"]["replicas"] for s in of_kind(found, "StatefulSet")] == [2, 2]
     assert not any("initContainers" in p.spec for p in groups(found))
@@ -305,7 +306,7 @@ def test_said_on_one_side_only_holds_for_both_and_is_noted(sample: Any) -> None:
     worker["imagePullPolicy"] = "Always"
     del worker["args"]
     (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
-    files = objects.render(one, Options())
+    files = objects.render(one, RenderOptions())
     assert any("imagePullPolicy holds for all pods" in note for note in one.notes)
     assert "imagePullPolicy: Always" in text.write(files["group-0.yaml"][-1])
 
@@ -472,7 +473,7 @@ def test_mistake_is_named_with_its_path(sample: Any, mistake: Callable[[Any], No
 def test_fewer_ranks_than_gpus_is_a_warning(sample: Any) -> None:
     container(sample)["args"] = [*BASE_ARGS[:-2], "--pp", "1"]
     (one,) = service.read(yaml.safe_dump(sample), "is.yaml")
-    objects.render(one, Options())
+    objects.render(one, RenderOptions())
     assert any("stay idle" in w for w in one.warnings)
 
 

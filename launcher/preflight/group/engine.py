@@ -124,7 +124,7 @@ def _listens(told: Mapping[str, Any]) -> Gate:
 
 def _of_the_running(settings: Settings, here: str, as_json: bool, collective: bool) -> int:
     """What the launchers of the running group found when they started, as the leader's /status has it."""
-    from launcher.cli import status as show_status
+    from launcher.api import client
     from launcher.preflight.group import report
 
     if collective:
@@ -132,10 +132,10 @@ def _of_the_running(settings: Settings, here: str, as_json: bool, collective: bo
             f"--collective: a launcher runs in this pod (port {settings.agent_port}), and its engine has the devices",
             "run it in place of the engine: `doctor --collective` before the pod's args",
         )
-    status = show_status.fetch(f"http://{here}", settings.token_file)
+    status = client.fetch(f"http://{here}", settings.token_file)
     if status.get("rank") != 0:
         leader = str(next((m["address"] for m in status.get("members", []) if m.get("rank") == 0), ""))
-        status = show_status.fetch(f"http://{host_port(leader, settings.agent_port)}", settings.token_file)
+        status = client.fetch(f"http://{host_port(leader, settings.agent_port)}", settings.token_file)
     members = [m for m in status.get("members") or () if isinstance(m, dict)]
     if "note" in status and not any(m.get("facts") for m in members):
         raise UnavailableError(

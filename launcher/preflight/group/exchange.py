@@ -55,7 +55,7 @@ class Board:
             return {k: {str(rank): body for rank, body in v.items()} for k, v in self._posts.items()}
 
 
-class Server:
+class BoardServer:
     """Listens on ``address`` and ``port``, TCP and UDP, until :meth:`close`. Raises OSError."""
 
     def __init__(self, address: str, port: int, board: Board) -> None:

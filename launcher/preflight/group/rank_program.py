@@ -37,7 +37,7 @@ NOT_HERE = ("ports", "own name", "leader")  #: checked by `listen`, or by reachi
 
 
 @dataclass(frozen=True)
-class Told:
+class Order:
     """What the engine's plan says to this process."""
 
     rank: int
@@ -63,23 +63,23 @@ class Told:
         self.ask({"is": "post", "kind": kind, "rank": self.rank, "body": body}, seconds=15.0)
 
 
-def told_by(environ: dict[str, str]) -> Told:
+def order_of(environ: dict[str, str]) -> Order:
     order = json.loads(environ[group.VARIABLE])
     for name in ("addresses", "args", "warnings"):
         order[name] = tuple(order[name])
-    return Told(**{**order, "given": frozenset(order["given"])}, token=environ.get(group.TOKEN, ""))
+    return Order(**{**order, "given": frozenset(order["given"])}, token=environ.get(group.TOKEN, ""))
 
 
 def main(argv: list[str]) -> int:
     if group.VARIABLE not in os.environ or argv[:1] not in (["listen"], ["check"], ["collective"], ["report"]):
         sys.stderr.write("this is a part of `launcher doctor --group`\n")
         return 64
-    told = told_by(dict(os.environ))
+    order = order_of(dict(os.environ))
     try:
-        {"listen": listen, "check": check, "collective": collective, "report": report_all}[argv[0]](told)
+        {"listen": listen, "check": check, "collective": collective, "report": report_all}[argv[0]](order)
     except exchange.ExchangeError as error:
-        where = f"rank 0 at {told.addresses[0]} port {told.port}"
-        sys.stderr.write(f"launcher doctor: rank {told.rank} cannot reach {where}: {error}\n")
+        where = f"rank 0 at {order.addresses[0]} port {order.port}"
+        sys.stderr.write(f"launcher doctor: rank {order.rank} cannot reach {where}: {error}\n")
         sys.stderr.write(
             "  fix: give rank 0 an --address that the other pods reach, and allow all ports between them\n"
         )
@@ -90,18 +90,18 @@ def main(argv: list[str]) -> int:
 # ------------------------------------------------------------------------------------------------ listen (leader)
 
 
-def listen(told: Told) -> None:
-    """Keep what is posted, and listen on the ports that the engine will use, until told to go."""
-    node, _, _ = _learned(told)
+def listen(order: Order) -> None:
+    """Keep what is posted, and listen on the ports that the engine will use, until SIGTERM."""
+    node, _, _ = _learned(order)
     wanted = {p.number: p.name for p in node.plan.ports} if node.plan else {}
-    wanted.pop(told.port, None)
+    wanted.pop(order.port, None)
     held, busy = [], []
     for number, name in sorted(wanted.items()):
         try:
-            held.append(_accept_all(told.own, number))
+            held.append(_accept_all(order.own, number))
         except OSError as error:
             busy.append((number, name, error.strerror or str(error)))
-    board = exchange.Board(told.token, [told.port, *(s.getsockname()[1] for s in held)])
+    board = exchange.Board(order.token, [order.port, *(s.getsockname()[1] for s in held)])
     findings = [
         fail(
             "ports",
@@ -114,7 +114,7 @@ def listen(told: Told) -> None:
     if not busy:
         findings.append(ok("ports", "free: " + ", ".join(map(str, board.ports))))
     board.answer({"is": "post", "kind": "listen", "rank": 0, "body": [f.as_object() for f in findings]})
-    server = exchange.Server(told.own, told.port, board)
+    server = exchange.BoardServer(order.own, order.port, board)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     server.close()
 
@@ -144,29 +144,29 @@ def _accept_all(address: str, port: int) -> socket.socket:
 # ------------------------------------------------------------------------------------------------------ check (all)
 
 
-def check(told: Told) -> None:
+def check(order: Order) -> None:
     """This pod's own checks, then its way to the leader and back."""
-    node, findings, engine = _learned(told)
-    leave_out = NOT_HERE if told.rank == 0 else NOT_HERE[1:]
+    node, findings, engine = _learned(order)
+    leave_out = NOT_HERE if order.rank == 0 else NOT_HERE[1:]
     chosen = [(name, one) for name, one in run.ALL if name not in leave_out]
     found = [*findings, *run.run(node, chosen)]
-    found += [warn("settings", text, "", "") for text in told.warnings]
+    found += [warn("settings", text, "", "") for text in order.warnings]
     measured: dict[str, Any] = {}
-    if told.rank:
-        found += reach(told, node, measured)
+    if order.rank:
+        found += reach(order, node, measured)
     name = node.identity.name if node.identity else socket.gethostname()
-    own = report.post_of(name, told.own, found, node.network.facts if node.network else {})
-    told.post("check", {**own, "variables": variables.as_objects(doctor.variables_of(engine, node)), **measured})
+    own = report.post_of(name, order.own, found, node.network.facts if node.network else {})
+    order.post("check", {**own, "variables": variables.as_objects(doctor.variables_of(engine, node)), **measured})
 
 
-def reach(told: Told, node: Node, measured: dict[str, Any]) -> list[Finding]:
+def reach(order: Order, node: Node, measured: dict[str, Any]) -> list[Finding]:
     """Clock, path MTU, and ports: from this worker to the leader, and from the leader back."""
-    leader, found = told.addresses[0], []
+    leader, found = order.addresses[0], []
     try:
-        skew, sure = exchange.clock_skew(leader, told.port, told.token)
-        ports = [int(p) for p in told.ask({"is": "ports"})]
+        skew, sure = exchange.clock_skew(leader, order.port, order.token)
+        ports = [int(p) for p in order.ask({"is": "ports"})]
     except exchange.ExchangeError as error:
-        return [_blocked(f"{leader} port {told.port}: {error}")]
+        return [_blocked(f"{leader} port {order.port}: {error}")]
     measured["clock_ms"] = round(skew * 1000, 2)
     found.append(judge_clock(skew, sure))
     closed = {port: why for port in ports if (why := _connects(leader, port))}
@@ -175,10 +175,10 @@ def reach(told: Told, node: Node, measured: dict[str, Any]) -> list[Finding]:
         found.append(_blocked(f"the leader {leader} cannot be reached from here on {shown}"))
     else:
         found.append(ok("to leader", f"{leader} answers on {', '.join(map(str, ports))}"))
-    found.append(_back(told))
+    found.append(_back(order))
     largest = int(node.network.facts.get("mtu", "0") or 0) if node.network else 0
     # A loopback packet of 64 KiB proves nothing.
-    mtu = exchange.path_mtu(leader, told.port, min(largest, 9216)) if 0 < largest < 65536 else None
+    mtu = exchange.path_mtu(leader, order.port, min(largest, 9216)) if 0 < largest < 65536 else None
     if mtu is not None:
         measured["path_mtu"] = mtu
     found.append(judge_mtu(mtu, largest))
@@ -193,7 +193,7 @@ def judge_clock(skew: float, sure: float) -> Finding:
 
 
 def judge_mtu(mtu: int | None, largest: int) -> Finding:
-    """``mtu``: what arrives at the leader (0: nothing but small packets, None: not to be told); ``largest``: ours."""
+    """``mtu``: what arrives at the leader (0: nothing but small packets, None: not known); ``largest``: ours."""
     if not largest or largest >= 65536:
         return skipped("path mtu", "no network interface between these pods")
     if mtu is None:
@@ -209,21 +209,21 @@ def judge_mtu(mtu: int | None, largest: int) -> Finding:
     )
 
 
-def _back(told: Told) -> Finding:
+def _back(order: Order) -> Finding:
     """The leader connects to a random port of ours, as engines do."""
     try:
-        listener = _accept_all(told.own, 0)
+        listener = _accept_all(order.own, 0)
     except OSError as error:
-        return fail("from leader", f"no port can be opened on {told.own}: {error.strerror}", "", "")
+        return fail("from leader", f"no port can be opened on {order.own}: {error.strerror}", "", "")
     with listener:
         port = listener.getsockname()[1]
         try:
-            trouble = str(told.ask({"is": "back", "address": told.own, "port": port}))
+            trouble = str(order.ask({"is": "back", "address": order.own, "port": port}))
         except exchange.ExchangeError as error:
             trouble = str(error)
     if trouble:
-        return _blocked(f"the leader cannot reach this pod on {told.own} port {port}: {trouble}", "from leader")
-    return ok("from leader", f"the leader reaches {told.own} port {port} (a random one)")
+        return _blocked(f"the leader cannot reach this pod on {order.own} port {port}: {trouble}", "from leader")
+    return ok("from leader", f"the leader reaches {order.own} port {port} (a random one)")
 
 
 def _blocked(what: str, check: str = "to leader") -> Finding:
@@ -246,21 +246,21 @@ def _connects(address: str, port: int) -> str:
 # ------------------------------------------------------------------------------------------------- collective (all)
 
 
-def collective(told: Told) -> None:
+def collective(order: Order) -> None:
     """The all-reduce, in the engine's interpreter, with all variables of this process's environment."""
-    node, _, engine = _learned(told)
+    node, _, engine = _learned(order)
     python = engine.interpreter(node.settings) if engine is not None else "python3"
     if not node.facts.versions.get("torch"):
         why = f"{python} has no torch: nothing to run"
-        told.post("collective", {"findings": [skipped("collective", why).as_object()]})
+        order.post("collective", {"findings": [skipped("collective", why).as_object()]})
         return
     gpus = node.facts.gpus or 0
-    port = _port(told)
+    port = _port(order)
     backend = "nccl" if gpus else "gloo"
-    argv = [python, INSIDE, "--rank", str(told.rank), "--pods", str(len(told.addresses)), "--local", str(gpus or 1)]
-    argv += ["--master", told.addresses[0], str(port), "--backend", backend]
+    argv = [python, INSIDE, "--rank", str(order.rank), "--pods", str(len(order.addresses)), "--local", str(gpus or 1)]
+    argv += ["--master", order.addresses[0], str(port), "--backend", backend]
     outcome = run_collective(argv, group.COLLECTIVE_SECONDS)
-    told.post("collective", outcome)
+    order.post("collective", outcome)
 
 
 def run_collective(argv: list[str], seconds: float) -> dict[str, Any]:
@@ -286,23 +286,23 @@ def run_collective(argv: list[str], seconds: float) -> dict[str, Any]:
     return {"findings": [], "result": json.loads(line[len(RESULT) :])} if line else {"findings": []}
 
 
-def _port(told: Told) -> int:
+def _port(order: Order) -> int:
     """One port for all ranks, which the leader chooses: a free one."""
-    if told.rank == 0:
-        with socket.socket(socket.AF_INET6 if ":" in told.own else socket.AF_INET) as probe:
+    if order.rank == 0:
+        with socket.socket(socket.AF_INET6 if ":" in order.own else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((told.own, 0))
+            probe.bind((order.own, 0))
             port = int(probe.getsockname()[1])
-        told.post("collective-port", port)
+        order.post("collective-port", port)
         return port
-    return int(_posted(told, "collective-port", 30.0)["0"])
+    return int(_posted(order, "collective-port", 30.0)["0"])
 
 
-def _posted(told: Told, kind: str, seconds: float) -> dict[str, Any]:
+def _posted(order: Order, kind: str, seconds: float) -> dict[str, Any]:
     """What ranks have posted of a kind; waits until there is something. Raises ExchangeError."""
     deadline = time.monotonic() + seconds
     while True:
-        found = told.ask({"is": "all"}).get(kind)
+        found = order.ask({"is": "all"}).get(kind)
         if found:
             return dict(found)
         if time.monotonic() > deadline:
@@ -313,29 +313,29 @@ def _posted(told: Told, kind: str, seconds: float) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------- report (all)
 
 
-def report_all(told: Told) -> None:
+def report_all(order: Order) -> None:
     """The leader judges and prints; the others learn the verdict, which is their exit code too."""
-    if told.rank == 0:
-        page = report.page(told.ask({"is": "all"}), len(told.addresses))
-        told.post("verdict", "fit" if page["ok"] else "not fit")
-        sys.stdout.write((json.dumps(page, indent=2) if told.json else report.as_text(page)) + "\n")
+    if order.rank == 0:
+        page = report.page(order.ask({"is": "all"}), len(order.addresses))
+        order.post("verdict", "fit" if page["ok"] else "not fit")
+        sys.stdout.write((json.dumps(page, indent=2) if order.json else report.as_text(page)) + "\n")
         sys.stdout.flush()
         word = "fit" if page["ok"] else "not fit"
     else:
-        word = str(_posted(told, "verdict", REPORT_SECONDS).get("0"))
+        word = str(_posted(order, "verdict", REPORT_SECONDS).get("0"))
         sys.stderr.write(f"launcher doctor: the group is {word}; rank 0 prints what was found\n")
-    Path(told.verdict).write_text(word)
+    Path(order.verdict).write_text(word)
 
 
 # ------------------------------------------------------------------------------------------------- what is learned
 
 
-def _learned(told: Told) -> tuple[Node, tuple[Finding, ...], Engine | None]:
+def _learned(order: Order) -> tuple[Node, tuple[Finding, ...], Engine | None]:
     """This pod as the user's own settings describe it, without the variables that the launcher has added."""
-    settings, environ, _ = sources.parse(told.args, os.environ, more=DOCTOR)
+    settings, environ, _ = sources.parse(order.args, os.environ, more=DOCTOR)
     if settings.address is None and not environ.get("POD_IP"):
-        settings = settings.replace(address=told.own)  # as the group has found it
-    environ = {k: v for k, v in environ.items() if k in told.given and k != group.ORDER}
+        settings = settings.replace(address=order.own)  # as the group has found it
+    environ = {k: v for k, v in environ.items() if k in order.given and k != group.ORDER}
     node, findings, engine = asyncio.run(doctor.learn(settings, environ, environ))
     # The agent above us listens on its own ports: they are not taken by somebody else.
     return replace(node, agent=True, running=False), findings, engine
