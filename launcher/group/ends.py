@@ -252,7 +252,7 @@ class Ends:
         rivals += _against(first, found, grades)
         silent = _silently_before(first, found, grades)
         if silent and first.rank not in self._names:
-            rivals += silent
+            first, *rivals = _earliest_first(first, rivals, silent)
         return self._in_words(first, [end for end in rivals if end.rank != first.rank])
 
     def _before_the_verdict(self, found: list[End], grades: Mapping[int, Grade]) -> list[End]:
@@ -353,6 +353,14 @@ def _silently_before(first: End, found: Sequence[End], grades: Mapping[int, Grad
         return []
     zeros = [e for e in found if e.cause.kind is CauseKind.EXITED and grades[id(e)] in (Grade.ZERO, Grade.FOLLOWED)]
     return sorted((e for e in zeros if e.since <= first.until), key=lambda e: e.since)
+
+
+def _earliest_first(first: End, rivals: list[End], silent: list[End]) -> list[End]:
+    """The likeliest of them first: an end with 0 only if its whole interval lies earlier, for most of them follow."""
+    earliest, *others = silent
+    if earliest.since < first.since and earliest.until < first.until:
+        return [earliest, first, *rivals, *others]
+    return [first, *rivals, *silent]
 
 
 def _against(first: End, found: Sequence[End], grades: Mapping[int, Grade]) -> list[End]:

@@ -102,17 +102,21 @@ def test_a_signal_after_an_end_that_blames_nobody_is_doubtful() -> None:
 
 def test_an_end_with_0_before_one_with_a_code_that_says_nothing_is_doubtful() -> None:
     """Which of them led? An engine in trouble of its own says so, and one that blames a peer is a victim."""
-    for at, doubt in ((10.0, 0.01), (10.3, 0.4)):
-        told = judged(end(2, code=41, at=10.2), end(1, code=0, at=at, doubt=doubt))
-        assert (told.rank, told.code, told.rivals) == (2, 41, (1,))
+    for doubt in (0.05, 0.4):  # within the other's interval, and around it
+        led = judged(end(2, code=41, at=10.2, doubt=0.2), end(1, code=0, at=10.1 + doubt / 2, doubt=doubt))
+        assert (led.rank, led.code, led.rivals) == (2, 41, (1,)), "most that end with 0 have followed"
+    likely = judged(end(2, code=41, at=10.2, doubt=0.2), end(1, code=0, at=10.1, doubt=0.2))
+    assert (likely.rank, likely.code, likely.rivals) == (1, 0, (2,))
+    certain_first = judged(end(2, code=41, at=10.2), end(1, code=0, at=10.0))
+    assert (certain_first.rank, certain_first.code, certain_first.rivals) == (1, 0, (2,))
     three = judged(end(2, code=41, at=10.2), end(3, code=42, at=10.25, doubt=0.1), end(1, code=0, at=10.0))
-    assert (three.rank, three.rivals) == (3, (2, 1))
+    assert (three.rank, three.rivals) == (1, (3, 2))
     for certain in (end(2, code=41, at=9.5), end(2, code=41, at=10.2, tail=OWN)):
         assert judged(certain, end(1, code=0, at=10.0)).rivals == ()
     blamed = judged(end(2, code=41, at=10.2), end(1, code=0, at=10.0), end(3, at=10.3, tail=LOST_2))
     assert (blamed.rank, blamed.rivals) == (2, ())
     unnamed = judged(end(2, code=41, at=10.2), end(1, code=0, at=10.0), end(3, at=10.3, tail=("broken pipe",)))
-    assert (unnamed.rank, unnamed.rivals) == (2, (1,))
+    assert (unnamed.rank, unnamed.rivals) == (1, (2,))
     followed = judged(end(2, code=41, at=10.2), end(1, DIED, 0, at=10.0))
     assert (followed.rank, followed.rivals) == (2, ())
 
