@@ -12,12 +12,11 @@ from typing import Any
 
 from launcher.log import Log
 from launcher.preflight.checks import run
+from launcher.preflight.checks.registry import CHECKS
 from launcher.preflight.finding import Finding, Level, clean, facts_of
 from launcher.preflight.group import compare
 from launcher.preflight.pod import Node
 
-#: What is said elsewhere at a start: the network's warnings, service links, and ports.
-SAID_ELSEWHERE = ("network", "links", "ports")
 FINDING = "finding."
 MOST_FINDINGS = 16  #: in a hello
 LONGEST = 300  #: characters of each: what the wire takes
@@ -25,7 +24,7 @@ LONGEST = 300  #: characters of each: what the wire takes
 
 async def examine(node: Node) -> tuple[Finding, ...]:
     """The findings about this pod, after at most 2 s."""
-    chosen = [(name, check) for name, check in run.CHEAP if name not in SAID_ELSEWHERE]
+    chosen = [check for check in CHECKS if check.at_start]
     return await asyncio.to_thread(run.run, node, chosen, run.START_SECONDS)
 
 

@@ -24,6 +24,7 @@ from launcher.engines.base import Engine
 from launcher.planning import variables
 from launcher.preflight import doctor
 from launcher.preflight.checks import run
+from launcher.preflight.checks.registry import CHECKS
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.group import engine as group
 from launcher.preflight.group import exchange, report
@@ -33,7 +34,6 @@ INSIDE = str(Path(__file__).with_name("collective_program.py"))
 RESULT = "COLLECTIVE "  #: as in collective_program.py
 SKEW_WARN = 1.0  #: seconds
 REPORT_SECONDS = 40.0
-NOT_HERE = ("ports", "own name", "leader")  #: checked by `listen`, or by reaching the leader
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def _accept_all(address: str, port: int) -> socket.socket:
 def check(order: Order) -> None:
     """This pod's own checks, then its way to the leader and back."""
     node, findings, engine = _learned(order)
-    leave_out = NOT_HERE if order.rank == 0 else NOT_HERE[1:]
-    chosen = [(name, one) for name, one in run.ALL if name not in leave_out]
+    taken = ("ports",) if order.rank == 0 else ()  # `listen` holds the leader's
+    chosen = [one for one in CHECKS if one.in_group and one.name not in taken]
     found = [*findings, *run.run(node, chosen)]
     found += [warn("settings", text, "", "") for text in order.warnings]
     measured: dict[str, Any] = {}
