@@ -8,12 +8,9 @@ programs.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 
-COMMANDS = ("plan", "doctor", "status", "status-token", "engines", "local", "render", "completion")
-GROUPED = ("--group", "--collective")
-ASKS = ("--help", "-h", "--version")
+from launcher.cli.commands import asks_for_handoff, is_run
 
 
 def main() -> None:
@@ -30,22 +27,6 @@ def main() -> None:
     from launcher.cli import main as cli
 
     cli.main()
-
-
-def is_run(args: list[str]) -> bool:
-    """A run starts an engine; everything else only prints."""
-    own = args[: args.index("--")] if "--" in args else args
-    if "_LAUNCHER_COMPLETE" in os.environ or any(a in ASKS for a in own):
-        return False
-    first = next((a for a in own if not a.startswith("-")), "run")
-    if own and own[0] == "doctor" and any(a in GROUPED for a in own):
-        return True  # the group's checks are started as an engine is
-    return not own or own[0].startswith("-") or first not in COMMANDS
-
-
-def asks_for_handoff(args: list[str]) -> bool:
-    """Whether it is worth trying. Where only a `--config` file asks for it, it is done all the same, the long way."""
-    return args[:1] != ["doctor"] and ("--handoff" in args or "LAUNCHER_HANDOFF" in os.environ)
 
 
 def _agent(fd: int) -> int:

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from launcher import __main__ as door
 from launcher import __version__
-from launcher.cli import main, options, sources
+from launcher.cli import commands, main, options, sources
 from launcher.errors import ConfigError, UsageError
 from launcher.settings import Settings
 
@@ -126,7 +125,12 @@ def test_service_links_and_unknown_variables_are_warned_of() -> None:
     ],
 )
 def test_only_a_run_starts_the_guard(args: list[str], run: bool) -> None:
-    assert door.is_run(args) is run
+    assert commands.is_run(args) is run
+
+
+def test_every_command_is_known_before_its_options_are_read() -> None:
+    assert main.cli.commands.keys() == {"run", *commands.COMMANDS}
+    assert {*commands.GROUPED} <= {name for option in options.DOCTOR for name in option.opts}
 
 
 def test_help_names_every_section_and_completion_prints_a_script() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.__main__ import is_run
+from launcher.cli.commands import is_run
 from launcher.preflight import doctor, show
 from launcher.preflight.finding import Level, fail, ok, skipped, warn
 from launcher.settings import Settings

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from launcher.cli.commands import COMMANDS
 from launcher.identity.service_links import strip
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.pod import Node, text
@@ -44,7 +45,7 @@ def judge_init(name: str, command: str, reaps: bool | None) -> Finding:
 def options_in(words: Sequence[str]) -> list[str] | None:
     """The options of a launcher's command line; None: it is no launcher's run."""
     at = next((i for i, word in enumerate(words[:5]) if _is_launcher(word)), None)
-    if at is None or "-c" in words[:at] or words[at + 1 : at + 2] in (["doctor"], ["status"], ["local"], ["-m"]):
+    if at is None or "-c" in words[:at] or {*words[at + 1 : at + 2]} & {*COMMANDS, "-m"}:
         return None
     options = list(words[at + 1 :])
     return options[1:] if options[:1] == ["run"] else options
