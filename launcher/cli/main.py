@@ -122,7 +122,8 @@ def plan(ctx: click.Context, /, as_json: bool, only: int | None, filename: str |
 @cli.command(cls=SettingsCommand, params=[*DOCTOR])
 @click.pass_context
 def doctor(ctx: click.Context, /, group: bool, collective: bool, as_json: bool, **flags: Any) -> int:
-    """Is this pod fit? Takes the options of run. Exit code 0: yes, 1: something failed.
+    """Is this pod fit? Takes the options of run. Exit code 0: yes, 1: something failed, 78: the plug-in of
+    the engine is broken.
 
     Without options, in a pod whose PID 1 is a launcher, that one's options are taken.
     """

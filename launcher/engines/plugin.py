@@ -24,7 +24,7 @@ from launcher.common.conformity import mismatch, shown
 from launcher.common.text import printable
 from launcher.engines.base import Checked, Engine, Local, PlanContext, Requirements
 from launcher.errors import ConfigError, LauncherError, UsageError
-from launcher.model import Fingerprint, Identity, NodeFacts, Plan
+from launcher.model import EMPTY, Fingerprint, Identity, NodeFacts, Plan
 from launcher.settings import Settings
 
 #: What a plug-in raises on purpose: it has said what is wrong in words already.
@@ -114,6 +114,23 @@ class Plugin(Engine):
 
     def local(self, settings: Settings, size: int) -> Local:
         return self._call(Engine.local, settings, size)
+
+    def rehearse(self, settings: Settings) -> None:
+        """Call what needs no group, so that a broken plug-in shows at once and in every command alike."""
+        facts = NodeFacts()
+        for step in (
+            lambda: self.distributions(settings),
+            lambda: self.interpreter(settings),
+            lambda: self.requirements(settings, EMPTY),
+            lambda: self.local(settings, settings.size or 1),
+            lambda: self.fingerprint(settings, facts),
+        ):
+            try:
+                step()
+            except PluginError:
+                raise
+            except LauncherError:
+                pass  # it refuses these settings, and will say so when it is asked in earnest
 
     def _attribute(self, name: str) -> Any:
         default = getattr(Engine, name, None)

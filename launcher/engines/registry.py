@@ -62,6 +62,11 @@ def load(settings: Settings) -> Engine:
     found = by_name(settings.engine)
     if found is None:
         raise _unknown(settings)
+    if settings.engine not in BUILT_IN and settings.engine not in INTERNAL:
+        from launcher.engines.plugin import Plugin
+
+        if isinstance(found, Plugin):
+            found.rehearse(settings)
     return found
 
 

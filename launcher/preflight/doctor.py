@@ -15,7 +15,8 @@ from typing import Any
 
 from launcher.common.addresses import host_port
 from launcher.engines.base import Engine, PlanContext
-from launcher.errors import LauncherError, NoIdentityError
+from launcher.engines.plugin import PluginError
+from launcher.errors import ExitCode, LauncherError, NoIdentityError
 from launcher.model import Identity, NodeFacts
 from launcher.network import probe
 from launcher.network.environment import Surroundings, Variable
@@ -28,6 +29,7 @@ from launcher.preflight.pod import Node
 from launcher.settings import Settings
 
 RESOLVE_SECONDS = 3.0
+PLUGIN = "plugin"  #: trouble: the engine's plug-in is broken
 SAID = {"engine", "engine_file", "model", "tp", "pp", "dp", "engine_args"}
 
 
@@ -65,14 +67,22 @@ async def learn(
     settings: Settings, environ: Mapping[str, str], raw: Mapping[str, str]
 ) -> tuple[Node, tuple[Finding, ...], Engine | None]:
     """The pod as checks look at it, and findings about what could not be learned."""
+    try:
+        return await _learn(settings, environ, raw, {})
+    except PluginError as error:  # whichever of its members is broken: the pod is looked at without the engine
+        return await _learn(settings, environ, raw, {"engine": str(error), PLUGIN: error.message})
+
+
+async def _learn(
+    settings: Settings, environ: Mapping[str, str], raw: Mapping[str, str], trouble: dict[str, str]
+) -> tuple[Node, tuple[Finding, ...], Engine | None]:
     node = Node(settings, environ, raw)
     findings: list[Finding] = []
-    trouble: dict[str, str] = {}
     identity = _identity(settings, environ, findings, trouble)
     if identity is not None:
         environ = rank_variables.environment(environ, identity.rank)
     node = replace(node, environ=environ, identity=identity, running=await _is_running(settings))
-    engine = _engine(settings, trouble)
+    engine = None if "engine" in trouble else _engine(settings, trouble)
     if engine is not None:
         node = replace(node, **await _facts(settings, engine, environ, trouble))
         findings += _settings(settings, engine, identity, node.facts)
@@ -90,9 +100,11 @@ def run(
     raw: Mapping[str, str],
     as_json: bool,
 ) -> int:
-    """Print one screen, or one JSON object. 0: fit, 1: something failed."""
+    """Print one screen, or one JSON object. 0: fit, 1: something failed, 78: so did the engine's plug-in."""
     report = examine(settings, environ, warnings, raw)
     print(json.dumps(as_object(report), indent=2) if as_json else as_text(report, show.paints(environ)))
+    if PLUGIN in report.node.trouble:
+        return int(ExitCode.CONFIG)
     return 0 if report.fit else 1
 
 
@@ -150,6 +162,8 @@ def _identity(
 def _engine(settings: Settings, trouble: dict[str, str]) -> Engine | None:
     try:
         return steps.engine_of(settings)
+    except PluginError:
+        raise
     except LauncherError as error:
         trouble["engine"] = str(error)
         return None
@@ -170,6 +184,8 @@ async def _facts(
 
     try:
         return {"facts": await steps.learn(settings, engine, environ, listening), **smi}
+    except PluginError:
+        raise
     except LauncherError as error:
         trouble["engine"] = str(error)
         return {"facts": NodeFacts(), **smi}
@@ -184,6 +200,8 @@ def _settings(settings: Settings, engine: Engine, identity: Identity | None, fac
     try:
         steps.secret_of(settings)
         checked = engine.check(settings, identity, facts)
+    except PluginError:
+        raise
     except LauncherError as error:
         return [fail("settings", error.message, "the launcher will not start with this", error.fix)]
     said = "; ".join(checked.why) or f"engine {engine.name}"
@@ -222,6 +240,8 @@ def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
     context = PlanContext(node.settings, identity, node.facts, outline, steps.bind(node.settings, address))
     try:
         return engine.plan(context, identity.rank)
+    except PluginError:
+        raise
     except (LauncherError, ValueError):
         return None  # the settings cannot work, which `_settings` has said
 

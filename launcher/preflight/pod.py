@@ -25,7 +25,7 @@ class Node:
     """One pod. ``raw`` is the environment as the platform made it, ``environ`` what is left of it for us.
 
     What could not be learned is None, and ``trouble`` says why, by what was to be learned: ``identity``, ``engine``,
-    ``network``, ``plan``.
+    ``plugin``, ``network``.
     """
 
     settings: Settings
@@ -61,6 +61,8 @@ class Node:
     @cached_property
     def engine(self) -> Engine | None:
         """The engine that the settings name; None: it cannot be used, which ``trouble`` says."""
+        if "engine" in self.trouble:
+            return None
         try:
             return steps.engine_of(self.settings)
         except LauncherError:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.cli import sources
+from launcher.engines.base import PlanContext
 from launcher.errors import LauncherError, UsageError
 from launcher.model import Identity, NodeFacts
 from launcher.render import layers
@@ -179,6 +180,9 @@ def _check_engine(service: Service, settings: Settings) -> None:
         names = tuple(f"{service.name}-{rank}" for rank in range(service.size))
         identity = Identity(service.name, 0, service.size, names[0], names[0], "statefulset", names)
         checked = engine.check(settings, identity, NodeFacts(gpus=gpus))
+        context = PlanContext(settings, identity, NodeFacts(gpus=gpus), steps.sketch(identity))
+        for rank in range(service.size):
+            engine.plan(context, rank)
         service.notes += checked.why
         service.warnings += [w for w in checked.warnings if "--engine-version" not in w]
     if gpus == 0 and torch:

@@ -12,7 +12,8 @@ def check(node: Node) -> Iterator[Finding]:
     """What is installed; an image whose NCCL is hidden by another one."""
     versions = node.facts.versions
     if "engine" in node.trouble:
-        yield fail("software", node.trouble["engine"], "the engine cannot be started", "see the message")
+        message, _, fix = node.trouble["engine"].partition("\n  fix: ")
+        yield fail("software", message, "the engine cannot be started", fix or "see the message")
         return
     if not node.facts.versions_known:
         yield skipped("software", "this engine tells no versions")
