@@ -1,24 +1,27 @@
-"""One GET or POST to a launcher or an engine, from a command: never through a proxy, bounded in time and size.
+"""One GET or POST to a launcher or an engine, for commands: no proxy, no redirect, bounded in time and size.
 
-HTTP_PROXY and its kin are meant for what leaves the cluster. A proxy in between would see the status token, and could
-answer in a pod's name. `probe.py` asks an engine from the event loop and uses no proxy either.
+HTTP_PROXY and its kin are meant for what leaves the cluster: a proxy in between would see the status token, and could
+answer in a pod's name. On the event loop, ``probe`` does the same.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import socket
+import errno
+import queue
 import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+IDENTITY = {"Accept-Encoding": "identity"}  #: what is compressed has no known size
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer; no redirect is followed."""
+    """An HTTP answer."""
 
     status: int
     body: bytes
@@ -35,42 +38,51 @@ def ask(
 
     Raises OSError (TimeoutError, TooLong, ConnectionError) where there is no such answer, ValueError for a bad URL.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is no http URL")
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(
-            parts.hostname, parts.port, timeout=timeout, context=ssl.create_default_context()
-        )
-    else:
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
-    late = threading.Event()
+    # The timeout of a library is for each read, and a server may send a byte in each: so nobody waits for the thread.
+    answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
 
-    def cut() -> None:  # a timeout of a socket is for each read, and a server may send a byte in each
-        late.set()
-        with contextlib.suppress(OSError, AttributeError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+    def work() -> None:
+        try:
+            answers.put(_ask(url, timeout, most, {**IDENTITY, **(headers or {})}, body))
+        except Exception as error:  # raised again below, in the caller's thread
+            answers.put(error)
 
-    timer = threading.Timer(timeout, cut)
-    timer.daemon = True
-    timer.start()
     try:
-        connection.request("GET" if body is None else "POST", target, body, dict(headers or {}))
-        with connection.getresponse() as reply:
-            found = reply.read(most + 1)
-            if late.is_set():
-                raise TimeoutError("no answer in time")
-            if len(found) > most:
-                raise TooLong(f"the answer has more than {most} bytes")
-            return Answer(reply.status, found)
-    except (OSError, http.client.HTTPException) as error:
-        if late.is_set():
+        threading.Thread(target=work, name=f"ask {url}", daemon=True).start()
+    except RuntimeError as error:  # EAGAIN: the pod's limit of processes
+        raise OSError(errno.EAGAIN, str(error)) from None
+    try:
+        found = answers.get(timeout=timeout)
+    except queue.Empty:
+        raise TimeoutError("no answer in time") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _ask(url: str, timeout: float, most: int, headers: Mapping[str, str], body: bytes | None) -> Answer:
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy, no .netrc
+        try:
+            request = session.prepare_request(
+                requests.Request("GET" if body is None else "POST", url, headers, data=body)
+            )
+            # Not session.send: that reads all of a redirect's body, however long it is.
+            adapter = session.get_adapter(url)
+            with adapter.send(request, stream=True, timeout=timeout, verify=_authorities()) as reply:
+                found = reply.raw.read(most + 1)
+        except ValueError:
+            raise ValueError(f"{url!r} is no http URL") from None
+        except (requests.Timeout, urllib3.exceptions.TimeoutError):
             raise TimeoutError("no answer in time") from None
-        if isinstance(error, http.client.HTTPException):
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ConnectionError(f"no HTTP answer ({type(error).__name__})") from None
-        raise
-    finally:
-        timer.cancel()
-        connection.close()
+    if len(found) > most:
+        raise TooLong(f"the answer has more than {most} bytes")
+    return Answer(reply.status_code, found)
+
+
+def _authorities() -> str | bool:
+    """The system's certificate authorities (or SSL_CERT_FILE's); where there are none, those that requests brings."""
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or paths.capath or True

@@ -17,7 +17,7 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ async def ask(
     url: str, timeout: float, *, insecure: bool = False, body: str | None = None, most: int = MOST_BYTES
 ) -> Reply:
     """GET ``url``, or POST ``body`` (JSON) to it. The whole answer comes within ``timeout`` seconds, or none does."""
-    question = _Question(url, timeout, insecure, body, {}, most)
+    question = _Question(url, timeout, insecure, body, most)
     alarm = asyncio.get_running_loop().call_later(timeout, question.cut)
     try:
         return await asyncio.wait_for(asyncio.to_thread(question.ask), timeout + SPARE)
@@ -66,18 +66,6 @@ async def ask(
     finally:
         alarm.cancel()
         question.cut()
-
-
-def ask_now(url: str, timeout: float, *, headers: Mapping[str, str] | None = None, most: int = MOST_BYTES) -> Reply:
-    """GET ``url``, without an event loop."""
-    question = _Question(url, timeout, False, None, headers or {}, most)
-    alarm = threading.Timer(timeout, question.cut)
-    alarm.daemon = True
-    alarm.start()
-    try:
-        return question.ask()
-    finally:
-        alarm.cancel()
 
 
 async def reachable(target: str, timeout: float) -> bool:
@@ -104,14 +92,11 @@ async def why_unreachable(host: str, port: int, timeout: float) -> str:
 class _Question:
     """One request and its answer."""
 
-    def __init__(
-        self, url: str, timeout: float, insecure: bool, body: str | None, headers: Mapping[str, str], most: int
-    ) -> None:
+    def __init__(self, url: str, timeout: float, insecure: bool, body: str | None, most: int) -> None:
         self._url = url
         self._until = time.monotonic() + timeout
         self._insecure = insecure
         self._body = body
-        self._headers = dict(headers)
         self._most = most
         self._lock = threading.Lock()
         self._over = False
@@ -149,7 +134,7 @@ class _Question:
         else:
             connection = _tcp(parts.scheme, parts.hostname or "", parts.port, left, self._insecure, self._hold)
         try:
-            headers = self._headers | ({"Content-Type": "application/json"} if self._body is not None else {})
+            headers = {"Content-Type": "application/json"} if self._body is not None else {}
             connection.request("GET" if self._body is None else "POST", target, self._body, headers)
             answer = connection.getresponse()
             body = answer.read(self._most + 1)

@@ -275,6 +275,7 @@ def bug(stage: Stage) -> None:
     agent = read(launched.agent)
     assert agent is not None
     tree = [*stage.tree(), agent.key]
+    os.kill(agent.pid, signal.SIGSTOP)  # or it would clean up itself once its guard is gone
     stage.bug.touch()
     os.kill(launched.pid, signal.SIGUSR1)  # it looks up
     stage.ends(70)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -27,7 +28,7 @@ from launcher.group.events import Say
 from launcher.guard import channel
 from launcher.log import stamp
 from launcher.model import Cause, CauseKind, Epoch, Health
-from launcher.network import probe
+from launcher.network import http_client, probe
 
 HUGE = (
     "1" + "0" * 400,
@@ -455,6 +456,41 @@ def test_a_question_has_a_total_time(serve: Callable[[socket.socket], None], sch
     assert (reply.status, reply.ok) == (0, False) and reply.error
 
 
+@pytest.mark.parametrize("serve", [drip_body, drip_head, drip_chunks, go_on_and_on, say_nothing])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_so_has_a_question_of_a_command(serve: Callable[[socket.socket], None], scheme: str) -> None:
+    with answering(say_nothing if scheme == "https" else serve) as port:
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"in time|no HTTP answer"):
+            http_client.ask(f"{scheme}://127.0.0.1:{port}/status", 0.5, 1 << 20)
+        assert time.monotonic() - began < 30
+
+
+def endless_redirect(one: socket.socket) -> None:
+    one.recv(4096)
+    one.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\n\r\n")
+    while True:
+        one.sendall(b"x" * 65536)
+
+
+def test_a_command_follows_no_redirect() -> None:
+    with answering(endless_redirect) as port, pytest.raises(http_client.TooLong):
+        http_client.ask(f"http://127.0.0.1:{port}/status", 60.0, 1000)
+
+
+def test_a_command_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://192.0.2.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    def serve(one: socket.socket) -> None:
+        one.recv(4096)
+        one.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok")
+
+    with answering(serve) as port:
+        assert http_client.ask(f"http://127.0.0.1:{port}/status", 60.0, 2) == http_client.Answer(201, b"ok")
+
+
 def endless(one: socket.socket) -> None:
     one.recv(4096)
     one.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -466,7 +502,8 @@ def test_and_a_total_size() -> None:
     with answering(endless) as port:
         reply = asyncio.run(probe.ask(f"http://127.0.0.1:{port}/health", 60.0))
         assert (reply.ok, reply.error) == (False, f"an answer of more than {probe.MOST_BYTES} bytes")
-        assert not probe.ask_now(f"http://127.0.0.1:{port}/status", 60.0, most=1000).ok
+        with pytest.raises(http_client.TooLong):
+            http_client.ask(f"http://127.0.0.1:{port}/status", 60.0, 1000)
 
 
 @pytest.mark.parametrize(
@@ -480,11 +517,15 @@ def test_an_answer_that_is_no_http(answer: bytes) -> None:
 
     with answering(serve) as port:
         assert isinstance(asyncio.run(probe.ask(f"http://127.0.0.1:{port}/", 60.0)), probe.Reply)
+        with contextlib.suppress(OSError):
+            assert http_client.ask(f"http://127.0.0.1:{port}/", 60.0, 1000).body == b""
 
 
 @pytest.mark.parametrize("url", ["", "http://", "http://[", "http://x:99999/", "http://127.0.0.1:0/\r\nX: y", "x://\0"])
 def test_an_address_that_is_none(url: str) -> None:
     assert not asyncio.run(probe.ask(url, 60.0)).ok
+    with pytest.raises((ValueError, OSError)):
+        http_client.ask(url, 60.0, 1000)
     assert not asyncio.run(probe.reachable(url, 60.0))
 
 
