@@ -13,9 +13,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import requests
-import urllib3
-
 IDENTITY = {"Accept-Encoding": "identity"}  #: what is compressed has no known size
 
 
@@ -61,6 +58,9 @@ def ask(
 
 
 def _ask(url: str, timeout: float, most: int, headers: Mapping[str, str], body: bytes | None) -> Answer:
+    import requests  # it takes longer to import than most commands to run
+    import urllib3
+
     with requests.Session() as session:
         session.trust_env = False  # no proxy, no .netrc
         try:
