@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher.log import Log
 from launcher.node import leftovers
 from launcher.planning.steps import Ask, has_nvidia
 
 GPU_TRIES = 20  #: looks, half a second apart, at GPU memory after an epoch
-UNKNOWN_TRIES = 3  #: so many without an answer, and GPU memory is not what keeps the next epoch waiting
+UNKNOWN_TRIES = 3  #: looks without an answer, after which GPU memory no longer holds up the next epoch
+MOST_REFUSALS = 3  #: in a row, each after some ten seconds: so often a GPU's memory may keep an epoch from starting
+KEPT_FOLDERS = 2  #: scratch folders of the newest epochs that stay
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,67 @@ class Before:
     shm: leftovers.Snapshot
     gpu_memory: Mapping[str, int]
     oom_kills: int | None
+
+
+class Cleanup:
+    """What is known between one epoch and the next. ``ask`` runs a short program.
+
+    Each wait may see another epoch begin or end; ``current`` says whether the caller's still counts. If not, what was
+    seen says nothing any more, and is not kept.
+    """
+
+    def __init__(self, ask: Ask, log: Log) -> None:
+        self._ask = ask
+        self._log = log
+        self._scratch: list[str] = []
+        self._refusals = 0  # how often in a row GPU memory has kept an epoch from starting
+        self.before: Before | None = None  #: the latest epoch
+        self.not_back = ""  #: GPU memory that an ended epoch still holds, in words
+
+    async def before_epoch(self, scratch: Sequence[str], current: Callable[[], bool]) -> None:
+        """Look around, and remove the scratch folders of old epochs."""
+        before = await before_epoch(self._ask)
+        if not current():
+            return
+        self.before = before
+        self._scratch += [folder for folder in scratch if folder not in self._scratch]
+        await sweep(self._scratch)
+        if current():
+            self._scratch = self._scratch[-KEPT_FOLDERS:]
+
+    async def after_epoch(self, current: Callable[[], bool]) -> None:
+        """Remove what the epoch left, and see whether GPU memory came back."""
+        if self.before is None:
+            return
+        removed, not_back = await after_epoch(self.before, self._ask)
+        if removed:
+            self._log("removed what the engine left in /dev/shm", {"files": len(removed)})
+        if current():
+            self.not_back = not_back
+            if not_back:
+                self._log(not_back, level="error")
+
+    async def still_not_back(self, current: Callable[[], bool]) -> str:
+        """Look once more at GPU memory that an earlier epoch kept; empty: it is no reason to refuse the next one.
+
+        Not for ever: nothing of ours runs any more, so on a shared GPU it may be another pod's.
+        """
+        if not self.not_back or self.before is None:
+            return self.not_back
+        _, not_back = await after_epoch(self.before, self._ask)
+        if not current():
+            return self.not_back
+        self._refusals = self._refusals + 1 if not_back else 0
+        if self._refusals > MOST_REFUSALS:
+            self._log(f"{not_back}: it does not come back, is the GPU shared? Going on", level="warning")
+            self._refusals, not_back = 0, ""
+        self.not_back = not_back
+        return not_back
+
+    def oom_killed(self) -> bool:
+        """Whether the kernel has killed processes of this pod in this epoch."""
+        before, now = self.before.oom_kills if self.before else None, leftovers.oom_kills()
+        return before is not None and now is not None and now > before
 
 
 async def before_epoch(ask: Ask) -> Before:
@@ -48,7 +112,7 @@ async def after_epoch(before: Before, ask: Ask) -> tuple[tuple[str, ...], str]:
     return removed, kept
 
 
-async def sweep(folders: Sequence[str], keep: int = 2) -> None:
+async def sweep(folders: Sequence[str], keep: int = KEPT_FOLDERS) -> None:
     """Remove the scratch folders of epochs before the newest ``keep``; ``folders`` is oldest first."""
     if not folders[:-keep]:
         return

@@ -17,7 +17,7 @@ SILENT = 5  #: the guard answers pings at once; so many in a row without an answ
 ANSWER = 1 << 16  #: characters kept of a program's answer
 
 
-class GuardLine:
+class GuardClient:
     """Talks with the guard on the event loop that is running when :meth:`open` is called.
 
     ``heard`` gets every report that is not an answer to a question of ours.

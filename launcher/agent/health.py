@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from launcher.agent.verdict import PROMPT, Failure, Verdict
+from launcher.agent.verdict import PROMPT, CheckFailure, HealthVerdict
 from launcher.common import tasks
 from launcher.common.addresses import host_port
 from launcher.model import Cause, CauseKind, Health
@@ -126,14 +126,25 @@ def _by_engine(page: Samples, names: Iterable[str]) -> dict[str, list[float]]:
     return found
 
 
+@dataclass(frozen=True)
+class HealthInputs:
+    """What the watch asks besides the engine's endpoints, and where it puts what it finds."""
+
+    moving: Callable[[bool], bool]  #: whether the API's connections move bytes, or (True) wait for an answer
+    requests: Callable[[], Requests | None] = lambda: None  #: what went over the API's connections
+    signs: Callable[[], int] = lambda: 0  #: a number that moves with CPU time and output
+    fair: Callable[[], float] = time.monotonic  #: the clock of deadlines
+    starved: Callable[[], str] = str  #: why that clock runs slowly
+    say: Callable[[str, Mapping[str, object], str], None] = lambda text, fields, level: None  #: writes a log line
+    failures: Counter[str] = field(default_factory=Counter)  #: failed health checks by reason
+    own: str = ""  #: this pod's address, which Services use; empty: it has none that others reach
+
+
 class HealthWatch:
     """The loops.
 
     ``broke(cause, seconds that it took to notice)`` is called at most once; ``idle()`` when a drain has nothing left to
-    wait for. ``requests`` tells what went over the API's connections, ``signs`` is a number that moves with CPU
-    time and output, ``fair`` is the clock of deadlines, ``starved`` says why it runs slowly, ``say`` writes a log line,
-    and ``failures`` counts failed health checks by reason. ``own`` is this pod's address, which Services use; empty: it
-    has none that others reach.
+    wait for.
     """
 
     def __init__(
@@ -144,15 +155,7 @@ class HealthWatch:
         process: str,
         broke: Callable[[Cause, float], None],
         idle: Callable[[], None],
-        moving: Callable[[bool], bool],
-        *,
-        requests: Callable[[], Requests | None] = lambda: None,
-        signs: Callable[[], int] = lambda: 0,
-        fair: Callable[[], float] = time.monotonic,
-        starved: Callable[[], str] = str,
-        say: Callable[[str, Mapping[str, object], str], None] = lambda text, fields, level: None,
-        failures: Counter[str] | None = None,
-        own: str = "",
+        inputs: HealthInputs,
     ) -> None:
         self._rank = rank
         self._settings = settings
@@ -160,19 +163,12 @@ class HealthWatch:
         self._process = process
         self._broke = broke
         self._idle = idle
-        self._moving = moving
-        self._requests = requests
-        self._signs = signs
-        self._fair = fair
-        self._starved = starved
-        self._say = say
-        self._failures = Counter[str]() if failures is None else failures
+        self._inputs = inputs
         self._tasks: list[asyncio.Task[None]] = []
         what = f"GET {urlsplit(health.url).path}" if health.url else ""
-        self._verdict = Verdict(process, what, settings.health_failures, settings.unresponsive_timeout)
+        self._verdict = HealthVerdict(process, what, settings.health_failures, settings.unresponsive_timeout)
         self._progress = Progress(health, settings.hang_timeout)
         self._page: Samples | None = None  # the latest that could be read
-        self._outside = (own, health.outside) if own and health.outside else None
         self._shut_out = ""  # why nobody else reaches the API
         self._over = False
         self._well_at = time.monotonic()
@@ -189,8 +185,8 @@ class HealthWatch:
             self._loop(self._watch())
         if self._health.canary_url and self._settings.canary_interval:
             self._loop(self._send_canaries())
-        if self._outside is not None:
-            self._loop(self._watch_outside(*self._outside))
+        if self._inputs.own and self._health.outside:
+            self._loop(self._watch_outside(self._inputs.own, self._health.outside))
 
     def drain(self, say: Callable[[], None]) -> None:
         """No new work comes: say when the last is done. ``say`` is called now and then, when ``in_flight`` is new."""
@@ -243,7 +239,7 @@ class HealthWatch:
     async def _check_health(self) -> None:
         assert self._health.url is not None
         limit = max(self._health.timeout, 2 * self._settings.health_interval)
-        asked, asked_fair = time.monotonic(), self._fair()
+        asked, asked_fair = time.monotonic(), self._inputs.fair()
         reply = await probe.ask(self._health.url, limit, insecure=self._health.insecure)
         self.words = "" if reply.ok else reply.words
         if reply.ok or reply.ours:  # or we could not ask: that says nothing about the engine
@@ -254,7 +250,7 @@ class HealthWatch:
             self._fail(CauseKind.HEALTH, text, time.monotonic() - self._well_at)
         else:
             failure, self.words = _failure(reply, limit, time.monotonic() - asked)
-            self._failures[failure.value] += 1
+            self._inputs.failures[failure.value] += 1
             self._verdict.failed(failure, self.words, asked, asked_fair)
 
     async def _read_page(self) -> None:
@@ -262,7 +258,7 @@ class HealthWatch:
         patient = self._verdict.spell is not None
         names = (*self._health.running, *self._health.waiting, *self._health.progress, *self._health.sleeping)
         page = await self._page_of(names, PATIENT_TIMEOUT if patient else METRICS_TIMEOUT)
-        fair = self._fair()
+        fair = self._inputs.fair()
         if page is not None:
             if moved(self._health, self._page, page):
                 self._verdict.progress(time.monotonic(), fair)
@@ -286,8 +282,8 @@ class HealthWatch:
             self.words = self._shut_out
             self._tell(SHUT_OUT if self._shut_out else "")
             return
-        now, fair = time.monotonic(), self._fair()
-        requests = self._requests()
+        now, fair = time.monotonic(), self._inputs.fair()
+        requests = self._inputs.requests()
         busy = self.in_flight
         if busy is None and requests is not None:
             busy = float(requests.owed or requests.answered)
@@ -295,7 +291,7 @@ class HealthWatch:
             busy = in_flight(self._health, self._page or {})
         if busy and requests is not None and requests.answered:
             self._verdict.progress(now, fair)
-        over = self._verdict.judge(now, fair, bool(busy), self._signs(), self._starved())
+        over = self._verdict.judge(now, fair, bool(busy), self._inputs.signs(), self._inputs.starved())
         self.slow = self._verdict.slow(fair)
         self.ok = self.slow and not self._settings.unready_when_slow
         if over:
@@ -309,12 +305,12 @@ class HealthWatch:
         if text != self._said and now - self._said_at >= SAY_EVERY:
             self._said, self._said_at = text, now
             if text:
-                self._say(text, {"health": self.words}, "warning")
+                self._inputs.say(text, {"health": self.words}, "warning")
             else:
-                self._say("engine is well again", {}, "info")
+                self._inputs.say("engine is well again", {}, "info")
 
     def _why(self) -> str:
-        starved = self._starved()
+        starved = self._inputs.starved()
         return f"; {starved}" if starved else ""
 
     async def _watch_outside(self, own: str, port: int) -> None:
@@ -341,7 +337,7 @@ class HealthWatch:
                     continue  # real requests tell as much
                 if any(v > 0 for n in self._health.sleeping for v in page.get(n, {}).values()):
                     continue
-                asked, asked_fair = time.monotonic(), self._fair()
+                asked, asked_fair = time.monotonic(), self._inputs.fair()
             assert self._health.canary_url is not None
             reply = await probe.ask(
                 self._health.canary_url, limit, insecure=self._health.insecure, body=self._health.canary_body
@@ -355,7 +351,7 @@ class HealthWatch:
                 continue
             failed += 1
             timed_out = reply.error == probe.TOO_LATE
-            if (timed_out and self._fair() - asked_fair >= limit) or failed >= self._settings.health_failures:
+            if (timed_out and self._inputs.fair() - asked_fair >= limit) or failed >= self._settings.health_failures:
                 text = (
                     f"{self._process} did not make one token when asked (--canary-interval): {reply.words}, "
                     f"{failed} {'times' if failed > 1 else 'time'} in {time.monotonic() - asked:.0f} s{self._why()}"
@@ -372,7 +368,7 @@ class HealthWatch:
         began = time.monotonic()
         quiet_since = began
         said: tuple[float | None, float] | None = None
-        self._moving(False)
+        self._inputs.moving(False)
         names = (*self._health.running, *self._health.waiting)
         while True:
             page, answered = await self._ask_page(names) if self._health.metrics_url and names else ({}, True)
@@ -381,7 +377,7 @@ class HealthWatch:
             if said is None or (said[0] != self.in_flight and now - said[1] >= SAY_EVERY):
                 said = (self.in_flight, now)
                 say()
-            if self._moving(self.in_flight is None) or self.in_flight or not answered:
+            if self._inputs.moving(self.in_flight is None) or self.in_flight or not answered:
                 quiet_since = now
             settled = now - began >= self._settings.drain_settle
             if settled and now - quiet_since >= min(IDLE_FOR, self._settings.drain_settle or IDLE_FOR):
@@ -400,13 +396,13 @@ class HealthWatch:
         return page, reply.status != 0
 
 
-def _failure(reply: probe.Reply, limit: float, took: float) -> tuple[Failure, str]:
+def _failure(reply: probe.Reply, limit: float, took: float) -> tuple[CheckFailure, str]:
     """How a check failed, and the words for it."""
     if reply.error == probe.REFUSED:
-        return Failure.REFUSED, reply.words
+        return CheckFailure.REFUSED, reply.words
     if reply.status and took < PROMPT:
-        return Failure.ERROR, reply.words
+        return CheckFailure.ERROR, reply.words
     if reply.status:
-        return Failure.TIMEOUT, f"{reply.words} only after {PROMPT:g} s or more"
+        return CheckFailure.TIMEOUT, f"{reply.words} only after {PROMPT:g} s or more"
     words = f"timed out after {limit:g} s" if reply.error == probe.TOO_LATE else reply.words
-    return Failure.TIMEOUT, words
+    return CheckFailure.TIMEOUT, words

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AFTER = 1.0  #: seconds; with one pod the engine's start goes first
 
 
-class Lookout:
+class PreflightWatch:
     """One pod's view. With ``--preflight off`` it sees only how the pods differ."""
 
     def __init__(self, settings: Settings, identity: Identity, environ: Mapping[str, str], log: Log) -> None:

@@ -40,7 +40,7 @@ WRITE_SECONDS = 0.5  #: that the event loop waits for the disk; then it goes on 
 
 
 @dataclass(frozen=True)
-class Memory:
+class SavedState:
     """The file's content. ``place`` tells this pod, on this boot of this node, from every other."""
 
     incarnation: str = ""
@@ -59,7 +59,7 @@ class Memory:
         return None if ended_well else Cause(CauseKind.AGENT, rank, KILLED, "launcher")
 
 
-class Keeper:
+class StateFile:
     """Reads the file once, and writes it when something changed."""
 
     def __init__(self, folder: str | None, rank: int) -> None:
@@ -67,7 +67,7 @@ class Keeper:
         self._name = f"launcher-rank-{rank}.json"
         self._fresh = f"launcher-rank-{rank}.new"
         self.set_aside = ""  #: what was wrong with a file that was not believed, in words
-        self.before = self._read() if folder else Memory()
+        self.before = self._read() if folder else SavedState()
         self._now = self.before
         self.trouble = ""  #: why the file could not be written, in words
         self._told = False
@@ -75,7 +75,7 @@ class Keeper:
         self._waiting: bytes | None = None  # what the thread has yet to write: the newest only
         self._writing = False
 
-    def remember(self, **changes: Any) -> bool:
+    def save(self, **changes: Any) -> bool:
         """Write what changed. False if that failed for the first time (``trouble`` says why)."""
         if self._folder is None or all(getattr(self._now, name) == value for name, value in changes.items()):
             return self._first_word()  # asked after every event
@@ -138,32 +138,32 @@ class Keeper:
 
     # ------------------------------------------------------------------------------------------------ the reading
 
-    def _read(self) -> Memory:
+    def _read(self) -> SavedState:
         assert self._folder is not None
         try:
             folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            return Memory()  # a first start; or it is said when it is written
+            return SavedState()  # a first start; or it is said when it is written
         try:
             return _believed(read_json(files.read(self._name, MOST_BYTES, follow=False, folder=folder)))
         except FileNotFoundError:
-            return Memory()
+            return SavedState()
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
             return self._doubt(folder, error)
         finally:
             os.close(folder)
 
-    def _doubt(self, folder: int, error: Exception) -> Memory:
+    def _doubt(self, folder: int, error: Exception) -> SavedState:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         try:
             where = f"set aside as {files.set_aside(folder, self._name)}"
         except OSError as failure:
             where = f"it stays where it is: {failure.strerror}"
         self.set_aside = f"{self._folder}/{self._name}: {why}; {where}"
-        return Memory()
+        return SavedState()
 
 
-def _believed(body: Any) -> Memory:
+def _believed(body: Any) -> SavedState:
     """What a file says, if all of it can be true. Raises ValueError, TypeError, KeyError."""
     if not isinstance(body, dict):
         raise ValueError("it is not a JSON object")
@@ -171,7 +171,7 @@ def _believed(body: Any) -> Memory:
     charges, first_at = body["charges"], body.get("first_at")
     if not isinstance(charges, list):
         raise ValueError("its charges are no list")
-    return Memory(
+    return SavedState(
         incarnation=_name(body["incarnation"]) if body["incarnation"] else "",
         place=_text(body["place"]),
         clean=body["clean"] is True,

@@ -24,7 +24,7 @@ MOVING_FOR = 15.0
 PROMPT = 5.0
 
 
-class Failure(str, Enum):
+class CheckFailure(str, Enum):
     """How a health check failed. The value is the ``reason`` label of the metric."""
 
     REFUSED = "refused"
@@ -41,13 +41,13 @@ class Spell:
     moved: bool = False  #: whether a sign of progress has moved ``since``
     delayed: bool = False
     in_a_row: int = 0  #: prompt errors and refusals, the newest without a break
-    last: Failure = Failure.TIMEOUT
+    last: CheckFailure = CheckFailure.TIMEOUT
     words: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     signs: int | None = None  #: CPU time and output when ``since`` was set
 
 
-class Verdict:
+class HealthVerdict:
     """State of one epoch's health. Every method takes the time; :meth:`judge` says whether it is over."""
 
     def __init__(self, process: str, what: str, failures: int, timeout: float) -> None:
@@ -62,14 +62,14 @@ class Verdict:
     def well(self) -> None:
         self.spell = None
 
-    def failed(self, failure: Failure, words: str, asked: float, asked_fair: float) -> None:
+    def failed(self, failure: CheckFailure, words: str, asked: float, asked_fair: float) -> None:
         """A check failed that was sent at ``asked``."""
         if self.spell is None:
             self.spell = Spell(asked, asked_fair)
         spell = self.spell
         spell.last, spell.words = failure, words
         spell.counts[words] += 1
-        spell.in_a_row = 0 if failure is Failure.TIMEOUT else spell.in_a_row + 1
+        spell.in_a_row = 0 if failure is CheckFailure.TIMEOUT else spell.in_a_row + 1
 
     def progress(self, now: float, fair: float) -> None:
         """A request made progress."""
@@ -81,7 +81,7 @@ class Verdict:
     def slow(self, fair: float) -> bool:
         """Whether the engine does not answer in time and requests make progress."""
         moving = self._moved_at is not None and fair - self._moved_at < MOVING_FOR
-        return self.spell is not None and self.spell.last is Failure.TIMEOUT and moving
+        return self.spell is not None and self.spell.last is CheckFailure.TIMEOUT and moving
 
     def judge(self, now: float, fair: float, in_flight: bool, signs: int, starved: str = "") -> str:
         """What was observed, if that ends the epoch; else nothing.

@@ -106,7 +106,7 @@ class Asker:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Permission:
     """``status`` 200: yes. Otherwise an HTTP status, and ``why`` in words with what to do."""
 
     status: int = 200
@@ -117,15 +117,15 @@ class Verdict:
         return self.status == 200
 
 
-LEAKED = Verdict(
+LEAKED = Permission(
     401,
     "this is the group's secret itself, and it must never be sent: whoever saw this request has it. Replace the secret "
     "and send what `launcher status-token --token-file FILE` prints",
 )
-_YES = Verdict()
+_YES = Permission()
 
 
-def reads(asker: Asker, secrets: Collection[bytes], details: str) -> Verdict:
+def reads(asker: Asker, secrets: Collection[bytes], details: str) -> Permission:
     """May this request see the details of /status? 401: it sent the secret. 403: no, and it gets what is `OPEN`."""
     bearer = _bearer(asker, secrets)
     if bearer is not None and bearer.status != 403:
@@ -135,39 +135,39 @@ def reads(asker: Asker, secrets: Collection[bytes], details: str) -> Verdict:
     if bearer is not None:
         return bearer
     if details == "loopback" and on_loopback(asker.peer):
-        return Verdict(403, f"details are not shown: {_why_not_local(asker)}")
+        return Permission(403, f"details are not shown: {_why_not_local(asker)}")
     ways = ["from the pod itself"] if details == "loopback" else []
     ways += ["with `Authorization: Bearer TOKEN` of `launcher status-token`"] if secrets else []
     ways += [] if secrets or ways else ["with --token-file or another --status-details"]
-    return Verdict(403, f"details only {' or '.join(ways)}")
+    return Permission(403, f"details only {' or '.join(ways)}")
 
 
 def acts(
     asker: Asker, method: str, action: str, secrets: Collection[bytes], details: str, host_network: bool
-) -> Verdict:
+) -> Permission:
     """May this request do ``action``? The one gate of every route that changes anything."""
     if method != "POST":
-        return Verdict(405, f"{action} takes POST")
+        return Permission(405, f"{action} takes POST")
     if asker.one(ACTION) != action:
-        return Verdict(403, f"send the header `{ACTION}: {action}`")
+        return Permission(403, f"send the header `{ACTION}: {action}`")
     if asker.of_another_site:
-        return Verdict(403, "a page of another site made this request")
+        return Permission(403, "a page of another site made this request")
     if not asker.host:
-        return Verdict(400, "the request has no Host, or more than one")
+        return Permission(400, "the request has no Host, or more than one")
     bearer = _bearer(asker, secrets)
     if bearer is not None:
         return bearer
     token = "send `Authorization: Bearer TOKEN` of `launcher status-token`" if secrets else "it needs --token-file"
     if host_network:
-        return Verdict(403, f"with hostNetwork every process of the node is on loopback: {token}")
+        return Permission(403, f"with hostNetwork every process of the node is on loopback: {token}")
     if details == "none":
-        return Verdict(403, f"with --status-details none loopback is not believed: {token}")
+        return Permission(403, f"with --status-details none loopback is not believed: {token}")
     if not asker.is_local(host_needed=True):
-        return Verdict(403, f"{_why_not_local(asker)}: {token}")
+        return Permission(403, f"{_why_not_local(asker)}: {token}")
     return _YES
 
 
-def _bearer(asker: Asker, secrets: Collection[bytes]) -> Verdict | None:
+def _bearer(asker: Asker, secrets: Collection[bytes]) -> Permission | None:
     """What the bearer token proves; None: there is none, or no secret to hold it against. Takes as long for all."""
     token = asker.bearer
     if not token or not secrets:
@@ -176,7 +176,7 @@ def _bearer(asker: Asker, secrets: Collection[bytes]) -> Verdict | None:
     leaked = [same(token, secret.decode("utf-8", "replace")) for secret in secrets]
     if any(leaked):
         return LEAKED
-    return _YES if any(right) else Verdict(403, "this is not the status token of this group's secret")
+    return _YES if any(right) else Permission(403, "this is not the status token of this group's secret")
 
 
 def _why_not_local(asker: Asker) -> str:

@@ -1,31 +1,33 @@
-"""How a failure is told to people: one block in the log, and the termination message that the platform shows."""
+"""How a failure is reported to people: one block in the log, and the termination message that the platform shows."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 
-from launcher.api.status import failure_block, termination_message
 from launcher.common import files
 from launcher.group.ends import SAYING
-from launcher.log import Log
+from launcher.log import Log, plain
 from launcher.model import Cause
 
+TERMINATION_BYTES = 4000  #: the kubelet reads 4096
 
-class Telling:
-    """Tells each first failure once."""
+
+class FailureReporter:
+    """Reports each first failure once."""
 
     def __init__(self, log: Log, termination_log: str, last_lines: bool = True) -> None:
         self._log = log
         self._last_lines = last_lines  #: whether an engine's own lines may be in it
         self._path = termination_log
-        self._told: Cause | None = None
+        self._reported: Cause | None = None
 
-    def failure(self, cause: Cause, restarts: int, giving_up: str | None = None) -> None:
+    def failure(self, cause: Cause, giving_up: str | None = None) -> None:
         """``giving_up``: why the group does; then it is said again in a line."""
-        if cause != self._told:
-            self._told = cause
-            self._log.block(failure_block(self._shown(cause), giving_up or "", restarts))
+        if cause != self._reported:
+            self._reported = cause
+            self._log.block(failure_block(self._shown(cause), giving_up or ""))
         elif giving_up is not None:
             self._log.block([f"launcher: giving up: {giving_up} (first failure: {cause})"])
 
@@ -33,7 +35,7 @@ class Telling:
         because = tuple(line.partition(SAYING)[0] for line in cause.because)
         return cause if self._last_lines else replace(cause, tail=(), because=because)
 
-    def termination(self, cause: Cause | None, code: int, text: str) -> None:
+    def write_termination_message(self, cause: Cause | None, code: int, text: str) -> None:
         """Where the platform has made a file for it. One that can't be written is said, and changes nothing."""
         words = termination_message(cause and self._shown(cause), code, text)
         if not words or not os.path.exists(self._path):
@@ -43,3 +45,61 @@ class Telling:
         except OSError as error:
             why = {"path": self._path, "why": error.strerror}
             self._log("the termination message could not be written", why, "warning")
+
+
+def failure_block(cause: Cause, reason: str = "") -> list[str]:
+    """The first failure as people read it in a log: printed once."""
+    lines = [f"launcher: first failure: {cause}"]
+    if cause.process:
+        code = "" if cause.code is None else f", exit code {cause.code}"
+        lines.append(f"launcher:   process {cause.process}{code}")
+    if reason:
+        lines.append(f"launcher:   giving up: {reason}")
+    if cause.rivals:
+        lines.append(f"launcher:   {rivals_in_words(cause)}")
+    if cause.tail:
+        lines.append(f"launcher:   last lines of rank {cause.rank}:")
+        lines += [f"launcher:   | {line}" for line in cause.tail]
+    if cause.because:
+        lines.append(f"launcher:   {because_in_words(cause)}")
+        lines += [f"launcher:   | {line}" for line in cause.because]
+    return lines
+
+
+def rivals_in_words(cause: Cause) -> str:
+    """Who else it may have been."""
+    others = " or ".join(f"rank {rank}" for rank in cause.rivals)
+    return f"it may have been {others}: they ended too close together to know which was first"
+
+
+def because_in_words(cause: Cause) -> str:
+    """How many ended too."""
+    count = len(cause.because)
+    if count and (more := re.fullmatch(r"and (\d{1,4}) more", cause.because[-1], re.ASCII)):
+        count += int(more[1]) - 1
+    return f"{count} more rank{' ended' if count == 1 else 's ended'} because of it:"
+
+
+def termination_message(cause: Cause | None, code: int, text: str) -> str:
+    """What the platform shows of the pod's end: at most 4 KiB, the cause first, the oldest lines left out."""
+    if cause is None:
+        return "" if code == 0 else _in_bytes(f"exit code {code}: {_escaped(text)}\n")
+    head = f"first failure: {_escaped(str(cause))}\n"
+    if code:
+        told = f": {_escaped(text)}" if text and text not in str(cause) else ""
+        head = f"exit code {code}{told}\n{head}"
+    tail = ""
+    for line in map(plain, reversed(cause.tail)):
+        if len((head + line + tail).encode()) + 5 > TERMINATION_BYTES:
+            break
+        tail = f"  | {line}\n" + tail
+    return _in_bytes(head + tail)
+
+
+def _escaped(text: str) -> str:
+    """It may come from a peer or an engine, and goes to whoever reads the pod's status, a terminal perhaps."""
+    return "\n".join(map(plain, text.splitlines()))
+
+
+def _in_bytes(text: str) -> str:
+    return text.encode()[:TERMINATION_BYTES].decode("utf-8", "ignore")

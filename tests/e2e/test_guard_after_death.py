@@ -45,7 +45,7 @@ guard.run(agent)
 #: The deadline passes; when all is dead, a question is put, and then an engine is ordered.
 ASKS = """
 import asyncio, os, time
-from launcher.agent.guard_client import GuardLine
+from launcher.agent.guard_client import GuardClient
 from launcher.guard import channel, guard
 async def story(fd):
     expired, stopped, refused = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -57,7 +57,7 @@ async def story(fd):
         elif isinstance(report, channel.NotStarted):
             print("refused:", report.text, flush=True)
             refused.set()
-    line = GuardLine(channel.GuardChannel(fd), heard)
+    line = GuardClient(channel.GuardChannel(fd), heard)
     line.open()
     line.send(channel.Spawn("engine", "engine", ("sleep", "60"), dict(os.environ)))
     line.send(channel.Deadline(time.monotonic() + 0.5))

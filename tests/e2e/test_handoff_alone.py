@@ -113,4 +113,4 @@ def test_a_signal_before_the_engine_ends_the_launcher(tmp_path: Path) -> None:
         opened.write(content)
     out, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "")
-    assert "told to go" in said and "hands off" not in said
+    assert "received signal" in said and "hands off" not in said

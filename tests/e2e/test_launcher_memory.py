@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.state_file import KILLED, Keeper
+from launcher.agent.state_file import KILLED, StateFile
 from launcher.model import Epoch
 from tests.e2e.group import Group, running
 
@@ -29,7 +29,7 @@ def kept(folder: Path, rank: int = 0) -> dict[str, Any]:
 def test_a_start_that_fails_early_does_not_vouch_for_the_one_before(tmp_path: Path) -> None:
     """The one before was killed and its engine may still run; this one ends before it has looked."""
     folder = tmp_path / "state"
-    assert Keeper(str(folder), 0).remember(
+    assert StateFile(str(folder), 0).save(
         incarnation="abc", place="elsewhere", clean=False, last=(Epoch(7, "abc"), ("abc",)), charges=(1,)
     )
     with running(tmp_path, 1, "--state-dir", str(folder), start=False) as group, socket.socket() as held:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from launcher.api.status import PHASES
+from launcher.api.snapshot import PHASES
 from tests.e2e.group import LAUNCHER, Group, fetch, running
 
 PAGE = Path(__file__).parents[2] / "docs" / "status.md"

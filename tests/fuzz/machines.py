@@ -7,7 +7,7 @@ import math
 import random
 from typing import Any
 
-from launcher.agent.state_file import Memory
+from launcher.agent.state_file import SavedState
 from launcher.cli import sources
 from launcher.group import coordinator as co
 from launcher.group import member as me
@@ -203,7 +203,7 @@ def member(rng: random.Random) -> None:
                 assert math.isfinite(getattr(action, "grace", 0.0))
 
 
-def check_hello(before: Memory) -> None:
+def check_hello(before: SavedState) -> None:
     """A launcher that remembers this says a hello that a leader can read."""
     config = me.Config("g", 1, 2, "pod-1", "new", last=before.last, died=before.killed(1))
     machine = me.Member(config, 0.0)

@@ -208,11 +208,11 @@ def state_file(rng: random.Random) -> None:
             }
         with open(path, "wb") as file:
             file.write(values.dumped(rng, body))
-        keeper = memory.Keeper(folder, 1)
+        keeper = memory.StateFile(folder, 1)
         machines.check_hello(keeper.before)
-        assert keeper.remember(incarnation="new", clean=False), keeper.trouble
+        assert keeper.save(incarnation="new", clean=False), keeper.trouble
         keeper.settle(60)
-        after = memory.Keeper(folder, 1)
+        after = memory.StateFile(folder, 1)
         assert after.before.incarnation == "new" and not after.set_aside, "what we write we believe"
 
 
@@ -221,7 +221,7 @@ def handed_on(rng: random.Random) -> None:
     sample = [7, "abc", ["abc", "def"], rng.choice((None, [["/dev/shm/a", 7]]))]
     text = values.dumped(rng, values.changed(rng, sample)).decode("utf-8", "surrogateescape")
     last, shm = memory.handed_on({"LAUNCHER_LAST_EPOCH": text})
-    machines.check_hello(memory.Memory(incarnation="a", last=last))
+    machines.check_hello(memory.SavedState(incarnation="a", last=last))
     assert shm is None or all(isinstance(path, str) for path, _ in shm)
 
 

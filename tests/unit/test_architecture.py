@@ -31,7 +31,6 @@ ONE_PACKAGE = (("cli.sources", "cli.options", "cli.commands", "cli.engine_line",
 
 #: imports that point upwards or sideways, with the reason
 ALLOWED_IMPORTS: Mapping[tuple[str, str], str] = {
-    ("api.status", "agent.agent"): "until /status is made from a snapshot",
     ("engines.reference", "reference.options"): "until the planner names its options itself",
 }
 #: names of two classes, with the reason
@@ -40,9 +39,7 @@ ALLOWED_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("Prepared", "Running", "Say", "Stage", "Stop", "Stopped", "Table", "Verdict"), "to be renamed"),
 }
 #: modules of a circle, with the reason
-ALLOWED_CIRCLES: Mapping[frozenset[str], str] = {
-    frozenset({"agent.agent", "api.failure", "api.status"}): "until /status is made from a snapshot",
-}
+ALLOWED_CIRCLES: Mapping[frozenset[str], str] = {}
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.health import HealthWatch
+from launcher.agent.health import HealthInputs, HealthWatch
 from launcher.model import Health, Plan, Port
 from launcher.network import probe
 from launcher.planning import steps
@@ -38,7 +38,7 @@ def drained_within(seconds: float, *answers: str | None) -> bool:
         port = server.sockets[0].getsockname()[1]
         health = Health(metrics_url=f"http://127.0.0.1:{port}/metrics", running=("x:running",), waiting=("x:waiting",))
         watch = HealthWatch(
-            0, Settings(drain_settle=0.5), health, "engine", lambda *_: None, idle.set, moving=lambda _: False
+            0, Settings(drain_settle=0.5), health, "engine", lambda *_: None, idle.set, HealthInputs(lambda _: False)
         )
         watch.drain(lambda: None)
         try:
@@ -84,7 +84,13 @@ def test_an_engine_that_counts_no_requests_is_not_idle_while_one_waits_for_its_a
             await client.readexactly(40)  # and the connection is kept for the next request
         began = time.monotonic()
         watch = HealthWatch(
-            0, Settings(drain_settle=0.5), Health(), "engine", lambda *_: None, idle.set, steps.api_traffic(plan)
+            0,
+            Settings(drain_settle=0.5),
+            Health(),
+            "engine",
+            lambda *_: None,
+            idle.set,
+            HealthInputs(steps.api_traffic(plan)),
         )
         watch.drain(lambda: None)
         await asyncio.wait_for(idle.wait(), 90.0)
@@ -107,7 +113,7 @@ def test_a_loop_that_raises_is_heard() -> None:
     async def story() -> list[Any]:
         heard: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context.get("exception")))
-        watch = HealthWatch(0, Settings(), Health(), "engine", lambda *_: None, lambda: None, bug)
+        watch = HealthWatch(0, Settings(), Health(), "engine", lambda *_: None, lambda: None, HealthInputs(bug))
         watch.drain(lambda: None)
         await asyncio.sleep(0.1)
         watch.stop()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from launcher.agent.health import HealthWatch
+from launcher.agent.health import HealthInputs, HealthWatch
 from launcher.model import Cause, Health
 from launcher.settings import Settings
 
@@ -38,7 +38,13 @@ def test_what_ends_an_epoch(status: str, body: str, dead: int, asked: int, words
         health = Health(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/health", dead=dead)
         settings = Settings(health_interval=0.05, health_failures=3)
         watch = HealthWatch(
-            0, settings, health, "vllm", lambda cause, _: told.set_result(cause), lambda: None, moving=lambda _: False
+            0,
+            settings,
+            health,
+            "vllm",
+            lambda cause, _: told.set_result(cause),
+            lambda: None,
+            HealthInputs(lambda _: False),
         )
         watch.start()
         try:

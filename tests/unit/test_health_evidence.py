@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.health import HealthWatch
+from launcher.agent.health import HealthInputs, HealthWatch
 from launcher.model import Cause, CauseKind, Health, Plan, Port
 from launcher.planning import steps
 from launcher.settings import Settings
@@ -102,12 +102,14 @@ class Engine:
             "engine",
             lambda cause, _: self.told.set_result((cause, self.fair())),
             lambda: None,
-            steps.api_traffic(plan),
-            requests=steps.api_requests(plan),
-            signs=self.more_signs,
-            fair=self.fair,
-            say=lambda text, fields, level: self.lines.append(text),
-            failures=self.failures,
+            HealthInputs(
+                steps.api_traffic(plan),
+                requests=steps.api_requests(plan),
+                signs=self.more_signs,
+                fair=self.fair,
+                say=lambda text, fields, level: self.lines.append(text),
+                failures=self.failures,
+            ),
         )
         turning = asyncio.ensure_future(self.turn())
         self.watch.start()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from launcher.agent import health, state_file
-from launcher.agent.agent import _is_ours
+from launcher.agent.loop_errors import is_ours
 from launcher.common import files
 from launcher.engines.file import schema
 from launcher.errors import ConfigError
@@ -157,15 +157,15 @@ def raised(error: BaseException) -> BaseException:
 
 
 def test_only_our_own_code_has_bugs_of_ours() -> None:
-    assert _is_ours({"exception": raised(ValueError())}), "what our tasks and the queue hand on"
-    assert not _is_ours({"exception": raised(OSError()), "transport": object(), "protocol": object()})
-    assert not _is_ours({"exception": raised(OSError(24, "Too many open files")), "socket": object()})
-    assert not _is_ours({"message": "Task was destroyed but it is pending!", "task": object()})
-    assert not _is_ours({"exception": raised(ValueError()), "handle": object()}), "raised in no module of the launcher"
+    assert is_ours({"exception": raised(ValueError())}), "what our tasks and the queue hand on"
+    assert not is_ours({"exception": raised(OSError()), "transport": object(), "protocol": object()})
+    assert not is_ours({"exception": raised(OSError(24, "Too many open files")), "socket": object()})
+    assert not is_ours({"message": "Task was destroyed but it is pending!", "task": object()})
+    assert not is_ours({"exception": raised(ValueError()), "handle": object()}), "raised in no module of the launcher"
     try:
         m.decode("x", m.MEMBER_SAYS)
     except m.Malformed as error:
-        assert _is_ours({"exception": error, "handle": object()})
+        assert is_ours({"exception": error, "handle": object()})
 
 
 # ------------------------------------------------------------------------------------------------ the guard's channel
@@ -223,10 +223,10 @@ GOOD: dict[str, Any] = {
 }
 
 
-def state(folder: Path, content: Any) -> state_file.Keeper:
+def state(folder: Path, content: Any) -> state_file.StateFile:
     path = folder / "launcher-rank-0.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return state_file.Keeper(str(folder), 0)
+    return state_file.StateFile(str(folder), 0)
 
 
 @pytest.mark.parametrize(
@@ -242,12 +242,12 @@ def state(folder: Path, content: Any) -> state_file.Keeper:
 )
 def test_a_state_file_that_cannot_be_true_is_set_aside(tmp_path: Path, change: dict[str, Any]) -> None:
     keeper = state(tmp_path, {**GOOD, **change})
-    assert keeper.before == state_file.Memory()
+    assert keeper.before == state_file.SavedState()
     assert "set aside as launcher-rank-0.json.bad" in keeper.set_aside
     assert (tmp_path / "launcher-rank-0.json.bad").exists()
-    assert keeper.remember(incarnation="new")
+    assert keeper.save(incarnation="new")
     keeper.settle(60)
-    assert state_file.Keeper(str(tmp_path), 0).before.incarnation == "new"
+    assert state_file.StateFile(str(tmp_path), 0).before.incarnation == "new"
 
 
 def test_times_that_mean_nothing_any_more_are_left_out(tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ def test_whatever_lies_in_the_place_of_the_state_file(
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     make(tmp_path / "launcher-rank-0.json")
     make(tmp_path / "launcher-rank-0.new")
-    keeper = state_file.Keeper(str(tmp_path), 0)
-    assert keeper.before == state_file.Memory() and keeper.set_aside
-    assert keeper.remember(incarnation="new"), keeper.trouble
+    keeper = state_file.StateFile(str(tmp_path), 0)
+    assert keeper.before == state_file.SavedState() and keeper.set_aside
+    assert keeper.save(incarnation="new"), keeper.trouble
     keeper.settle(60)
     assert not keeper.trouble
     path = tmp_path / "launcher-rank-0.json"
@@ -312,12 +312,12 @@ def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    keeper = state_file.Keeper(str(tmp_path), 0)
+    keeper = state_file.StateFile(str(tmp_path), 0)
     told = []
     for number in range(5):
-        told.append(keeper.remember(charges=(number,)))
+        told.append(keeper.save(charges=(number,)))
         keeper.settle(60)
-    told.append(keeper.remember(charges=(9,)))
+    told.append(keeper.save(charges=(9,)))
     assert told.count(False) == 1 and "No space left" in keeper.trouble
 
 
@@ -330,14 +330,14 @@ def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.M
         real(fd)
 
     monkeypatch.setattr(os, "fsync", hang)
-    keeper = state_file.Keeper(str(tmp_path), 0)
+    keeper = state_file.StateFile(str(tmp_path), 0)
     began = time.monotonic()
     for number in range(50):
-        assert keeper.remember(charges=(number,))
+        assert keeper.save(charges=(number,))
     assert time.monotonic() - began < 30, "it waits once, and not for each"
     go_on.set()
     keeper.settle(60)
-    assert state_file.Keeper(str(tmp_path), 0).before.charges == (49,), "the newest is what is written"
+    assert state_file.StateFile(str(tmp_path), 0).before.charges == (49,), "the newest is what is written"
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launcher
+from launcher.agent.reporting import waiting_for
 from launcher.api.client import LARGEST
-from launcher.api.status import TERMINATION_BYTES, failure_block, termination_message, waiting_for
+from launcher.api.failure import TERMINATION_BYTES, failure_block, termination_message
 from launcher.cli.status import run, table
 from launcher.errors import UnavailableError
 from launcher.log import OWN, Log
@@ -104,7 +105,7 @@ def test_levels_below_the_chosen_one_are_left_out() -> None:
 
 
 def test_the_failure_block_says_rank_process_code_and_last_lines() -> None:
-    block = "\n".join(failure_block(CAUSE, "10 restarts are spent", 10))
+    block = "\n".join(failure_block(CAUSE, "10 restarts are spent"))
     for words in ("rank 3: vllm was ended by SIGKILL", "exit code 137", "10 restarts are spent", "| line 19"):
         assert words in block
 
@@ -257,7 +258,7 @@ def answering(body: bytes) -> Iterator[str]:
 def test_the_block_folds_the_ends_that_followed() -> None:
     cause = Cause(CauseKind.EXITED, 2, "x ended with exit code 3", "x", 3, ("its words",))
     cause = replace(cause, rivals=(1, 3), because=("rank 0: y", "and 7 more"))
-    assert failure_block(cause, "", 0) == [
+    assert failure_block(cause) == [
         "launcher: first failure: probably rank 2: x ended with exit code 3",
         "launcher:   process x, exit code 3",
         "launcher:   it may have been rank 1 or rank 3: they ended too close together to know which was first",
@@ -268,4 +269,4 @@ def test_the_block_folds_the_ends_that_followed() -> None:
         "launcher:   | and 7 more",
     ]
     said = replace(cause, rivals=(), because=("and \u0663 more",))  # whatever a peer sends
-    assert failure_block(said, "", 0)[-2] == "launcher:   1 more rank ended because of it:"
+    assert failure_block(said)[-2] == "launcher:   1 more rank ended because of it:"

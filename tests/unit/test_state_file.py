@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.state_file import KILLED, MOST_EPOCH, Keeper, epoch_from, epoch_text, place, shm_from
+from launcher.agent.state_file import KILLED, MOST_EPOCH, StateFile, epoch_from, epoch_text, place, shm_from
 from launcher.group.messages import MAX_RANKS
 from launcher.model import Cause, CauseKind, Epoch
 
@@ -15,49 +15,47 @@ LAST = (Epoch(7, "abc"), ("abc", "def"))
 
 
 def test_what_was_remembered_is_read_by_the_next_start(tmp_path: Path) -> None:
-    keeper = Keeper(str(tmp_path), 2)
+    keeper = StateFile(str(tmp_path), 2)
     assert keeper.before.killed(2) is None, "a first start was not killed before"
-    assert keeper.remember(
-        incarnation="abc", place="here", clean=False, last=LAST, charges=(9, 7), first_failure=FAILURE
-    )
-    assert keeper.remember(first_epoch=6, first_at=1.7e9)
-    after = Keeper(str(tmp_path), 2).before
+    assert keeper.save(incarnation="abc", place="here", clean=False, last=LAST, charges=(9, 7), first_failure=FAILURE)
+    assert keeper.save(first_epoch=6, first_at=1.7e9)
+    after = StateFile(str(tmp_path), 2).before
     assert (after.incarnation, after.place, after.last, after.charges) == ("abc", "here", LAST, (9, 7))
     assert (after.first_failure, after.first_epoch, after.first_at) == (FAILURE, 6, 1.7e9)
     killed = after.killed(2)
     assert killed is not None and killed.text == KILLED and killed.rank == 2
-    assert Keeper(str(tmp_path), 1).before.incarnation == "", "each rank has its own file"
+    assert StateFile(str(tmp_path), 1).before.incarnation == "", "each rank has its own file"
 
 
 def test_a_clean_end_is_no_kill(tmp_path: Path) -> None:
-    Keeper(str(tmp_path), 0).remember(incarnation="abc", clean=True)
-    assert Keeper(str(tmp_path), 0).before.killed(0) is None
+    StateFile(str(tmp_path), 0).save(incarnation="abc", clean=True)
+    assert StateFile(str(tmp_path), 0).before.killed(0) is None
 
 
 def test_a_launcher_that_handed_off_was_not_killed(tmp_path: Path) -> None:
     """Nor has it ended in good order: what its engine left is not known."""
-    Keeper(str(tmp_path), 0).remember(incarnation="abc", clean=False, handed_off=True)
-    before = Keeper(str(tmp_path), 0).before
+    StateFile(str(tmp_path), 0).save(incarnation="abc", clean=False, handed_off=True)
+    before = StateFile(str(tmp_path), 0).before
     assert before.killed(0) is None and not before.clean
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"incarnation": 1}', b"\xff\xfe", b"[" * 50000])
 def test_an_unreadable_file_is_no_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "launcher-rank-0.json").write_bytes(content)
-    assert Keeper(str(tmp_path), 0).before.incarnation == ""
+    assert StateFile(str(tmp_path), 0).before.incarnation == ""
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    keeper = Keeper(str(tmp_path / "file"), 0)
-    assert not keeper.remember(charges=(1,))
+    keeper = StateFile(str(tmp_path / "file"), 0)
+    assert not keeper.save(charges=(1,))
     assert "file" in keeper.trouble
-    assert keeper.remember(charges=(2,)), "said once"
+    assert keeper.save(charges=(2,)), "said once"
 
 
 def test_without_a_folder_nothing_is_written() -> None:
-    keeper = Keeper(None, 0)
-    assert keeper.remember(charges=(1,)) and keeper.before.charges == ()
+    keeper = StateFile(None, 0)
+    assert keeper.save(charges=(1,)) and keeper.before.charges == ()
 
 
 def test_epochs_survive_the_way_through_an_environment_variable() -> None:
@@ -74,8 +72,8 @@ def test_the_largest_group_and_the_longest_last_words_are_read_back(tmp_path: Pa
     last = (Epoch(7, "abc"), tuple(f"{n:012x}" for n in range(MAX_RANKS)))
     words = tuple(400 * "\u52a0" for _ in range(40))
     failure = Cause(CauseKind.EXITED, 1, 1000 * "\u52a0", "vllm", 1, words)
-    Keeper(str(tmp_path), 0).remember(incarnation="abc", clean=False, last=last, first_failure=failure)
-    before = Keeper(str(tmp_path), 0).before
+    StateFile(str(tmp_path), 0).save(incarnation="abc", clean=False, last=last, first_failure=failure)
+    before = StateFile(str(tmp_path), 0).before
     assert (before.last, before.first_failure) == (last, failure)
 
 

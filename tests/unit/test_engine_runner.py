@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from launcher.agent import cleanup
-from launcher.agent.engine_runner import PodEngine
-from launcher.agent.guard_client import GuardLine
+from launcher.agent.context import AgentContext
+from launcher.agent.engine_runner import EngineRunner
+from launcher.agent.guard_client import GuardClient
 from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.group import member as me
 from launcher.group import messages as m
@@ -23,6 +24,7 @@ from launcher.guard import channel as guard
 from launcher.log import Log
 from launcher.model import Cause, CauseKind, Epoch, Identity, NodeFacts, Plan, Process, Stage
 from launcher.node import leftovers
+from launcher.node.pressure import Pressure
 from launcher.settings import Settings
 
 MEMBERS = (("a", "inc"), ("127.0.0.1", "127.0.0.1"))  # incarnations, addresses
@@ -69,22 +71,21 @@ class Pod:
         self._loop.set_default_executor(self._executor)
         self.member = me.Member(me.Config("g", 1, 2, "n", "inc"), 0.0)
         self.member.address = "127.0.0.1"
-        line = GuardLine(guard.GuardChannel(theirs.detach()), self._heard)
-        line.open()
-        self.engine = PodEngine(
-            Sleeper(),
+        client = GuardClient(guard.GuardChannel(theirs.detach()), self._heard)
+        client.open()
+        context = AgentContext(
             Settings(),
             Identity(group="g", rank=1, size=2, name="n", leader="l", source="x"),
             {},
             "inc",
             None,
-            line,
+            client,
             Log(self.log.append, 1, "text", "info"),
-            tell=self.tell,
-            state=lambda: self.member.state,
-            task=self._loop.create_task,
-            before_handoff=_nothing,
+            Pressure(0.0),
+            self.tell,
+            self._loop.create_task,
         )
+        self.engine = EngineRunner(context, Sleeper(), lambda: self.member.state, _nothing)
         self.tell(me.Gone())
         self.hear(me.Connected(), m.Accepted("L", 1), m.Ack(2, 2))
 
@@ -312,8 +313,8 @@ def test_memory_of_a_gpu_that_never_comes_back_does_not_keep_the_group_for_ever(
             pod.report(guard.Exited(order.id, 0, None, ""))
 
     async def story(pod: Pod) -> None:
-        pod.engine._before = cleanup.Before(leftovers.snapshot(), {"GPU-a": 3}, None)
-        pod.engine._not_back = "GPU GPU-a holds 69997 MiB more than before the engine"
+        pod.engine.cleanup.before = cleanup.Before(leftovers.snapshot(), {"GPU-a": 3}, None)
+        pod.engine.cleanup.not_back = "GPU GPU-a holds 69997 MiB more than before the engine"
         answering = asyncio.create_task(nvidia_smi(pod))
         for n in range(1, 4):
             pod.hear(m.Prepare(epoch(n), *MEMBERS))

@@ -1,0 +1,96 @@
+"""One moment of a pod, as plain data. The agent builds it; /status and /metrics are made from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.group.ends import End
+from launcher.group.metrics import Durations
+from launcher.model import EMPTY, Cause, Identity
+
+PHASES = (
+    *("setup", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
+    *("preparing", "starting", "running", "draining", "stopping", "aborted"),
+)
+
+
+@dataclass(frozen=True)
+class PhaseVisit:
+    """One stay in a phase."""
+
+    phase: str
+    at: float  #: when it began: seconds since 1970
+    seconds: float  #: how long it lasted (so far)
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """A failure and the epoch that it ended. None: not known, as after a restart of this launcher."""
+
+    cause: Cause
+    epoch: int | None
+    at: float | None  #: seconds since 1970
+    age: float | None  #: seconds
+
+
+@dataclass(frozen=True)
+class EndedEpoch:
+    """An epoch that failed, as the leader remembers it."""
+
+    failure: FailureRecord
+    served: float | None  #: seconds; None: it never served
+    ends: tuple[End, ...]
+
+
+@dataclass(frozen=True)
+class MemberRow:
+    """What this pod knows of one rank."""
+
+    rank: int
+    state: str
+    address: str
+    incarnation: str = ""
+    pids: tuple[int, ...] = ()
+    silent: float | None = None  #: seconds since it was heard; None: it never was
+    facts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+
+@dataclass(frozen=True)
+class LeaderView:
+    """What only the leader knows."""
+
+    ended: tuple[EndedEpoch, ...]
+    failures: Mapping[str, float]  #: by kind of cause
+    detected: Durations
+    stopped: Durations
+    drains: Mapping[str, float]  #: by outcome
+    drained: Durations
+    slow: bool  #: requests make progress, health checks time out
+    health_failures: Mapping[str, float]  #: by reason
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One pod, now."""
+
+    identity: Identity
+    engine: str  #: name, or path of the engine file
+    phase: str  #: one of `PHASES`
+    ready: bool
+    why: str  #: why it is ready or not
+    epoch: int | None  #: number of the current or latest one
+    waiting_for: str
+    first_failure: FailureRecord | None
+    members_present: int
+    members: tuple[MemberRow, ...]
+    restarts: int
+    timeline: tuple[PhaseVisit, ...]
+    phase_seconds: Mapping[str, float]  #: by phase, ended visits
+    findings: tuple[Mapping[str, Any], ...]
+    leader: LeaderView | None
+    connection_errors: Mapping[str, float]  #: by kind
+    turned_away: Mapping[str, float]  #: by port
+    stretch: float
+    gaps: int
