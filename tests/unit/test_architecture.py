@@ -71,7 +71,7 @@ def _module(name: str) -> str | None:
     return next((found for found in (inside, f"{inside}.__init__".lstrip(".")) if found in sources()), None)
 
 
-def _place(module: str) -> tuple[int, str]:
+def place(module: str) -> tuple[int, str]:
     """Its layer, and the package of that layer."""
     fits = [
         (len(name), i, name)
@@ -90,7 +90,7 @@ def test_imports_point_downwards() -> None:
         for module, others in imports().items()
         for other in sorted(others)
         if (module, other) not in ALLOWED_IMPORTS
-        and not (_place(other)[0] < _place(module)[0] or _place(other) == _place(module))
+        and not (place(other)[0] < place(module)[0] or place(other) == place(module))
     ]
     assert not wrong, "\n".join(wrong)
 
