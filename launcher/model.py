@@ -251,5 +251,5 @@ class Shared:
 
     epoch: Epoch
     addresses: tuple[str, ...]  #: IP addresses by rank
-    token: str = ""  #: Ray token of this epoch; empty: off
+    token: str = ""  #: secret of this epoch for engines that want one (Ray); empty: none
     values: Mapping[str, Any] = field(default_factory=dict)  #: small JSON values, for engines

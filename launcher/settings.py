@@ -108,7 +108,7 @@ class Settings:
         A secret's value is never part of a setting (only its file is), so this is safe to print.
         """
         value = getattr(self, name)
-        flag = "--" + name.replace("_", "-")
+        flag = flag_of(name)
         origin = self.origins.get(name)
         shown = ",".join(value) if isinstance(value, tuple) else value
         if origin is None:
@@ -123,6 +123,15 @@ class Settings:
     def replace(self, **changes: Any) -> Settings:
         """A copy with some values changed, validated again."""
         return Settings(**{f.name: getattr(self, f.name) for f in fields(self)} | changes)
+
+
+def flag_of(name: str) -> str:
+    """How a setting is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+#: The settings that are ports.
+PORTS = tuple(f.name for f in fields(Settings) if f.name == "port" or f.name.endswith("_port"))
 
 
 def _at_least(name: str, least: float) -> Any:
@@ -154,7 +163,7 @@ def _port(name: str) -> Any:
 
 def _ports_apart(s: Settings) -> None:
     seen: dict[int, str] = {}
-    for name in ("group_port", "agent_port", "port", "master_port", "ray_port"):
+    for name in PORTS:
         number = getattr(s, name)
         if number is None:
             continue
@@ -193,7 +202,7 @@ _CHECKS = (
         for name in ("unresponsive_timeout", "canary_interval", "startup_stall_timeout", "restart_backoff")
     ),
     *(_at_least(name, 0.05) for name in ("health_interval", "ray_timeout", "restart_window")),
-    *(_port(name) for name in ("port", "group_port", "agent_port", "master_port", "ray_port")),
+    *(_port(name) for name in PORTS),
     _choice("backend", ("auto", "ray", "mp")),
     _choice("rdma", ("auto", "off", "require")),
     _choice("preflight", ("on", "off")),

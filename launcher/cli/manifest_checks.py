@@ -13,13 +13,13 @@ from typing import Any
 
 from launcher.cli.manifest import ManifestPod, Problem, as_list, as_mapping, as_texts, field_at
 from launcher.identity import service_links
-from launcher.settings import Settings
+from launcher.settings import PORTS, Settings
 
 KUBERNETES_GRACE = 30  #: terminationGracePeriodSeconds where the pod has none
 LIVENESS, READINESS = "/livez", "/readyz"
 SERVED = (LIVENESS, READINESS, "/status", "/metrics")
 #: Settings that are no part of the fingerprint and must be equal for the ranks to find each other.
-ALIKE = ("group_port", "group_id", "master_port", "ray_port")
+ALIKE = ("group_id", *(name for name in PORTS if name not in ("port", "agent_port")))
 SHM_GPUS = 2  #: with so many GPUs in a pod NCCL shares memory between their processes
 
 

@@ -157,7 +157,7 @@ def _per_node(identity: Identity, rank: int) -> dict[str, str]:
 
 def _said(settings: Settings, name: str) -> str:
     """How a setting was said; what goes to the engine may hold secrets."""
-    if name in ("engine_args", "ray_args"):
+    if name.endswith("_args"):
         return f"{settings.origins[name]} {shlex.join(arguments.mask(getattr(settings, name)))}"
     return settings.said(name)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.errors import UsageError
-from launcher.settings import Settings
+from launcher.settings import Settings, flag_of
 
 MASK = "***"
 _NUMBER = re.compile(r"^-\d+(\.\d+)?$")
@@ -258,7 +258,7 @@ def _off(owned: Owned) -> set[str]:
 
 
 def flag(owned: Owned) -> str:
-    return "--" + owned.setting.replace("_", "-")
+    return flag_of(owned.setting)
 
 
 def example(flag: str, value: str | None) -> str:

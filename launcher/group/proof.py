@@ -150,8 +150,8 @@ def leader_mac(secret: bytes, group: str, leader_nonce: str, member_nonce: str) 
     return _mac(secret, "leader to member, messages bound", group, leader_nonce, member_nonce)
 
 
-def ray_token(secret: bytes, group: str, epoch: Epoch) -> str:
-    """Ray's token of one epoch: the same on all ranks, and never sent."""
+def epoch_token(secret: bytes, group: str, epoch: Epoch) -> str:
+    """An engine's token of one epoch (Ray's, say): the same on all ranks, and never sent."""
     return _mac(secret, "ray token", group, str(epoch.n), epoch.leader)
 
 

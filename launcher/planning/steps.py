@@ -17,7 +17,7 @@ from launcher.engines.base import Engine
 from launcher.errors import ConfigError
 from launcher.model import Epoch, Identity, NodeFacts, Plan, Shared, SourceReport
 from launcher.planning import rank_variables
-from launcher.settings import Settings
+from launcher.settings import Settings, flag_of
 
 if TYPE_CHECKING:
     from launcher.group.proof import Secrets
@@ -281,7 +281,7 @@ def listen_host(settings: Settings) -> str | None:
 
 
 def port_error(name: str, settings: Settings, error: OSError) -> ConfigError:
-    flag = "--" + name.replace("_", "-")
+    flag = flag_of(name)
     return ConfigError(
         f"{settings.said(name)} cannot be used: {os.strerror(error.errno) if error.errno else error}",
         f"is another launcher running here? Give another {flag} on every pod of the group",
@@ -326,13 +326,13 @@ def with_environment(plan: Plan, variables: Mapping[str, str]) -> Plan:
 
 
 def with_token(shared: Shared, secrets: Secrets | None, group: str, wanted: bool) -> Shared:
-    """With a secret the epoch's Ray token is derived from it on every rank: the one that the leader names.
+    """With a secret the epoch's token is derived from it on every rank: the one that the leader names.
 
     Raises LauncherError where this pod does not have that one: it is being replaced, and is not here yet.
     """
     if secrets is None or not wanted:
         return shared
-    from launcher.group.proof import ray_token
+    from launcher.group.proof import epoch_token
 
     secret = secrets.named(shared.token)
     if secret is None:
@@ -340,7 +340,7 @@ def with_token(shared: Shared, secrets: Secrets | None, group: str, wanted: bool
             "the leader uses another secret than this pod's --token-file holds",
             "while a Secret is being replaced, wait until the kubelet has brought it to every pod",
         )
-    return replace(shared, token=ray_token(secret, group, shared.epoch))
+    return replace(shared, token=epoch_token(secret, group, shared.epoch))
 
 
 def taken_ports(plan: Plan, address: str) -> str:

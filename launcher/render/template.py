@@ -20,7 +20,7 @@ _POD = ("containers", "terminationGracePeriodSeconds", *known.POD)
 _POD_OURS = {
     "hostname": "pods are named by their StatefulSet",
     "subdomain": "pods are named by their StatefulSet and its headless Service",
-    "enableServiceLinks": "it is false: a Service named vllm would break the engine",
+    "enableServiceLinks": "it is false: a Service with the engine's name would break the engine",
     "restartPolicy": "it is Always in a StatefulSet",
     "serviceAccountName": "the pods have one without rights: nothing here talks to the Kubernetes API",
     "automountServiceAccountToken": "it is false: nothing here talks to the Kubernetes API",
@@ -167,7 +167,7 @@ def _arguments(service: Service, pods: list[PodTemplate]) -> tuple[str, ...]:
         if command.value and command.texts()[0].rpartition("/")[2] != "launcher":
             raise command.error(
                 f"{' '.join(command.texts())[:80]} takes the launcher's place",
-                "leave command out and say it in the launcher's words: args: [--engine, vllm, --model, ..., --tp, ...]",
+                "leave command out and say it in the launcher's words: args: [--model, ..., --tp, ...]",
             )
     said = [(*pod.container.get("command", []).texts()[1:], *pod.container.get("args", []).texts()) for pod in pods]
     # `launcher run` is what `launcher` without a command does.

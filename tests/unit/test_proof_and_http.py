@@ -61,7 +61,7 @@ def test_proofs_hold_for_one_secret_group_direction_and_pair_of_nonces() -> None
 
 
 def test_rays_token_differs_by_epoch_and_leader() -> None:
-    tokens = {proof.ray_token(SECRET, "g", Epoch(n, leader)) for n in (1, 2) for leader in ("a", "b")}
+    tokens = {proof.epoch_token(SECRET, "g", Epoch(n, leader)) for n in (1, 2) for leader in ("a", "b")}
     assert len(tokens) == 4
 
 
@@ -175,7 +175,7 @@ def test_bearers_present_the_derived_token_and_never_the_secret() -> None:
 
 
 def test_the_status_token_is_no_other_token() -> None:
-    ray = proof.ray_token(SECRET, "status token", Epoch(1, ""))
+    ray = proof.epoch_token(SECRET, "status token", Epoch(1, ""))
     assert proof.status_token(SECRET) not in (ray, proof.member_mac(SECRET, "", "", ""), SECRET.decode(), SECRET.hex())
 
 

@@ -50,7 +50,7 @@ def judge_nofile(soft: int, hard: int) -> Finding:
     what = f"{soft} open files" + (f" (hard limit {hard})" if hard not in (soft, resource.RLIM_INFINITY) else "")
     if soft >= NOFILE_WANTED:
         return ok("nofile", what)
-    why = "each request is a socket, each weight file and each of Ray's workers some more: 'Too many open files'"
+    why = "each request is a socket, each weight file and each worker process some more: 'Too many open files'"
     fix = "raise the container runtime's nofile ulimit (LimitNOFILE of containerd, `docker run --ulimit nofile=65536`)"
     return (fail if soft < 256 else warn)("nofile", what, why, fix) if soft < NOFILE_LEAST else ok("nofile", what)
 
@@ -66,7 +66,7 @@ def judge_pids(limit: int | None, cores: int) -> Finding:
     what = f"at most {limit} processes and threads ({cores} cores)"
     if limit >= PIDS_WANTED:
         return ok("pids", what)
-    why = "threads count: one BLAS or OpenMP pool a rank takes as many as there are cores, Ray and NCCL hundreds more"
+    why = "one BLAS or OpenMP pool a rank takes a thread a core, NCCL and worker processes hundreds more"
     fix = "raise the kubelet's podPidsLimit (or the runtime's --pids-limit); OMP_NUM_THREADS lowers the need"
     return (fail if limit < PIDS_LEAST else warn)("pids", what, why, fix)
 

@@ -23,7 +23,7 @@ def check_own(node: Node) -> Iterator[Finding]:
         yield warn(
             "own name",
             f"the hostname {name} does not resolve: {getattr(error, 'strerror', None) or error}",
-            "gloo and Ray look it up where they are not told an address; the launcher tells them",
+            "gloo and some engines look it up where they are not told an address; the launcher tells them",
             "leave /etc/hosts to the kubelet, or add the name there",
         )
         return

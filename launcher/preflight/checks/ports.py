@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from launcher.node import leftovers
 from launcher.preflight.finding import Finding, fail, ok, skipped
 from launcher.preflight.pod import Node
+from launcher.settings import PORTS, flag_of
 
 
 def check(node: Node) -> Iterator[Finding]:
@@ -25,8 +26,8 @@ def check(node: Node) -> Iterator[Finding]:
             "ports",
             f"port {number} ({wanted[number]}) is in use on this pod",
             "the engine or the launcher cannot listen there",
-            "end what holds it (`ss -ltnp`), or choose another with --port, --master-port, --ray-port, --group-port or "
-            "--agent-port; with hostNetwork, other pods of the node count",
+            "end what holds it (`ss -ltnp`), or choose another with one of "
+            f"{', '.join(map(flag_of, PORTS))}; with hostNetwork, other pods of the node count",
         )
     free = sorted(set(wanted) - set(busy))
     if free:

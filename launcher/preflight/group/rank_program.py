@@ -29,6 +29,7 @@ from launcher.preflight.finding import Finding, fail, ok, skipped, warn
 from launcher.preflight.group import engine as group
 from launcher.preflight.group import exchange, report
 from launcher.preflight.pod import Node
+from launcher.settings import PORTS, flag_of
 
 INSIDE = str(Path(__file__).with_name("collective_program.py"))
 RESULT = "COLLECTIVE "  #: as in collective_program.py
@@ -107,7 +108,7 @@ def listen(order: Order) -> None:
             "ports",
             f"port {number} ({name}) cannot be had: {why}",
             "the engine cannot listen there",
-            "end what holds it (`ss -ltnp`), or choose another with --port, --master-port or --ray-port",
+            f"end what holds it (`ss -ltnp`), or choose another with one of {', '.join(map(flag_of, PORTS))}",
         )
         for number, name, why in busy
     ]
