@@ -22,11 +22,16 @@ Ray takes a second of CPU time and 70 MB to start.
 
 from __future__ import annotations
 
-import importlib
 import os
+import sys
+
+# Started by path, Python looks for every module in this folder first: `import stages` would find ours.
+if __name__ == "__main__" and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
+    del sys.path[0]
+
+import importlib
 import socket
 import subprocess
-import sys
 import threading
 import time
 

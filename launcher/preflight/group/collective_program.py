@@ -11,14 +11,19 @@ compared with a link's rate whatever the number of ranks.
 
 from __future__ import annotations
 
+import os
+import sys
+
+# Started by path, Python looks for every module in this folder first: `import report` would find ours.
+if __name__ == "__main__" and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
+    del sys.path[0]
+
 import argparse
 import datetime
 import importlib
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 
