@@ -189,6 +189,8 @@ class Acceptor:
             self._displace(victim)
         if asked:
             self._is_ready(incoming)
+        else:
+            self._bound_bytes()
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._expire)
 
@@ -213,8 +215,12 @@ class Acceptor:
             self._is_ready(incoming)
         elif incoming.pieces > MOST_PIECES:
             self._refuse(incoming, "sent its request in too many pieces")
-        elif self._bytes > MOST_BYTES:
-            most = max(self._places, key=lambda one: len(one.head))
+        else:
+            self._bound_bytes()
+
+    def _bound_bytes(self) -> None:
+        if self._bytes > MOST_BYTES and self._by_fd:
+            most = max(self._by_fd.values(), key=lambda one: len(one.head))
             self._refuse(most, "sent too much that is no request")
 
     def _is_ready(self, incoming: Incoming) -> None:

@@ -101,14 +101,22 @@ def test_what_will_never_be_a_request_is_handed_on_at_once(said: bytes) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /"])
-def test_who_leaves_or_is_late_is_closed(said: bytes) -> None:
+def test_who_leaves_is_closed(said: bytes) -> None:
     async def test() -> None:
-        async with listening(seconds=0.3) as port:
+        async with listening() as port:
             with port.dial() as client:
                 client.sendall(said)
                 await until(lambda: len(port.one))
             await until(lambda: not len(port.one))
-            assert not port.refused
+            assert not port.refused and not port.asked
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /"])
+def test_who_is_late_is_closed(said: bytes) -> None:
+    async def test() -> None:
+        async with listening(seconds=0.3) as port:
             with port.dial() as client:
                 client.sendall(said)
                 await until(lambda: port.refused == ["said no hello in time"])
@@ -148,6 +156,20 @@ def test_unfinished_heads_are_bounded_together_and_the_largest_goes(monkeypatch:
             clients[7].sendall(GET)
             await until(lambda: port.asked)
             assert len(port.one) == 4
+
+    asyncio.run(test())
+
+
+def test_heads_that_come_with_their_connections_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "MOST_BYTES", 50_000)
+
+    async def test() -> None:
+        async with listening() as port, contextlib.AsyncExitStack() as closing:
+            for _ in range(20):  # all in the kernel's backlog, with their first bytes, before any is accepted
+                closing.enter_context(port.dial()).sendall(b"GET / HTTP/1.1\r\nA: " + b"x" * 15_000)
+            await until(lambda: len(port.refused) + len(port.places) == 20)
+            await until(lambda: sum(len(one.head) for one in port.places) <= 50_000)
+            assert {*port.refused} == {"sent too much that is no request"}
 
     asyncio.run(test())
 
