@@ -165,6 +165,11 @@ class Plan:
     stop_grace: float | None = None  #: seconds that this engine wants between TERM and KILL at a failure stop
     completes: bool = False  #: once all stages are done on all ranks the work is done, and the launcher leaves
 
+    @property
+    def api_port(self) -> int | None:
+        """The port for callers outside the group; None: this rank has none."""
+        return next((port.number for port in self.ports if port.external), None)
+
 
 # ------------------------------------------------------------------------------------------------------ epoch
 

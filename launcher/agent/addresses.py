@@ -12,7 +12,8 @@ from launcher.common.addresses import is_loopback
 from launcher.group import coordinator as co
 from launcher.group.member import Member
 from launcher.model import Shared
-from launcher.planning import steps
+from launcher.planning import pod_network
+from launcher.planning.pod_network import Network
 
 PATH_SECONDS = 3.0  #: for a connection to rank 0's own address
 
@@ -31,15 +32,15 @@ class Addresses:
         self._engine = engine
         self._elsewhere: set[tuple[int, str]] = set()  # members that arrived at another address, as logged
 
-    def learn(self, leader: tuple[str, ...], why: str = "") -> steps.Network | None:
+    def learn(self, leader: tuple[str, ...], why: str = "") -> Network | None:
         """This pod's own address and the variables for collectives; None: alone, and it needs none."""
         settings, who, environ = self._context.settings, self._identity, self._context.environ
         if who.alone:
-            found = steps.network_alone(settings, who, environ)
+            found = pod_network.find_alone(settings, who, environ)
             if found is None:
                 return None
         else:
-            found = steps.network(settings, who, environ, leader, steps.nccl_version(self._engine.facts))
+            found = pod_network.find(settings, who, environ, leader, pod_network.nccl_version(self._engine.facts))
         for warning in found.warnings:
             self._log(warning, level="warning")
         self._log("own address", {"address": found.address, "why": why or found.why})

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from launcher.log import Log
 from launcher.node import leftovers
-from launcher.planning.steps import Ask, has_nvidia
+from launcher.node.run_command import Ask
+from launcher.planning.steps import has_nvidia
 
 GPU_TRIES = 20  #: looks, half a second apart, at GPU memory after an epoch
 UNKNOWN_TRIES = 3  #: looks without an answer, after which GPU memory no longer holds up the next epoch

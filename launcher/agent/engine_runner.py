@@ -25,8 +25,9 @@ from launcher.errors import LauncherError
 from launcher.group import member as me
 from launcher.guard import channel as guard
 from launcher.model import Cause, CauseKind, Epoch, Health, NodeFacts, Plan, Process, Shared
+from launcher.network import connections
 from launcher.node import leftovers, tree
-from launcher.planning import steps
+from launcher.planning import own_ports, pod_network, steps
 
 if TYPE_CHECKING:
     from launcher.agent.health import HealthWatch
@@ -126,7 +127,7 @@ class EngineRunner:
     def plan_for(self, shared: Shared) -> Plan:
         """This rank's plan with an epoch's addresses and ports. Raises LauncherError where it can't work."""
         settings, identity = self._context.settings, self._context.identity
-        bind = steps.bind(settings, shared.addresses[self._rank])
+        bind = own_ports.bind_address(settings, shared.addresses[self._rank])
         context = PlanContext(settings, identity, self.facts, shared, bind)
         return steps.with_environment(self.adapter.plan(context, self._rank), self.network)
 
@@ -160,7 +161,7 @@ class EngineRunner:
         await self.cleanup.before_epoch(plan.scratch, current)
         if not current():
             return
-        self._run = EpochRun(epoch, plan, steps.reachable_address(shared.addresses[self._rank]))
+        self._run = EpochRun(epoch, plan, pod_network.reachable_address(shared.addresses[self._rank]))
         self._log.epoch = str(epoch.n)
         self.watch.begin(self._run)
         self.stages.begin(epoch, plan, {**self._context.environ, "LAUNCHER_COOKIE": self._cookie or ""})
@@ -188,7 +189,7 @@ class EngineRunner:
     def _taken_ports(self, plan: Plan, shared: Shared) -> str | None:
         """A port of the plan that is in use, in words; None: the leader was told that this can't work."""
         try:
-            return steps.taken_ports(plan, shared.addresses[self._rank])
+            return own_ports.taken_ports(plan, shared.addresses[self._rank])
         except LauncherError as error:
             self._unable(shared.epoch, str(error), retry=False)
             return None
@@ -237,8 +238,8 @@ class EngineRunner:
         last = run.plan.stages[-1].processes
         pressure = self._context.pressure
         inputs = HealthInputs(
-            moving=steps.api_traffic(run.plan),
-            requests=steps.api_requests(run.plan),
+            moving=connections.traffic(run.plan.api_port),
+            requests=connections.requests_on(run.plan.api_port),
             signs=self.watch.signs,
             fair=lambda: pressure.clock(time.monotonic()),
             starved=lambda: pressure.words,

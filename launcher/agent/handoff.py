@@ -74,7 +74,7 @@ def _plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Identity, Pla
     from launcher.engines.base import PlanContext
     from launcher.model import Epoch, Shared
     from launcher.network import listening
-    from launcher.planning import steps
+    from launcher.planning import own_ports, pod_network, steps
 
     identity = steps.identity_of(settings, environ)[0]
     if not settings.handoff or not identity.alone or settings.state_dir:
@@ -85,14 +85,14 @@ def _plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Identity, Pla
     if facts is None:
         return None
     checked = engine.check(settings, identity, facts)
-    network = steps.network_alone(settings, identity, environ)
+    network = pod_network.find_alone(settings, identity, environ)
     incarnation, address = os.urandom(6).hex(), network.address if network else "127.0.0.1"
     shared = Shared(Epoch(1, incarnation), (address,))
-    plan = engine.plan(PlanContext(settings, identity, facts, shared, steps.bind(settings, address)), 0)
+    plan = engine.plan(PlanContext(settings, identity, facts, shared, own_ports.bind_address(settings, address)), 0)
     plan = steps.with_environment(plan, network.ours if network else {})
-    if [len(stage.processes) for stage in plan.stages] != [1] or steps.taken_ports(plan, address):
+    if [len(stage.processes) for stage in plan.stages] != [1] or own_ports.taken_ports(plan, address):
         return None
-    for ours in listening.bind(steps.listen_host(settings), settings.agent_port):
+    for ours in listening.bind(own_ports.listen_host(settings), settings.agent_port):
         ours.close()
     return (
         identity,

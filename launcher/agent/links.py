@@ -14,7 +14,7 @@ from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.events import Closed
 from launcher.node import descriptors
-from launcher.planning import steps
+from launcher.planning import own_ports
 
 if TYPE_CHECKING:
     from launcher.api.visitors import Visitors
@@ -73,7 +73,7 @@ class Links:
         try:
             link.listen(bind(host, settings.group_port))
         except OSError as error:
-            raise steps.port_error("group_port", settings, error) from None
+            raise own_ports.port_error("group_port", settings, error) from None
         if self._context.secrets is None and not is_loopback(host or ""):
             log("the group port accepts any peer: set --token-file, or use a NetworkPolicy", level="warning")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from launcher.log import Log
 from launcher.model import Identity, NodeFacts, Plan
-from launcher.planning import steps
+from launcher.planning.pod_network import Network
 from launcher.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class PreflightWatch:
         if self._on and not self._identity.alone:
             asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "launcher.preflight.at_start")
 
-    async def preflight(self, facts: NodeFacts, outline: Plan, network: steps.Network | None) -> dict[str, str]:
+    async def preflight(self, facts: NodeFacts, outline: Plan, network: Network | None) -> dict[str, str]:
         """Look at this pod for at most 2 s; what its hello tells of it. With one pod nobody waits for it."""
         if not self._on:
             return {}

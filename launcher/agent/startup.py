@@ -26,7 +26,8 @@ from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.lease import Terms
 from launcher.model import Cause, CauseKind, Epoch, Plan
-from launcher.planning import steps
+from launcher.planning import own_ports, pod_network, steps
+from launcher.planning.pod_network import Network
 
 if TYPE_CHECKING:
     import socket
@@ -60,11 +61,11 @@ class Startup:
         from launcher.network.listening import bind
 
         settings, who = self._context.settings, self._context.identity
-        host = steps.listen_host(settings)
+        host = own_ports.listen_host(settings)
         try:
             sockets = bind(host, settings.agent_port)
         except OSError as error:
-            raise steps.port_error("agent_port", settings, error) from None
+            raise own_ports.port_error("agent_port", settings, error) from None
         self._context.task(self._serve_pages(sockets))
         if who.is_leader and not who.alone:
             self._links.listen(host)
@@ -83,7 +84,7 @@ class Startup:
             lambda: status_object(report.snapshot()),
             secrets=lambda: secrets.accepted() if secrets else (),
             details=settings.status_details,
-            host_network=lambda: steps.on_host_network(self._context.environ),
+            host_network=lambda: pod_network.on_host_network(self._context.environ),
         )
         self._links.visitors = server.listen(pages, sockets, self._links.shares.visits)
 
@@ -116,7 +117,7 @@ class Startup:
         if not who.is_leader:
             self._links.connect()
 
-    async def _preflight(self, outline: Plan, network: steps.Network | None) -> None:
+    async def _preflight(self, outline: Plan, network: Network | None) -> None:
         self._member.facts = await self._watch.preflight(self._engine.facts, outline, network)
 
 

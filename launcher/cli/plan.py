@@ -18,7 +18,7 @@ from launcher.errors import ConfigError, NoIdentityError
 from launcher.model import Gate, Identity, NodeFacts, Plan, Process, SourceReport
 from launcher.network.environment import HOSTS, Surroundings, Variable
 from launcher.node.run_command import asker
-from launcher.planning import rank_variables, steps, variables
+from launcher.planning import own_ports, pod_network, rank_variables, steps, variables
 from launcher.settings import Settings
 
 SAME_AS = "the same as rank {}, but for its own address and rank"
@@ -42,7 +42,7 @@ def plan(
     warned += checked.warnings
     if settings.handoff:
         warned.append("--handoff: after the start nobody watches, restarts or drains the engine; the launcher is gone")
-    bind = steps.bind(settings, identity.address or identity.leader)
+    bind = own_ports.bind_address(settings, identity.address or identity.leader)
     context = PlanContext(settings, identity, facts, steps.sketch(identity), bind)
     plans = [engine.plan(context, rank) for rank in range(identity.size)]
     network = _network(settings, identity, facts, environ, warned)
@@ -121,11 +121,11 @@ def _network(
         return ()
     own = rank_variables.environment(environ, identity.rank)
     if identity.alone:
-        alone = steps.network_alone(settings, identity, own)
+        alone = pod_network.find_alone(settings, identity, own)
         warned += alone.warnings if alone else ()
         return alone.variables if alone else ()
     try:
-        found = steps.network(settings, identity, own, (), steps.nccl_version(facts))
+        found = pod_network.find(settings, identity, own, (), pod_network.nccl_version(facts))
     except ConfigError as error:
         warned.append(f"{error.message} ({error.fix})")
         return ()

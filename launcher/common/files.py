@@ -127,3 +127,11 @@ def _kind(mode: int) -> str:
         stat.S_IFBLK: "a device",
     }
     return names.get(stat.S_IFMT(mode), "something else")
+
+
+def text_of(path: str) -> str:
+    """What a file that the platform may have put there says; empty without it."""
+    try:
+        return read(path).decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 NETLINK_SOCK_DIAG = 4
@@ -83,6 +84,38 @@ def requests(before: Counters | None, now: Counters | None) -> Requests | None:
     )
     owed = any(use.established and (use.owes or (use.sent and use.sent_ago < LATELY)) for use in now.values())
     return Requests(answered, owed)
+
+
+def traffic(port: int | None) -> Callable[[bool], bool]:
+    """A question: has an open connection to local ``port`` moved bytes since it was asked last?
+
+    Asked with True: or does one wait for its answer? Where the engine counts its requests, that count is better: a
+    connection may hold a request that will never be whole.
+    """
+    before: Counters | None = None
+
+    def moved(or_owes: bool) -> bool:
+        nonlocal before
+        if port is None:
+            return False
+        earlier, before = before, counters(port)
+        return busy(earlier, before, or_owes)
+
+    return moved
+
+
+def requests_on(port: int | None) -> Callable[[], Requests | None]:
+    """A question: what do the connections to local ``port`` say of requests since it was asked last?"""
+    before: Counters | None = None
+
+    def asked() -> Requests | None:
+        nonlocal before
+        if port is None:
+            return None
+        earlier, before = before, counters(port)
+        return requests(earlier, before)
+
+    return asked
 
 
 def _of_family(family: int, port: int) -> Counters:

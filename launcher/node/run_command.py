@@ -6,8 +6,11 @@ import asyncio
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+#: run a program with arguments within seconds: its exit code and output
+Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
 
-def asker(environ: Mapping[str, str]) -> Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]:
+
+def asker(environ: Mapping[str, str]) -> Ask:
     """A function that runs ``argv`` in ``environ`` and gives its exit code and output.
 
     127 is "it cannot be started", 124 "no answer within the seconds given", as the guard's answers are to the agent.

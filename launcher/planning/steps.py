@@ -7,27 +7,23 @@ with names in the place of addresses. Each step is small and calls one room.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.common import files
-from launcher.common.addresses import is_loopback
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
 from launcher.model import Epoch, Identity, NodeFacts, Plan, Shared, SourceReport
+from launcher.node.run_command import Ask
 from launcher.planning import rank_variables
-from launcher.settings import Settings, flag_of
+from launcher.settings import Settings
 
 if TYPE_CHECKING:
     from launcher.group.proof import Secrets
-    from launcher.network.connections import Requests
-    from launcher.network.environment import Variable
 
-Ask = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
 #: What the guard tells the agent, and what goes no further.
 OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")
-NETWORK_STATUS_FILE = "/etc/podinfo/network-status"
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 _versions: dict[tuple[Any, ...], Mapping[str, str]] = {}
@@ -47,7 +43,7 @@ def identity_of(
 
     if hostname is not None:
         return identify(settings, environ, hostname)
-    here = (_text_of(path) for path in (NAMESPACE_FILE, "/etc/resolv.conf", "/etc/hosts"))
+    here = (files.text_of(path) for path in (NAMESPACE_FILE, "/etc/resolv.conf", "/etc/hosts"))
     return identify(settings, environ, os.uname().nodename, *here)
 
 
@@ -158,136 +154,6 @@ def fingerprint(settings: Settings, engine: Engine, facts: NodeFacts) -> dict[st
     return {k[:64]: v[:600] for k, v in found.items()}
 
 
-# ------------------------------------------------------------------------------------------------- the network
-
-
-@dataclass(frozen=True)
-class Network:
-    """What this pod's network is, and what collectives are told of it."""
-
-    address: str
-    why: str
-    variables: tuple[Variable, ...]
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)  #: short texts that the group may compare; they bind nobody
-
-    @property
-    def ours(self) -> dict[str, str]:
-        """The variables that the launcher sets; the others are there already."""
-        return {v.name: v.value for v in self.variables if v.setter == "launcher"}
-
-
-def network(
-    settings: Settings,
-    identity: Identity,
-    environ: Mapping[str, str],
-    leader: Sequence[str],
-    nccl: str | None = None,
-) -> Network:
-    """Own address and the environment of collectives, from this pod's interfaces and RDMA devices.
-
-    ``leader``: what the leader's name resolves to; ``nccl``: version of the engine's NCCL. Raises ConfigError.
-    """
-    from launcher.network import addresses, rdma
-    from launcher.network import facts as network_facts
-    from launcher.network.environment import Surroundings, collective_environment
-    from launcher.network.rdma_environment import rdma_environment
-
-    among = addresses.interfaces()
-    chosen = addresses.named(settings.interface, settings.said("interface"), among) if settings.interface else None
-    address, why = addresses.own_address(identity.address, identity.leader, leader, chosen)
-    around = Surroundings.here(environ)
-    variables, warnings = collective_environment(around, address, among, chosen)
-    if is_loopback(address):  # `launcher local`: all ranks are on this machine
-        return Network(address, why, variables, warnings)
-    sysfs, dev = rdma.roots(environ)
-    fabric, interface = rdma.read(sysfs, dev), chosen or addresses.holder(address, among)
-    given = rdma.allocated(environ, _network_status(environ))
-    found = rdma_environment(around, settings.rdma, fabric, given, among, interface, nccl)
-    facts = network_facts.of(interface, found, fabric, among, sysfs)
-    return Network(address, why, (*variables, *found.variables), (*warnings, *found.warnings), found.why, facts)
-
-
-def network_alone(settings: Settings, identity: Identity, environ: Mapping[str, str]) -> Network | None:
-    """The same for a group of one: its engine's KV connector, say, is reached by other groups. No RDMA is looked for.
-
-    None where neither --address or POD_IP nor a default route tells an address.
-    """
-    from launcher.network import addresses
-    from launcher.network.environment import Surroundings, collective_environment
-
-    address, why = identity.address or "", "told by --address or POD_IP"
-    if not address:
-        address, why = addresses.default_source(), "the default route starts there"
-    if not address:
-        return None
-    among = addresses.interfaces()
-    chosen = addresses.named(settings.interface, settings.said("interface"), among) if settings.interface else None
-    variables, warnings = collective_environment(Surroundings.here(environ), address, among, chosen)
-    return Network(address, why, variables, warnings if identity.address else ())
-
-
-def on_host_network(environ: Mapping[str, str]) -> bool:
-    """Whether this pod has ``hostNetwork``, for all that can be seen from inside."""
-    from launcher.api import access
-    from launcher.network import rdma
-
-    return access.shares_host_network(_text_of("/etc/hosts"), str(rdma.roots(environ)[0]))
-
-
-def reachable_address(address: str) -> str:
-    """The pod's own address, where an interface other than loopback holds it; empty for others (behind NAT, say)."""
-    from launcher.network import addresses
-
-    held = not is_loopback(address) and addresses.holder(address, addresses.interfaces()) is not None
-    return address if held else ""
-
-
-def _network_status(environ: Mapping[str, str]) -> str:
-    """Multus' annotation, from a downwardAPI volume (as a variable it is empty at the first start)."""
-    return _text_of(environ.get("LAUNCHER_NETWORK_STATUS") or NETWORK_STATUS_FILE)
-
-
-def _text_of(path: str) -> str:
-    """What a file that the platform may have put there says; empty without it."""
-    try:
-        return files.read(path).decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def nccl_version(facts: NodeFacts) -> str | None:
-    """NCCL's version, from the distribution that brings it."""
-    return next((v for name, v in sorted(facts.versions.items()) if name.startswith("nvidia-nccl")), None)
-
-
-def bind(settings: Settings, address: str = "") -> str:
-    """Where an engine listens for callers by default: everywhere; under ``launcher local`` on the rank's address.
-
-    ``address``: this pod's own. Services reach the pod by its family: ``::`` on IPv6, since some servers then take no
-    IPv4 (asyncio's), and those that are not told take IPv4 only.
-    """
-    own = settings.address or ""
-    if is_loopback(own):
-        return own
-    return "::" if ":" in (own or address) else "0.0.0.0"
-
-
-def listen_host(settings: Settings) -> str | None:
-    """Where the launcher's own ports listen; None: on all addresses."""
-    own = bind(settings)
-    return None if own in ("0.0.0.0", "::") else own
-
-
-def port_error(name: str, settings: Settings, error: OSError) -> ConfigError:
-    flag = flag_of(name)
-    return ConfigError(
-        f"{settings.said(name)} cannot be used: {os.strerror(error.errno) if error.errno else error}",
-        f"is another launcher running here? Give another {flag} on every pod of the group",
-    )
-
-
 # ----------------------------------------------------------------------------------------------------- the plan
 
 
@@ -332,7 +198,6 @@ def with_token(shared: Shared, secrets: Secrets | None, group: str, wanted: bool
     """
     if secrets is None or not wanted:
         return shared
-    from launcher.group.proof import epoch_token
 
     secret = secrets.named(shared.token)
     if secret is None:
@@ -341,60 +206,3 @@ def with_token(shared: Shared, secrets: Secrets | None, group: str, wanted: bool
             "while a Secret is being replaced, wait until the kubelet has brought it to every pod",
         )
     return replace(shared, token=epoch_token(secret, group, shared.epoch))
-
-
-def taken_ports(plan: Plan, address: str) -> str:
-    """The first port of the plan that somebody listens on already, in words; empty: all are free."""
-    if not plan.ports:
-        return ""
-    from launcher.node import leftovers
-
-    for port in plan.ports:
-        if leftovers.busy_ports([port.number], address):
-            return f"port {port.number} ({port.name})"
-    return ""
-
-
-# ------------------------------------------------------------------------------------------------ while it serves
-
-
-def api_traffic(plan: Plan | None) -> Callable[[bool], bool]:
-    """A question: has an open connection of the API port moved bytes since it was asked last?
-
-    Or, if it is asked with True: does one wait for its answer? Where the engine counts its requests, that count is
-    better: a connection may hold a request that will never be whole.
-    """
-    from launcher.network import connections
-
-    port = next((p.number for p in plan.ports if p.external), None) if plan else None
-    before: connections.Counters | None = None
-
-    def moved(or_owes: bool) -> bool:
-        nonlocal before
-        if port is None:
-            return False
-        now = connections.counters(port)
-        answer = connections.busy(before, now, or_owes)
-        before = now
-        return answer
-
-    return moved
-
-
-def api_requests(plan: Plan | None) -> Callable[[], Requests | None]:
-    """A question: what have the connections of the API port to say of requests since it was asked last?"""
-    from launcher.network import connections
-
-    port = next((p.number for p in plan.ports if p.external), None) if plan else None
-    before: connections.Counters | None = None
-
-    def requests() -> Requests | None:
-        nonlocal before
-        if port is None:
-            return None
-        now = connections.counters(port)
-        answer = connections.requests(before, now)
-        before = now
-        return answer
-
-    return requests

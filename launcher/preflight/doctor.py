@@ -21,7 +21,8 @@ from launcher.model import Identity, NodeFacts
 from launcher.network import probe
 from launcher.network.environment import Surroundings, Variable
 from launcher.node.run_command import asker
-from launcher.planning import rank_variables, steps, variables
+from launcher.planning import own_ports, pod_network, rank_variables, steps, variables
+from launcher.planning.pod_network import Network
 from launcher.preflight import show
 from launcher.preflight.checks import run as checks
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
@@ -209,7 +210,7 @@ def _settings(settings: Settings, engine: Engine, identity: Identity | None, fac
     return [ok("settings", said), *(warn("settings", text, "", "") for text in warnings)]
 
 
-async def _network(node: Node, trouble: dict[str, str]) -> steps.Network | None:
+async def _network(node: Node, trouble: dict[str, str]) -> Network | None:
     who = node.identity
     if who is None or who.alone:
         return None
@@ -217,7 +218,7 @@ async def _network(node: Node, trouble: dict[str, str]) -> steps.Network | None:
     if who.address is None:
         leader = await _resolved(who.leader)
     try:
-        return steps.network(node.settings, who, node.environ, leader, steps.nccl_version(node.facts))
+        return pod_network.find(node.settings, who, node.environ, leader, pod_network.nccl_version(node.facts))
     except LauncherError as error:
         trouble["network"] = str(error)
         return None
@@ -237,7 +238,7 @@ async def _resolved(name: str) -> tuple[str, ...]:
 def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
     address = node.network.address if node.network else identity.address or "127.0.0.1"
     outline = steps.outline(identity, address)
-    context = PlanContext(node.settings, identity, node.facts, outline, steps.bind(node.settings, address))
+    context = PlanContext(node.settings, identity, node.facts, outline, own_ports.bind_address(node.settings, address))
     try:
         return engine.plan(context, identity.rank)
     except PluginError:
@@ -256,6 +257,6 @@ def variables_of(engine: Engine | None, node: Node) -> tuple[Variable, ...]:
 
 
 async def _is_running(settings: Settings) -> bool:
-    host = steps.listen_host(settings) or "127.0.0.1"
+    host = own_ports.listen_host(settings) or "127.0.0.1"
     reply = await probe.ask(f"http://{host_port(host, settings.agent_port)}/livez", 0.5)
     return reply.ok and reply.body == b"alive\n"

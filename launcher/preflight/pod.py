@@ -14,6 +14,7 @@ from launcher.errors import LauncherError
 from launcher.model import EMPTY, Identity, NodeFacts, Plan
 from launcher.node.cgroup import places
 from launcher.planning import steps
+from launcher.planning.pod_network import Network
 from launcher.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Node:
     identity: Identity | None = None
     facts: NodeFacts = field(default_factory=NodeFacts)
     plan: Plan | None = None
-    network: steps.Network | None = None
+    network: Network | None = None
     among: tuple[Interface, ...] = ()
     smi: str | None = None  #: output of ``nvidia-smi -L``; None: not there
     smi_code: int = 0

@@ -11,8 +11,7 @@ import pytest
 
 from launcher.agent.health import HealthInputs, HealthWatch
 from launcher.model import Health, Plan, Port
-from launcher.network import probe
-from launcher.planning import steps
+from launcher.network import connections, probe
 from launcher.settings import Settings
 
 pytestmark = pytest.mark.timing
@@ -90,7 +89,7 @@ def test_an_engine_that_counts_no_requests_is_not_idle_while_one_waits_for_its_a
             "engine",
             lambda *_: None,
             idle.set,
-            HealthInputs(steps.api_traffic(plan)),
+            HealthInputs(connections.traffic(plan.api_port)),
         )
         watch.drain(lambda: None)
         await asyncio.wait_for(idle.wait(), 90.0)

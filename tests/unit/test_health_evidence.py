@@ -16,7 +16,7 @@ import pytest
 
 from launcher.agent.health import HealthInputs, HealthWatch
 from launcher.model import Cause, CauseKind, Health, Plan, Port
-from launcher.planning import steps
+from launcher.network import connections
 from launcher.settings import Settings
 
 TURN = 0.02
@@ -103,8 +103,8 @@ class Engine:
             lambda cause, _: self.told.set_result((cause, self.fair())),
             lambda: None,
             HealthInputs(
-                steps.api_traffic(plan),
-                requests=steps.api_requests(plan),
+                connections.traffic(plan.api_port),
+                requests=connections.requests_on(plan.api_port),
                 signs=self.more_signs,
                 fair=self.fair,
                 say=lambda text, fields, level: self.lines.append(text),

@@ -404,7 +404,7 @@ def test_ports(node: Node) -> None:
         taken.listen()
         number = taken.getsockname()[1]
         planned = replace(node, plan=Plan(0, (Stage("engine"),), ports=(Port(number, "api"),)), agent=True)
-        from launcher.planning.steps import Network
+        from launcher.planning.pod_network import Network
 
         planned = replace(planned, network=Network("127.0.0.1", "", (), ()))
         found = worst(ports.check(planned))
@@ -414,7 +414,7 @@ def test_ports(node: Node) -> None:
 
 
 def test_the_network_in_findings(node: Node) -> None:
-    from launcher.planning.steps import Network
+    from launcher.planning.pod_network import Network
 
     warning = "collectives use TCP: this pod has RDMA devices without an active port; bring the links up"
     chosen = Network("10.0.0.1", "told", (), (warning,), ("RDMA: none",), {"interface": "eth0", "mtu": "1500"})

@@ -21,7 +21,7 @@ from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.errors import ConfigError, UnavailableError, UsageError
 from launcher.model import Fingerprint, Gate, Identity, NodeFacts, Plan, Process, Stage
 from launcher.node import reexec
-from launcher.planning import steps
+from launcher.planning import own_ports
 from launcher.settings import Settings
 
 NAME = "doctor"
@@ -105,7 +105,7 @@ def run(
     """
     from launcher.network import probe
 
-    here = host_port(steps.listen_host(settings) or "127.0.0.1", settings.agent_port)
+    here = host_port(own_ports.listen_host(settings) or "127.0.0.1", settings.agent_port)
     if asyncio.run(probe.reachable(here, 1.0)):
         return _of_the_running(settings, here, as_json, collective)
     with tempfile.TemporaryDirectory(prefix="launcher-doctor-") as folder:
