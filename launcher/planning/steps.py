@@ -198,6 +198,7 @@ def with_token(shared: Shared, secrets: Secrets | None, group: str, wanted: bool
     """
     if secrets is None or not wanted:
         return shared
+    from launcher.group.proof import epoch_token
 
     secret = secrets.named(shared.token)
     if secret is None:
