@@ -1,6 +1,6 @@
-"""What an epoch leaves on its pod: looked at before it and after it, and removed where that is ours to do.
+"""What an epoch leaves on its pod: recorded before it, compared after it, and removed where it is the engine's.
 
-`node/leftovers.py` looks once; here it is asked again until a bound is over. `nvidia-smi` runs through the guard.
+`node/leftovers.py` looks once; this file repeats it within bounds. `nvidia-smi` runs through the guard.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from launcher.planning.steps import has_nvidia
 
 GPU_TRIES = 20  #: looks, half a second apart, at GPU memory after an epoch
 UNKNOWN_TRIES = 3  #: looks without an answer, after which GPU memory no longer holds up the next epoch
-MOST_REFUSALS = 3  #: in a row, each after some ten seconds: so often a GPU's memory may keep an epoch from starting
+MOST_REFUSALS = 3  #: epochs in a row, each some ten seconds later, that GPU memory may keep from starting
 KEPT_FOLDERS = 2  #: scratch folders of the newest epochs that stay
 
 
 @dataclass(frozen=True)
 class Before:
-    """What was there before an epoch, to be compared with what is left after it."""
+    """What was there before an epoch."""
 
     shm: leftovers.Snapshot
     gpu_memory: Mapping[str, int]
@@ -32,8 +32,8 @@ class Before:
 class Cleanup:
     """What is known between one epoch and the next. ``ask`` runs a short program.
 
-    Each wait may see another epoch begin or end; ``current`` says whether the caller's still counts. If not, what was
-    seen says nothing any more, and is not kept.
+    Another epoch may begin or end during each wait; ``current`` says whether the caller's is still the latest. If not,
+    the result is not kept.
     """
 
     def __init__(self, ask: Ask, log: Log) -> None:
@@ -41,11 +41,11 @@ class Cleanup:
         self._log = log
         self._scratch: list[str] = []
         self._refusals = 0  # how often in a row GPU memory has kept an epoch from starting
-        self.before: Before | None = None  #: the latest epoch
-        self.not_back = ""  #: GPU memory that an ended epoch still holds, in words
+        self.before: Before | None = None  #: the latest epoch; None: there was none
+        self.not_back = ""  #: text on GPU memory that an ended epoch still holds
 
     async def before_epoch(self, scratch: Sequence[str], current: Callable[[], bool]) -> None:
-        """Look around, and remove the scratch folders of old epochs."""
+        """Record what is there, and remove the scratch folders of old epochs."""
         before = await before_epoch(self._ask)
         if not current():
             return
@@ -56,7 +56,7 @@ class Cleanup:
             self._scratch = self._scratch[-KEPT_FOLDERS:]
 
     async def after_epoch(self, current: Callable[[], bool]) -> None:
-        """Remove what the epoch left, and see whether GPU memory came back."""
+        """Remove what the epoch left, and check that its GPU memory was freed."""
         if self.before is None:
             return
         removed, not_back = await after_epoch(self.before, self._ask)
@@ -68,9 +68,9 @@ class Cleanup:
                 self._log(not_back, level="error")
 
     async def still_not_back(self, current: Callable[[], bool]) -> str:
-        """Look once more at GPU memory that an earlier epoch kept; empty: it is no reason to refuse the next one.
+        """Check again for GPU memory that an earlier epoch kept; empty: no reason to refuse the next one.
 
-        Not for ever: nothing of ours runs any more, so on a shared GPU it may be another pod's.
+        After some refusals it no longer counts: on a shared GPU it may be another pod's.
         """
         if not self.not_back or self.before is None:
             return self.not_back
@@ -79,7 +79,7 @@ class Cleanup:
             return self.not_back
         self._refusals = self._refusals + 1 if not_back else 0
         if self._refusals > MOST_REFUSALS:
-            self._log(f"{not_back}: it does not come back, is the GPU shared? Going on", level="warning")
+            self._log(f"{not_back}: it is not freed, is the GPU shared? Going on", level="warning")
             self._refusals, not_back = 0, ""
         self.not_back = not_back
         return not_back
@@ -96,9 +96,9 @@ async def before_epoch(ask: Ask) -> Before:
 
 
 async def after_epoch(before: Before, ask: Ask) -> tuple[tuple[str, ...], str]:
-    """Remove what the ended epoch left in /dev/shm, wait (bounded) for GPU memory to come back.
+    """Remove what the ended epoch left in /dev/shm, and wait (bounded) for its GPU memory to be freed.
 
-    Returns what was removed, and words about GPU memory that did not come back, else nothing.
+    Returns what was removed, and a text on GPU memory that was not freed, else nothing.
     """
     removed = await asyncio.to_thread(leftovers.remove, before.shm)
     kept, unknown = "", 0
@@ -124,6 +124,6 @@ async def sweep(folders: Sequence[str], keep: int = KEPT_FOLDERS) -> None:
 
 
 async def _gpu_memory(ask: Ask) -> Mapping[str, int] | None:
-    """MiB in use by GPU; None: no answer, which does not say that nothing is in use."""
+    """MiB in use by GPU; None: unknown."""
     code, output = await ask(leftovers.GPU_QUERY, 10.0)
     return leftovers.gpu_memory(output) if code == 0 else None

@@ -214,7 +214,7 @@ class EngineRunner:
 
     async def _hand_off(self, process: Process) -> None:
         """The group is whole: the engine replaces the launcher. From here on nothing supervises it."""
-        self._log("hands off: the engine takes this process's place", {"program": process.argv[0]})
+        self._log("hands off: the engine replaces this process", {"program": process.argv[0]})
         await self._before_handoff()
         environ = process.environment(self._context.environ)
         self._context.guard.send_and_wait(guard.Handoff(process.argv, environ, process.cwd))

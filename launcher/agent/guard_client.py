@@ -1,7 +1,7 @@
-"""The agent's end of the guard's channel: orders go out, reports come in, and short questions are put to programs.
+"""The agent's end of the guard's channel: orders go out, reports come in, and short programs are run for their output.
 
-The agent starts nothing itself, a version query as little as an engine: the guard does, and this file keeps the two
-kinds apart. It knows nothing of groups or epochs.
+The agent starts no process itself, neither an engine nor a version query: the guard does, and this file tells the
+reports on the two apart. It knows nothing of groups or epochs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 from launcher.guard import channel as guard
 
-SILENT = 5  #: the guard answers pings at once; so many in a row without an answer and it is frozen
+SILENT = 5  #: pings in a row without an answer, after which the guard is frozen: it answers at once
 ANSWER = 1 << 16  #: characters kept of a program's answer
 
 
 class GuardClient:
-    """Talks with the guard on the event loop that is running when :meth:`open` is called.
+    """Talks with the guard on the event loop that runs when `open` is called.
 
-    ``heard`` gets every report that is not an answer to a question of ours.
+    ``heard`` gets every report that does not belong to `ask`.
     """
 
     def __init__(self, channel: guard.GuardChannel, heard: Callable[[guard.Report], None]) -> None:
@@ -32,32 +32,32 @@ class GuardClient:
         self._ponged = 0
         self._asks: dict[str, asyncio.Future[guard.Exited | guard.NotStarted]] = {}
         self._output: dict[str, str] = {}
-        self.guarding: guard.Guarding | None = None  #: who the guard is, once it has said so
+        self.guarding: guard.Guarding | None = None  #: the guard's pid and start time, once it has reported them
 
     def open(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._channel.fileno(), self._read)
 
     def send(self, order: guard.Order) -> None:
-        """Never blocks: what the guard does not take at once waits here."""
+        """Never blocks: what the guard does not take at once is queued."""
         self._channel.send(order)
         if self._channel.wants_write and self._loop is not None:
             self._loop.add_writer(self._channel.fileno(), self._write)
 
     def send_and_wait(self, order: guard.Order) -> None:
-        """For the last order of all: returns when the guard has it."""
+        """For the last order: returns when the guard has it."""
         self._channel.send(order)
         os.set_blocking(self._channel.fileno(), True)
         self._channel.flush()
 
     def say(self, text: str) -> None:
-        """Words for people, on the launcher's standard error; the guard alone writes there."""
+        """Write to the launcher's standard error, which only the guard does."""
         self.send(guard.Say(2, text))
 
     def ping(self) -> bool:
-        """Ask whether the guard lives. False: it has been silent to the last pings.
+        """Check that the guard lives. False: it has not answered the last pings.
 
-        They are counted, not timed: we may have been frozen ourselves.
+        They are counted, not timed, because this process may have been frozen itself.
         """
         if self._pings - self._ponged >= SILENT:
             return False
@@ -66,7 +66,7 @@ class GuardClient:
         return True
 
     async def ask(self, argv: Sequence[str], timeout: float, environ: Mapping[str, str]) -> tuple[int, str]:
-        """Have the guard run a short program for at most ``timeout`` seconds.
+        """Have the guard run a short program, for at most ``timeout`` seconds.
 
         Returns its exit code (127: it can't be started, 124: no answer in time) and its output.
         """

@@ -1,11 +1,11 @@
-"""A pod that is alone and hands off: its launcher becomes the engine at once, without guard, agent or group.
+"""``--handoff`` in a pod that is alone: the launcher becomes the engine at once, without guard, agent or group.
 
-There is nobody to agree with, and nothing to guard once the engine has taken the launcher's place. So the settings are
-read and the plan is made in the process that the pod started, and that process executes the engine.
+There is no group to agree with, and nothing to guard once the engine has replaced the launcher. So the pod's first
+process reads the settings, makes the plan and executes the engine.
 
-Only the plain start is made here. Whatever needs words or takes waiting goes the long way, which does it all again from
-the beginning: a mistake of the user, a question to the engine's interpreter or to nvidia-smi, a port in use, a folder
-that remembers a launcher before us, a signal that asks to end. Until the engine is announced nothing has happened.
+Only the plain case is handled here. Anything that needs a message or a wait takes the normal way, which starts from the
+beginning: a mistake of the user, a query to the engine's interpreter or to nvidia-smi, a port in use, a state folder,
+a signal to stop. Nothing has been changed or logged until the engine is announced.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from launcher.model import Identity, Plan
     from launcher.settings import Settings
 
-#: Signals that ask the launcher to end.
+#: Signals that stop the launcher.
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
-UNREAD = 1.0  #: seconds for a reader of our standard error to make room
+UNREAD = 1.0  #: seconds that a write waits for the reader of our standard error
 
 
 def attempt() -> None:
-    """Become the engine, or return where the long way has to be taken.
+    """Become the engine, or return if the normal way has to be taken.
 
-    Signals that ask to end stay blocked then, for PID 1 would lose them: the guard lets them in when it can hear them.
+    Signals to stop stay blocked then, because PID 1 would lose them: the guard unblocks them when it can handle them.
     """
     execute.fill_standard_descriptors()
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    with contextlib.suppress(Exception):  # the long way meets it again, and says it
+    with contextlib.suppress(Exception):  # the normal way meets it again, and reports it
         _become(sys.argv[1:])
 
 
 def _become(args: Sequence[str]) -> None:
-    """Replace this process by the engine that ``args`` ask for, or return."""
+    """Replace this process by the engine that ``args`` configure, or return."""
     from launcher.cli import sources
     from launcher.log import Log
     from launcher.planning import steps
@@ -58,11 +58,11 @@ def _become(args: Sequence[str]) -> None:
     log("alone", {"group": identity.group, "source": identity.source})
     for event, level in notes:
         log(event, level=level)
-    log("hands off: the engine takes this process's place", {"program": process.argv[0]})
+    log("hands off: the engine replaces this process", {"program": process.argv[0]})
     env = process.environment(steps.engine_environment(environ, identity.rank))
     execute.mark_inherited_descriptors()
     execute.forget_signals()
-    if asked := _asked():  # before there was an engine to ask
+    if asked := _asked():  # before there was an engine to stop
         os._exit(128 + asked)
     code, why = execute.engine(process.argv, env, process.cwd)
     _say(f"launcher: {why}\n")
@@ -70,7 +70,7 @@ def _become(args: Sequence[str]) -> None:
 
 
 def _plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Identity, Plan, list[tuple[str, str]]] | None:
-    """Who this pod is, what it will run, and what there is to say of it (with its level); None: the long way."""
+    """Who this pod is, what it will run, and what to log about it (with its level); None: the normal way."""
     from launcher.engines.base import PlanContext
     from launcher.model import Epoch, Shared
     from launcher.network import listening
@@ -105,12 +105,12 @@ def _plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Identity, Pla
 
 
 def _asked() -> int:
-    """The signal that asks the launcher to end; 0: none."""
+    """The pending signal to stop; 0: none."""
     return min(signal.sigpending() & ENDING, default=0)
 
 
 def _say(text: str) -> None:
-    """To our standard error, in pieces that do not block where there is room. What nobody reads is dropped."""
+    """Write to standard error, in pieces that do not block where there is room. What is not read in time is dropped."""
     data = text.encode("utf-8", "replace")
     for at in range(0, len(data), select.PIPE_BUF):
         if select.select((), (2,), (), UNREAD)[1]:

@@ -1,8 +1,8 @@
-"""Is the engine well? Asked on rank 0 only, where the answer means something, while the group serves.
+"""Is the engine healthy? Checked on rank 0 only, which has the API, while the group serves.
 
-One loop asks whether the health endpoint answers and whether requests make progress; others send canaries, and wait for
-a drain. What the answers mean is decided by pure rules over successive samples, with the time as an argument
-(`verdict.py`, `Progress`); `agent.py` turns a verdict into a failure of the epoch.
+One loop checks the health endpoint and whether requests make progress; others send canaries, and wait for a drain to
+finish. What the answers mean is decided by pure rules over successive samples, with the time as an argument
+(`verdict.py`, `Progress`). A verdict ends the epoch.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from launcher.network import probe
 from launcher.network.connections import Requests
 from launcher.settings import Settings
 
-METRICS_EVERY = 5.0  #: seconds between looks at the engine's metrics while it serves
+METRICS_EVERY = 5.0  #: seconds between reads of the engine's metrics while it serves
 METRICS_TIMEOUT = 5.0
-#: The same while health checks fail: an overloaded engine that tells of its tokens late is not killed.
+#: The same while health checks fail, so that an overloaded engine that reports its tokens late is not killed.
 PATIENT_TIMEOUT = 15.0
 CANARY_LIMIT = 300.0  #: seconds for a canary's one token where --hang-timeout is 0
 IDLE_EVERY = 0.25
 SAY_EVERY = 5.0  #: seconds at least between two lines about what a drain waits for
-MOST_SERIES = 2048  #: label sets of one metric that are looked at: engines have a few for each rank
-OUTSIDE_EVERY = 10.0  #: seconds between looks at the address that Services use
+MOST_SERIES = 2048  #: label sets of one metric that are read: engines have a few for each rank
+OUTSIDE_EVERY = 10.0  #: seconds between checks of the address that Services use
 OUTSIDE_TIMEOUT = 5.0
 SHUT_OUT = "no Service reaches the engine: its API does not listen on this pod's own address"
-NOT_WELL = "engine is not well: it fails its health checks"
-IDLE_FOR = 2.0  #: running + waiting must stay 0 this long before the engine counts as drained
+UNHEALTHY = "engine is unhealthy: it fails its health checks"
+IDLE_FOR = 2.0  #: seconds that running + waiting must stay 0 before the engine counts as drained
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})?\s+(\S+)")
 
@@ -61,7 +61,7 @@ def samples(text: str, names: Iterable[str]) -> dict[str, dict[Labels, float]]:
         except ValueError:
             continue
         if not math.isfinite(value):
-            continue  # NaN is equal to nothing, itself included: it would look like progress
+            continue  # NaN does not equal itself, which would look like progress
         labels = match[2] or ""
         for name, label in wanted[match[1]]:
             series = found.setdefault(name, {})
@@ -72,14 +72,14 @@ def samples(text: str, names: Iterable[str]) -> dict[str, dict[Labels, float]]:
 
 @dataclass
 class Progress:
-    """Forward progress, judged for each engine by its own labels: a stuck data-parallel rank hides in a sum."""
+    """Progress of each engine, by its own labels: a sum would hide a stuck data-parallel rank."""
 
     health: Health
     limit: float  #: seconds that a label may run requests while its counters stand still
     _moved: dict[Labels, tuple[tuple[float, ...], float]] = field(default_factory=dict)
 
     def look(self, page: Samples, now: float) -> str:
-        """Take in one sample; words if an engine makes no progress, else nothing."""
+        """Judge one sample. Returns what is wrong if an engine makes no progress, else nothing."""
         if any(v > 0 for n in self.health.sleeping for v in page.get(n, {}).values()):
             self._moved.clear()  # asleep on purpose
             return ""
@@ -91,12 +91,12 @@ class Progress:
                 self._moved[engine] = (counters, now)
             elif now - before[1] >= self.limit:
                 which = f" ({engine})" if engine else ""
-                return f"{running:g} requests run{which} and no token moved for {now - before[1]:.0f} s"
+                return f"{running:g} requests running{which}, no tokens produced for {now - before[1]:.0f} s"
         return ""
 
 
 def moved(health: Health, before: Samples | None, now: Samples) -> bool:
-    """Whether a counter of tokens or prompts has moved between two samples."""
+    """Whether a counter of tokens or prompts has changed between two samples."""
     if before is None:
         return False
     return any(
@@ -112,7 +112,7 @@ def in_flight(health: Health, page: Samples) -> float:
 
 
 def _engine(labels: Labels) -> str:
-    """Which engine a sample speaks of: the label that tells data-parallel ranks apart, where there is one."""
+    """The engine that a sample belongs to: the label that tells data-parallel ranks apart, where there is one."""
     match = re.search(r'(?:engine|engine_index|dp_rank)="([^"]*)"', labels)
     return match[0] if match else ""
 
@@ -128,7 +128,7 @@ def _by_engine(page: Samples, names: Iterable[str]) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class HealthInputs:
-    """What the watch asks besides the engine's endpoints, and where it puts what it finds."""
+    """What the watch uses besides the engine's endpoints."""
 
     moving: Callable[[bool], bool]  #: whether the API's connections move bytes, or (True) wait for an answer
     requests: Callable[[], Requests | None] = lambda: None  #: what went over the API's connections
@@ -143,7 +143,7 @@ class HealthInputs:
 class HealthWatch:
     """The loops.
 
-    ``broke(cause, seconds that it took to notice)`` is called at most once; ``idle()`` when a drain has nothing left to
+    ``broke(cause, seconds until it was noticed)`` is called at most once, ``idle()`` when a drain has nothing left to
     wait for.
     """
 
@@ -174,12 +174,12 @@ class HealthWatch:
         self._well_at = time.monotonic()
         self._said, self._said_at = "", float("-inf")
         self.ok = False
-        self.slow = False  #: it does not answer in time, and requests make progress
-        self.words = ""  #: what the endpoint said last, when it was not well
+        self.slow = False  #: it does not answer in time, but requests make progress
+        self.words = ""  #: why it is unhealthy
         self.in_flight: float | None = None
 
     def start(self) -> None:
-        """The group serves: begin to look."""
+        """The group serves: start the loops."""
         self.ok = True
         if self._health.url or self._watches_progress:
             self._loop(self._watch())
@@ -189,7 +189,7 @@ class HealthWatch:
             self._loop(self._watch_outside(self._inputs.own, self._health.outside))
 
     def drain(self, say: Callable[[], None]) -> None:
-        """No new work comes: say when the last is done. ``say`` is called now and then, when ``in_flight`` is new."""
+        """Wait for the requests in flight. ``say`` is called now and then, when ``in_flight`` has changed."""
         self._loop(self._wait_until_idle(say))
 
     def stop(self) -> None:
@@ -213,7 +213,7 @@ class HealthWatch:
         return bool(self._health.metrics_url and self._health.running and self._settings.hang_timeout)
 
     async def _watch(self) -> None:
-        """Health and progress, in rounds. Between two rounds no probe of ours is under way, so that no bytes of one
+        """Health and progress, in rounds. No probe of ours is under way between two rounds, so that its bytes do not
         count as a request's."""
         interval, limit = self._settings.health_interval, self._settings.hang_timeout
         page_every = min(METRICS_EVERY, limit / 4) if self._watches_progress else float("inf")
@@ -242,7 +242,7 @@ class HealthWatch:
         asked, asked_fair = time.monotonic(), self._inputs.fair()
         reply = await probe.ask(self._health.url, limit, insecure=self._health.insecure)
         self.words = "" if reply.ok else reply.words
-        if reply.ok or reply.ours:  # or we could not ask: that says nothing about the engine
+        if reply.ok or reply.ours:  # or we could not ask, which says nothing about the engine
             self._well_at = time.monotonic()
             self._verdict.well()
         elif self._health.dead and reply.status == self._health.dead and not reply.body:
@@ -254,7 +254,7 @@ class HealthWatch:
             self._verdict.failed(failure, self.words, asked, asked_fair)
 
     async def _read_page(self) -> None:
-        """Take in the engine's counters; without them, what went over the API's connections."""
+        """Read the engine's counters, and judge its progress."""
         patient = self._verdict.spell is not None
         names = (*self._health.running, *self._health.waiting, *self._health.progress, *self._health.sleeping)
         page = await self._page_of(names, PATIENT_TIMEOUT if patient else METRICS_TIMEOUT)
@@ -272,11 +272,11 @@ class HealthWatch:
             self.in_flight = None  # it may have changed
 
     def _counts(self, page: Samples) -> bool:
-        """Whether the engine tells how many requests it has."""
+        """Whether the engine reports how many requests it has."""
         return any(name in page for name in (*self._health.running, *self._health.waiting))
 
     def _judge(self) -> None:
-        """After a round: is what was seen enough?"""
+        """After a round: is the evidence enough to end the epoch?"""
         if self._verdict.spell is None:
             self.ok, self.slow = not self._shut_out, False
             self.words = self._shut_out
@@ -287,7 +287,7 @@ class HealthWatch:
         busy = self.in_flight
         if busy is None and requests is not None:
             busy = float(requests.owed or requests.answered)
-        elif busy is None:  # nobody can tell: what was known last
+        elif busy is None:  # unknown now: use what was known last
             busy = in_flight(self._health, self._page or {})
         if busy and requests is not None and requests.answered:
             self._verdict.progress(now, fair)
@@ -297,24 +297,24 @@ class HealthWatch:
         if over:
             self._fail(CauseKind.HEALTH, over, now - self._well_at)
         else:
-            self._tell("engine is slow: it does not answer in time, requests make progress" if self.slow else NOT_WELL)
+            self._tell("engine is slow: health checks time out, but requests make progress" if self.slow else UNHEALTHY)
 
     def _tell(self, text: str) -> None:
-        """A line when it begins, changes or ends; not at every turn of one that comes and goes."""
+        """Log when a state begins, changes or ends, but not each time that it comes and goes."""
         now = time.monotonic()
         if text != self._said and now - self._said_at >= SAY_EVERY:
             self._said, self._said_at = text, now
             if text:
                 self._inputs.say(text, {"health": self.words}, "warning")
             else:
-                self._inputs.say("engine is well again", {}, "info")
+                self._inputs.say("engine is healthy again", {}, "info")
 
     def _why(self) -> str:
         starved = self._inputs.starved()
         return f"; {starved}" if starved else ""
 
     async def _watch_outside(self, own: str, port: int) -> None:
-        """Whether the API takes connections where Services send them, too; loopback alone proves that only for us."""
+        """Whether the API also accepts connections at the address that Services use, which is not loopback."""
         while not self._over:
             why = await probe.why_unreachable(own, port, OUTSIDE_TIMEOUT)
             if not why:
@@ -334,7 +334,7 @@ class HealthWatch:
             page = await self._page_of(names)
             if not failed:
                 if page is None or in_flight(self._health, page) > 0:
-                    continue  # real requests tell as much
+                    continue  # real requests are evidence enough
                 if any(v > 0 for n in self._health.sleeping for v in page.get(n, {}).values()):
                     continue
                 asked, asked_fair = time.monotonic(), self._inputs.fair()
@@ -353,17 +353,17 @@ class HealthWatch:
             timed_out = reply.error == probe.TOO_LATE
             if (timed_out and self._inputs.fair() - asked_fair >= limit) or failed >= self._settings.health_failures:
                 text = (
-                    f"{self._process} did not make one token when asked (--canary-interval): {reply.words}, "
+                    f"{self._process} produced no token for a canary request (--canary-interval): {reply.words}, "
                     f"{failed} {'times' if failed > 1 else 'time'} in {time.monotonic() - asked:.0f} s{self._why()}"
                 )
                 self._fail(CauseKind.HANG, text, time.monotonic() - asked)
                 return
 
     async def _wait_until_idle(self, say: Callable[[], None]) -> None:
-        """Until ``--drain-settle`` has passed, nothing runs or waits for 2 s and no connection moves bytes.
+        """Until ``--drain-settle`` has passed and, for 2 s, no request runs or waits and no connection moves bytes.
 
-        An engine too busy to answer is not idle; the grace bounds that. One that does not count its requests (it has no
-        such page, or other names on it) is judged by its connections alone: those that wait for an answer count, too.
+        An engine too busy to answer is not idle; the grace bounds the wait. One that does not count its requests (no
+        such page, or other names on it) is judged by its connections alone, including those that wait for an answer.
         """
         began = time.monotonic()
         quiet_since = began
@@ -389,7 +389,7 @@ class HealthWatch:
         return (await self._ask_page(names, timeout))[0] if self._health.metrics_url else None
 
     async def _ask_page(self, names: Iterable[str], timeout: float = METRICS_TIMEOUT) -> tuple[Samples | None, bool]:
-        """The metrics, if they could be read, and whether there was an answer at all."""
+        """The metrics, if they could be read, and whether the engine answered at all."""
         assert self._health.metrics_url is not None
         reply = await probe.ask(self._health.metrics_url, timeout, insecure=self._health.insecure)
         page = samples(reply.body.decode("utf-8", "replace"), names) if reply.ok else None
@@ -397,7 +397,7 @@ class HealthWatch:
 
 
 def _failure(reply: probe.Reply, limit: float, took: float) -> tuple[CheckFailure, str]:
-    """How a check failed, and the words for it."""
+    """How a check failed, and a text that says so."""
     if reply.error == probe.REFUSED:
         return CheckFailure.REFUSED, reply.words
     if reply.status and took < PROMPT:

@@ -1,6 +1,6 @@
-"""What the agent notices of its surroundings: the preflight's findings on this pod, and how the group's pods differ.
+"""The preflight checks at startup: findings on this pod, and how the group's pods differ.
 
-It warns; nothing here keeps an engine from starting. Everything that costs is imported when it is used.
+They only warn, and keep no engine from starting. What is slow to import is imported when it is used.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from launcher.settings import Settings
 if TYPE_CHECKING:
     from launcher.preflight.finding import Finding
 
-AFTER = 1.0  #: seconds; with one pod the engine's start goes first
+AFTER = 1.0  #: seconds; in a pod that is alone the engine's start goes first
 
 
 class PreflightWatch:
-    """One pod's view. With ``--preflight off`` it sees only how the pods differ."""
+    """One pod's view. With ``--preflight off`` it only compares the pods."""
 
     def __init__(self, settings: Settings, identity: Identity, environ: Mapping[str, str], log: Log) -> None:
         self._settings = settings
@@ -36,12 +36,12 @@ class PreflightWatch:
         self.differences: tuple[Finding, ...] = ()  #: between the pods, on the leader
 
     def warm_up(self) -> None:
-        """Import the checks in a thread, while something else is waited for."""
+        """Import the checks in a thread, while the agent waits for something else."""
         if self._on and not self._identity.alone:
             asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "launcher.preflight.at_start")
 
     async def preflight(self, facts: NodeFacts, outline: Plan, network: Network | None) -> dict[str, str]:
-        """Look at this pod for at most 2 s; what its hello tells of it. With one pod nobody waits for it."""
+        """Check this pod for at most 2 s, and return the facts for its hello. A pod that is alone waits for nothing."""
         if not self._on:
             return {}
         if self._identity.alone:
@@ -55,7 +55,7 @@ class PreflightWatch:
         return at_start.as_facts(self.findings, network.facts if network else {})
 
     def compare(self, facts: Mapping[int, Mapping[str, str]]) -> None:
-        """Of what the hellos told, by rank: who is the odd one out? Said when that changes."""
+        """Compare the facts of all hellos, by rank. Logged when the result changes."""
         from launcher.preflight.group import compare
 
         self.differences = compare.odd_ones(facts)

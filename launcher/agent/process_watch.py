@@ -75,11 +75,11 @@ class ProcessWatch:
         self._reported = None
 
     def stopping(self) -> None:
-        """The epoch's processes are being stopped: ends are no news."""
+        """The epoch's processes are being stopped: their exits are expected."""
         self._exits.forget()
 
     def stopped(self) -> None:
-        """The guard says that nothing runs any more."""
+        """The guard reports that nothing runs any more."""
         self._exits.settle()
 
     def gone(self) -> None:
@@ -175,7 +175,7 @@ class ProcessWatch:
         who, rank = f"process {end.pid} ({end.name}) of the engine", self._context.identity.rank
         tail = self._stages.output.telling
         if end.status is None:
-            text, kind = f"{who} ended although nobody asked it to", CauseKind.DIED
+            text, kind = f"{who} exited unexpectedly", CauseKind.DIED
             if self._oom_killed():
                 text, kind = f"{text}; {OOM_BESIDE}", CauseKind.OOM
             return Cause(kind, rank, text, end.name, None, tail)

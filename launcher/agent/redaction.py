@@ -1,7 +1,7 @@
-"""Takes the secrets that this pod knows out of words that go further: to the leader, a state file, /status, a log.
+"""Masks the secrets that this pod knows in text that leaves it: to the leader, a state file, /status, a log.
 
-Engines print their arguments and environment, and the last lines of a dead one travel. What the engine writes to its
-own standard output is passed on as it is: that is the engine's log.
+Engines print their arguments and environment, and the last lines of a failed one are sent to the leader. What an engine
+writes to its own standard output is passed on unchanged: that is the engine's log.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from launcher.engines import arguments
 from launcher.group.messages import Report
 from launcher.model import Cause
 
-LEAST = 6  #: characters: what is shorter is in too many words
-_PATHS = ("_FILE", "_PATH", "_DIR", "_HOME")  #: LAUNCHER_TOKEN_FILE is named like a secret, and is only where one is
+LEAST = 6  #: characters; anything shorter occurs in too many words
+_PATHS = ("_FILE", "_PATH", "_DIR", "_HOME")  #: LAUNCHER_TOKEN_FILE is named like a secret, but is only the path of one
 
 
 def known(args: Sequence[str], environ: Mapping[str, str], *more: str) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def text(words: str, secrets: Iterable[str]) -> str:
 
 
 def _without_beginning_of(secret: str, words: str) -> str:
-    """Lines are cut to a length, perhaps in the middle of a secret."""
+    """Lines are cut to a length, possibly in the middle of a secret."""
     for length in range(len(secret) - 1, LEAST - 1, -1):
         if words.endswith(secret[:length]):
             return words[:-length] + arguments.MASK
@@ -44,7 +44,7 @@ def _without_beginning_of(secret: str, words: str) -> str:
 
 
 def cause(found: Cause, secrets: Sequence[str]) -> Cause:
-    """The same failure in words that may travel."""
+    """The same failure with secrets masked."""
     return replace(
         found,
         text=text(found.text, secrets),
@@ -54,10 +54,10 @@ def cause(found: Cause, secrets: Sequence[str]) -> Cause:
 
 
 def event(found: Any, secrets: Sequence[str]) -> Any:
-    """An event for the member in words that may travel: those of its cause, or of its report's last lines."""
+    """An event for the member with secrets masked in its cause, or in its report's last lines."""
     if isinstance(getattr(found, "cause", None), Cause):
         return replace(found, cause=cause(found.cause, secrets))
-    if isinstance(getattr(found, "report", None), Report):  # they are told should this pod be lost
+    if isinstance(getattr(found, "report", None), Report):  # they are reported if this pod is lost
         tail = tuple(text(line, secrets) for line in found.report.tail)
         return replace(found, report=replace(found.report, tail=tail))
     return found

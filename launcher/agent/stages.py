@@ -1,8 +1,8 @@
-"""Runs one rank's stages: orders processes of the guard, opens their gates, and says how each one ended.
+"""Runs one rank's stages: has the guard start their processes, waits for their gates, and reports how each one ended.
 
-The agent gives it a plan when an epoch is prepared, a stage number when the leader says so, and every report of the
-guard. It answers through callbacks: a stage is done, something broke (when, in seconds before now, and how much earlier
-it may have been), or a process ended that our own stop had reached. It decides nothing.
+It gets a plan when an epoch is prepared, a stage number when the leader starts a stage, and every report of the guard.
+Its callbacks say that a stage is done, that something broke (how many seconds ago, and how much earlier it may have
+been), or that a process ended which our own stop had reached. It decides nothing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from launcher.model import TOLD_TO_STOP, Cause, CauseKind, Epoch, Gate, Plan, Pr
 from launcher.network import probe
 from launcher.node import tree
 
-#: A root often ends with a code of its own because the kernel killed a worker deep in its tree.
+#: A root often exits with a code of its own because the kernel killed a worker deep in its tree.
 OOM_BESIDE = "in this epoch the kernel has killed processes of this pod: out of memory (raise the pod's memory limit)"
-MOST_OF_STOPPED = 40  #: last lines that are told of a process that our own stop has ended
+MOST_OF_STOPPED = 40  #: last lines that are reported of a process that our own stop has ended
 BEGAN = 1.0  #: seconds: what had begun to end when a stop came may have begun so long before
-POLL_FIRST, POLL_LAST = 0.05, 1.0  #: seconds between looks at a gate: quick at first, then easy on a loading engine
-REMIND_FIRST, REMIND_LAST = 60.0, 300.0  #: seconds after which the log says for what a gate waits, doubling
+POLL_FIRST, POLL_LAST = (
+    0.05,
+    1.0,
+)  #: seconds between checks of a gate: often at first, then rarely while the engine loads
+REMIND_FIRST, REMIND_LAST = 60.0, 300.0  #: seconds after which the log says what a gate waits for, doubling
 
 
 @dataclass
-class Running:
-    """A process that was ordered."""
+class StageProcess:
+    """A process that the guard was ordered to start."""
 
     process: Process
     stage: int
@@ -42,7 +45,7 @@ class Running:
     gate_open: bool = False
     ended: bool = False
     since: float = field(default_factory=time.monotonic)
-    remind: float = REMIND_FIRST  #: seconds after ``since`` at which the log says what it waits for
+    remind: float = REMIND_FIRST  #: seconds after ``since`` after which the log says what it waits for
     lines: LastLines = field(default_factory=LastLines)  #: of both streams, as they came
     streams: dict[int, Lines] = field(default_factory=lambda: {1: Lines(), 2: Lines()})
 
@@ -70,17 +73,17 @@ class StageRunner:
         self._environ: Mapping[str, str] = {}
         self._live = False
         self._stop_at = 0.0
-        self._went_before: list[Running] = []
+        self._went_before: list[StageProcess] = []
         self._stage = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
-        self.running: dict[str, Running] = {}
+        self.running: dict[str, StageProcess] = {}
         self._probes: re.Pattern[str] | None = None
-        self.output = LastLines()  #: of all processes together: the last words of this rank
+        self.output = LastLines()  #: of all processes together: the last lines of this rank
         self.bytes = 0  #: of output so far that no probe caused: a sign of life
 
     def begin(self, epoch: Epoch, plan: Plan, environ: Mapping[str, str]) -> None:
-        """A new epoch: what will be run, and the environment that it is laid over."""
+        """A new epoch: what will run, and the environment that the plan's variables are added to."""
         self._epoch, self._plan, self._environ = epoch, plan, environ
         self._live, self._stage = True, -1
         self.running.clear()
@@ -98,7 +101,7 @@ class StageRunner:
         for process in processes:
             self._count += 1
             name = f"{process.name}-{self._count}"
-            one = self.running[name] = Running(process, stage, lines=LastLines(self._probes))
+            one = self.running[name] = StageProcess(process, stage, lines=LastLines(self._probes))
             for stream in one.streams.values():
                 one.lines.follow(stream)
                 self.output.follow(stream)
@@ -107,13 +110,12 @@ class StageRunner:
             self._check_done()
 
     def cancel(self) -> None:
-        """The engine is being stopped: from now on an end is no failure, unless the stop had not yet reached it.
+        """The engine is being stopped: from now on an exit is a failure only if the stop had not reached the process.
 
-        What has begun to end by now came before the stop, and may be why the neighbour failed that it is about, whose
-        word was faster: it is told, however late (to give back a GPU's memory may take seconds). So is an end of a
-        process that the stop had not yet reached. Once it was reached, whatever it ends by is most likely the stop's
-        doing, and told as that: some engines answer TERM by killing their whole tree, themselves too (SGLang's
-        kill_process_tree), or abort in the teardown of CUDA. A second order to stop changes nothing of this.
+        A process that is exiting already may be the cause of the stop, if another rank's report was faster. So it is
+        reported, however late (freeing a GPU's memory may take seconds). What the stop has reached exits because of the
+        stop, whatever the code: some engines answer TERM by killing their whole tree, themselves included (SGLang's
+        kill_process_tree), or abort while CUDA is torn down. A second stop changes nothing.
         """
         if not self._live:
             return
@@ -134,7 +136,7 @@ class StageRunner:
     # ------------------------------------------------------------------------------------- what the guard reports
 
     def hear(self, report: guard.Report) -> None:
-        """A report of the guard; those of other processes are passed over."""
+        """Handle a report of the guard; those on other processes are ignored."""
         name = getattr(report, "id", None)
         one = self.running.get(name) if isinstance(name, str) else None
         if one is None:
@@ -151,14 +153,14 @@ class StageRunner:
         elif isinstance(report, guard.Exited):
             self._hear_exit(one, report)
 
-    def _hear_output(self, one: Running, report: guard.Output) -> None:
-        new = one.streams[report.stream].feed(report.data)  # pieces of the other stream may come in between
+    def _hear_output(self, one: StageProcess, report: guard.Output) -> None:
+        new = one.streams[report.stream].feed(report.data)  # the two streams come interleaved
         one.lines.add(new)
         self.bytes += max(0, len(report.data) - self.output.add(new))
         if not one.gate_open and any(_opens(one.process.gate, line) for line in new):
             self._open_gate(one)
 
-    def _hear_exit(self, one: Running, report: guard.Exited) -> None:
+    def _hear_exit(self, one: StageProcess, report: guard.Exited) -> None:
         one.ended = True
         if report.code == 0 and (one.process.gate.kind == "exited" or one.process.completes):
             self._open_gate(one)
@@ -167,8 +169,8 @@ class StageRunner:
         now = time.monotonic()
         age = max(0.0, now - report.at) if report.at else 0.0
         if report.told:
-            # By our own stop, or by the guard at the deadline, of which it will tell. The guard marks nothing that had
-            # begun to end, so what it marked and we saw ending before our stop was killed at the deadline.
+            # Our own stop ended it, or the guard at the deadline, which it reports as well. The guard marks nothing
+            # that was exiting already: what is marked and was exiting before our stop was killed at the deadline.
             cause = how_it_ended(self._rank, one.process.name, report, tail[-MOST_OF_STOPPED:], lambda: False)
             if self._epoch is not None and not self._live:
                 self._ended(self._epoch, cause, age, report.doubt)
@@ -181,24 +183,24 @@ class StageRunner:
         if self._epoch is not None:
             self._broke(self._epoch, cause, age, doubt)
 
-    def _fail(self, one: Running, cause: Cause) -> None:
+    def _fail(self, one: StageProcess, cause: Cause) -> None:
         if self._epoch is not None and self._live:
             self._broke(self._epoch, cause, 0.0, 0.0)
 
     # ------------------------------------------------------------------------------------------------------ gates
 
-    def overdue(self, now: float) -> list[Running]:
-        """Processes whose gates have been closed for long, each now and then: the log shall say what they wait for."""
+    def overdue(self, now: float) -> list[StageProcess]:
+        """Processes whose gates have been closed for long, for a line in the log; each comes up now and then."""
         if not self._live or self._plan is None:
             return []
-        work = len(self._plan.stages) - 1 if self._plan.completes else -1  # it may take days, and is no start
+        work = len(self._plan.stages) - 1 if self._plan.completes else -1  # the work itself may take days
         waiting = [r for r in self.running.values() if r.pid and not r.ended and not r.gate_open and r.stage != work]
         found = [r for r in waiting if now - r.since >= r.remind]
         for one in found:
             one.remind = now - one.since + min(one.remind, REMIND_LAST)
         return found
 
-    def _watch_gate(self, one: Running) -> None:
+    def _watch_gate(self, one: StageProcess) -> None:
         gate = one.process.gate
         if gate.kind == "started" and not gate.settle:
             self._open_gate(one)
@@ -210,7 +212,7 @@ class StageRunner:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _await_gate(self, one: Running, gate: Gate) -> None:
+    async def _await_gate(self, one: StageProcess, gate: Gate) -> None:
         if gate.kind == "started":
             await asyncio.sleep(gate.settle)
         else:
@@ -221,7 +223,7 @@ class StageRunner:
         if not one.ended:
             self._open_gate(one)
 
-    def _open_gate(self, one: Running) -> None:
+    def _open_gate(self, one: StageProcess) -> None:
         if not one.gate_open:
             one.gate_open = True
             self._check_done()
@@ -235,7 +237,7 @@ class StageRunner:
 
 
 def _opens(gate: Gate, line: str) -> bool:
-    """Whether this line is the one that a gate waits for. Log lines have prefixes and colours."""
+    """Whether a gate waits for this line. Log lines have prefixes and colours."""
     if gate.kind == "line":
         return gate.target in without_colours(line)
     return gate.kind == "pattern" and re.search(gate.target, without_colours(line)) is not None
@@ -257,7 +259,7 @@ async def _gate_answers(gate: Gate) -> bool:
 def how_it_ended(
     rank: int, name: str, report: guard.Exited, tail: tuple[str, ...], killed_by_oom: Callable[[], bool]
 ) -> Cause:
-    """An unasked end in words."""
+    """The cause of an exit that was not ordered."""
     if report.signal is not None:
         code = 128 + report.signal
         if report.signal == signal.SIGKILL and killed_by_oom():
@@ -265,7 +267,7 @@ def how_it_ended(
             return Cause(CauseKind.OOM, rank, text, name, code, tail)
         return Cause(CauseKind.SIGNALLED, rank, f"{name} was ended by {signal_name(report.signal)}", name, code, tail)
     if report.code == 0:
-        text = f"{name} ended with exit code 0 although nobody asked it to"
+        text = f"{name} exited unexpectedly with exit code 0"
         return Cause(CauseKind.EXITED, rank, text, name, 0, tail)
     text = f"{name} ended with exit code {report.code}"
     if killed_by_oom():

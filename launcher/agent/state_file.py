@@ -1,12 +1,12 @@
-"""What a launcher remembers across a restart of its container: one small JSON file in ``--state-dir``, an emptyDir.
+"""What survives a restart of the container: one small JSON file in ``--state-dir``, an emptyDir.
 
-Every rank remembers the newest epoch and who was in it (a new leader must hear of epochs that it did not make
-itself), the first failure, the restarts charged, and its own incarnation. A file without the mark of a clean end means
-that the launcher before was killed. Everything here is a help, never a need: a file that cannot be read or believed is
-set aside and costs what it remembered, and a full disk is said once.
+Every rank saves the newest epoch and its members (a new leader must hear of epochs that it did not make itself), the
+first failure, the restarts charged, and its own incarnation. A file without the mark of a clean exit means that the
+previous launcher was killed. The file helps but is never needed: one that cannot be read or believed is set aside, and
+a full disk is logged once.
 
-The engine, other containers of the pod and a broken disk may all have had their hands on the folder. So nothing in it
-is followed, waited for or trusted, and the writing is a thread's: a disk that hangs holds up no lease.
+The engine, other containers of the pod and a broken disk can all change the folder. So nothing in it is followed,
+waited for or trusted, and a thread writes the file, so that a disk that hangs delays no heartbeat.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ KILLED = "the launcher was killed, possibly out of memory (it left no mark of a 
 MOST_BYTES = 1 << 20  #: 4,096 members take 74 kB, and 25 long lines that are not ASCII 60 kB
 MOST_TAIL = 1 << 17  #: bytes of the first failure's last lines
 MOST_EPOCH = 100_000  #: characters that the guard hands on
-AHEAD = 3600.0  #: seconds that a time may lie in the future: a clock was set back
-WRITE_SECONDS = 0.5  #: that the event loop waits for the disk; then it goes on and the file is written later
+AHEAD = 3600.0  #: seconds that a time may lie in the future, after a clock was set back
+WRITE_SECONDS = 0.5  #: that the event loop waits for the disk; after that the file is written in the background
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """The file's content. ``place`` tells this pod, on this boot of this node, from every other."""
+    """The file's content. ``place`` identifies this pod on this boot of its node."""
 
     incarnation: str = ""
     place: str = ""
     clean: bool = True
-    handed_off: bool = False  #: the engine took the launcher's place: however that ended, the launcher was not killed
+    handed_off: bool = False  #: the engine replaced the launcher, so however that ended, the launcher was not killed
     last: tuple[Epoch, tuple[str, ...]] | None = None  #: the newest epoch, and its members' incarnations by rank
     charges: tuple[int, ...] = ()  #: when restarts were charged, in seconds of the wall clock, newest first
     first_failure: Cause | None = None
@@ -54,7 +54,7 @@ class SavedState:
     first_at: float | None = None  #: when that was: seconds since 1970
 
     def killed(self, rank: int) -> Cause | None:
-        """How the launcher before ended, if not in good order."""
+        """Why the previous launcher counts as killed; None: it exited in good order, or there was none."""
         ended_well = self.clean or self.handed_off or not self.incarnation
         return None if ended_well else Cause(CauseKind.AGENT, rank, KILLED, "launcher")
 
@@ -66,19 +66,19 @@ class StateFile:
         self._folder = folder
         self._name = f"launcher-rank-{rank}.json"
         self._fresh = f"launcher-rank-{rank}.new"
-        self.set_aside = ""  #: what was wrong with a file that was not believed, in words
+        self.set_aside = ""  #: why a file was not believed
         self.before = self._read() if folder else SavedState()
         self._now = self.before
-        self.trouble = ""  #: why the file could not be written, in words
+        self.trouble = ""  #: why the file could not be written
         self._told = False
         self._lock = threading.Condition()
-        self._waiting: bytes | None = None  # what the thread has yet to write: the newest only
+        self._waiting: bytes | None = None  # what the thread has yet to write; only the newest counts
         self._writing = False
 
     def save(self, **changes: Any) -> bool:
         """Write what changed. False if that failed for the first time (``trouble`` says why)."""
         if self._folder is None or all(getattr(self._now, name) == value for name, value in changes.items()):
-            return self._first_word()  # asked after every event
+            return self._first_word()  # called after every event
         self._now = now = replace(self._now, **changes)
         body = asdict(now) | {
             "last": epoch_text(*now.last) if now.last else None,
@@ -92,7 +92,7 @@ class StateFile:
         return self._first_word()
 
     def settle(self, seconds: float) -> None:
-        """Wait until all that was remembered is on the disk, at most so long."""
+        """Wait until all that was saved is on the disk, at most ``seconds``."""
         with self._lock:
             self._lock.wait_for(lambda: not self._writing, seconds)
 
@@ -130,7 +130,7 @@ class StateFile:
         try:
             try:
                 files.replace(folder, self._name, self._fresh, body)
-            except IsADirectoryError:  # somebody put a folder in our place
+            except IsADirectoryError:  # there is a folder of that name
                 files.set_aside(folder, self._name)
                 files.replace(folder, self._name, self._fresh, body)
         finally:
@@ -143,7 +143,7 @@ class StateFile:
         try:
             folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            return SavedState()  # a first start; or it is said when it is written
+            return SavedState()  # a first start; any other trouble shows when it is written
         try:
             return _believed(read_json(files.read(self._name, MOST_BYTES, follow=False, folder=folder)))
         except FileNotFoundError:
@@ -164,7 +164,7 @@ class StateFile:
 
 
 def _believed(body: Any) -> SavedState:
-    """What a file says, if all of it can be true. Raises ValueError, TypeError, KeyError."""
+    """The content of a file, if all of it can be true. Raises ValueError, TypeError, KeyError."""
     if not isinstance(body, dict):
         raise ValueError("it is not a JSON object")
     cause, now = body.get("first_failure"), time.time()
@@ -187,7 +187,7 @@ def _believed(body: Any) -> SavedState:
 
 
 def _time(value: Any) -> float:
-    """Seconds since 1970. Compared before it is converted: a whole number of 400 digits is no float."""
+    """Seconds since 1970. Compared before it is converted, because an integer of 400 digits is no float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e12:
         raise ValueError("a time in it is no time")
     return float(value)
@@ -233,7 +233,7 @@ def epoch_from(text: str) -> tuple[Epoch, tuple[str, ...]]:
 
 
 def shm_from(text: str) -> Snapshot | None:
-    """What was in /dev/shm before the epoch of :func:`epoch_text`; None: that is not known.
+    """What was in /dev/shm before the epoch of `epoch_text`; None: unknown.
 
     Raises ValueError, TypeError.
     """
@@ -259,7 +259,7 @@ def _parts(text: str) -> list[Any]:
 def handed_on(environ: Any) -> tuple[tuple[Epoch, tuple[str, ...]] | None, Snapshot | None]:
     """The latest epoch, and what was in /dev/shm before it, from the guard's LAUNCHER_LAST_EPOCH.
 
-    Nobody else sets it; if somebody does, it is as if it were not set.
+    Only the guard sets it; any other value is ignored.
     """
     text = environ.get("LAUNCHER_LAST_EPOCH")
     if not text:
@@ -271,7 +271,7 @@ def handed_on(environ: Any) -> tuple[tuple[Epoch, tuple[str, ...]] | None, Snaps
 
 
 def place(hostname: str, address: str) -> str:
-    """This pod on this boot of its node. A folder that outlives the pod or is shared by pods has another one."""
+    """This pod on this boot of its node: it differs in a folder that has outlived its pod or is shared by pods."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             boot = file.read().strip()

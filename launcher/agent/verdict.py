@@ -1,15 +1,16 @@
 """When failing health checks are evidence enough to end an epoch: pure rules over answers and times.
 
-A health check that fails says little: an overloaded engine does not answer in time, and works. So a verdict needs two
-things, health that fails *and* requests that make no progress:
+A failed health check says little: an overloaded engine works, but does not answer in time. So a verdict needs failing
+health checks *and* requests that make no progress:
 
-- an answer that says no, or a refused connection (nothing listens), ``--health-failures`` times in a row, while no
-  request is in flight: the engine's server, or the kernel, has spoken, and nobody loses anything by it;
+- an error or a refused connection (nothing listens), ``--health-failures`` times in a row, while no request is in
+  flight: the engine's server or the kernel has said so, and no request is lost;
 - otherwise ``--unresponsive-timeout`` in which no health check succeeded and no request made progress. A token, or
-  bytes of an answer, start that time anew. CPU time and output put it off once: a worker that spins in a collective has
-  both, and so has a server that writes a line about every check of ours.
+  bytes of an answer, restart that time. CPU time and output put it off only once: a worker that spins in a collective
+  has both, and so has a server that logs every health check.
 
-Times come in twice: ``now`` is the clock on the wall, for words; ``fair`` is `node/pressure.py`'s, for deadlines.
+Times come in twice: ``now`` is the monotonic clock, for texts; ``fair`` is the clock of `node/pressure.py`, for
+deadlines.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
-#: Requests that made progress within this many seconds are moving: an engine that does not answer in time is slow.
+#: Seconds for which a request that made progress counts as moving: an engine that does not answer is only slow.
 MOVING_FOR = 15.0
-#: An error that took longer than this to come is a time-out in another word (SGLang says 503 after 20 s).
+#: Seconds after which an error counts as a time-out: SGLang answers 503 after 20 s.
 PROMPT = 5.0
 
 
@@ -29,18 +30,18 @@ class CheckFailure(str, Enum):
 
     REFUSED = "refused"
     ERROR = "error"
-    TIMEOUT = "timeout"  #: or a connection that broke
+    TIMEOUT = "timeout"  #: or the connection broke
 
 
 @dataclass
 class Spell:
-    """A run of failed checks. It ends with the first that succeeds."""
+    """A run of failed checks; the first success ends it."""
 
-    began: float  #: by the clock on the wall
-    since: float  #: from when the deadline counts: the start, or the last sign of progress, or the one delay
+    began: float  #: on the monotonic clock
+    since: float  #: start of the deadline: the first failure, the latest progress, or the one delay
     moved: bool = False  #: whether a sign of progress has moved ``since``
     delayed: bool = False
-    in_a_row: int = 0  #: prompt errors and refusals, the newest without a break
+    in_a_row: int = 0  #: latest errors and refusals that came promptly
     last: CheckFailure = CheckFailure.TIMEOUT
     words: str = ""
     counts: Counter[str] = field(default_factory=Counter)
@@ -48,7 +49,7 @@ class Spell:
 
 
 class HealthVerdict:
-    """State of one epoch's health. Every method takes the time; :meth:`judge` says whether it is over."""
+    """State of one epoch's health. Every method takes the time; `judge` says whether the epoch must end."""
 
     def __init__(self, process: str, what: str, failures: int, timeout: float) -> None:
         self._process = process
@@ -79,12 +80,12 @@ class HealthVerdict:
             self.spell.delayed, self.spell.signs = False, None
 
     def slow(self, fair: float) -> bool:
-        """Whether the engine does not answer in time and requests make progress."""
+        """Whether the engine does not answer in time, but requests make progress."""
         moving = self._moved_at is not None and fair - self._moved_at < MOVING_FOR
         return self.spell is not None and self.spell.last is CheckFailure.TIMEOUT and moving
 
     def judge(self, now: float, fair: float, in_flight: bool, signs: int, starved: str = "") -> str:
-        """What was observed, if that ends the epoch; else nothing.
+        """The evidence, if it ends the epoch; else nothing.
 
         ``signs`` moves with CPU time and output; ``starved`` says why the fair clock is slow.
         """

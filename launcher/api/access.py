@@ -1,17 +1,16 @@
-"""Who gets which answer of the agent port. Pure functions over a request's headers and its peer's address.
+"""Access to the agent port: pure functions over a request's headers and its peer's address.
 
-Three kinds of asker:
+There are three levels:
 
-- **anybody**: what `opened` leaves of /status: states and numbers, no text of an engine, no arguments, no paths;
-- **readers of details**: bearers of the status token and, by ``--status-details``, loopback or everybody;
-- **who may act**: nobody acts by GET. A route that changes anything must be asked by POST with the header
-  ``X-Launcher-Action``, which no other site's page can send through a browser, and must pass `acts`.
+- **open**: what `opened` leaves of /status: states and numbers, no text of an engine, no arguments, no paths;
+- **details**: for bearers of the status token and, by ``--status-details``, for loopback or everybody;
+- **actions**: a route that changes anything takes POST with the header ``X-Launcher-Action``, which another site's page
+  cannot send through a browser, and must pass `acts`.
 
 Loopback is convenient and proves little. A sidecar delivers other pods' requests from a loopback address, with
 ``hostNetwork`` every process of the node is on it, an engine fetches URLs that its users give, and a browser on a
 port-forward runs pages of other sites. So a request counts as local only if its peer is on loopback, its Host is a
-loopback name (against DNS rebinding), nothing says that it was forwarded, and no browser says that a page of another
-site made it.
+loopback name (against DNS rebinding), no header shows that it was forwarded, and none that another site's page made it.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from launcher.common.addresses import is_loopback
 from launcher.group.proof import same, status_token
 
 ACTION = "X-Launcher-Action"
-DETAILS = ("none", "loopback", "all")  #: who reads details without a token
+DETAILS = ("none", "loopback", "all")  #: who sees details without a token
 
-#: What anybody gets of /status. `launcher status`, other groups and roles may rely on these.
+#: The open part of /status. `launcher status`, other groups and roles may rely on it.
 _FAILURE = ("epoch", "at", "age_s", "rank", "cause", "process", "exit_code", "served_s", "probably", "or_rank")
 OPEN: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("phase", "ready", "epoch", "rank", "size", "group", "name", "source"), ()),
@@ -36,7 +35,7 @@ OPEN: Mapping[str, tuple[str, ...]] = {
     "members": ("rank", "state", "address", "last_seen_s"),
     "timeline": ("phase", "at", "seconds"),
 }
-#: And these of each member where there is no token: `doctor --group` in a worker's pod compares the pods by them.
+#: Also open, for each member, where there is no token: `doctor --group` in a worker's pod compares the pods by it.
 OPEN_WITHOUT_TOKEN = ("facts",)
 
 #: Headers that a proxy adds; most proxies add more than one.
@@ -54,15 +53,15 @@ _FORWARDED = frozenset(
     }
 )
 _FORWARDED_BEGIN = ("x-forwarded", "x-envoy-", "x-original-", "x-proxyuser-")
-#: From these Istio's sidecar delivers what came from other pods.
+#: Istio's sidecar delivers other pods' requests from these.
 _SIDECARS = ("127.0.0.6", "::6")
-#: Interfaces that are on a node, and not in a pod's own network namespace.
+#: Interfaces of a node, which a pod's own network namespace does not have.
 _NODES = ("veth", "cali", "cni", "flannel", "lxc", "cilium_", "docker", "podman", "cbr", "kube-", "azv", "eni", "gke")
 
 
 @dataclass(frozen=True)
 class Asker:
-    """One request, as far as it says who asks."""
+    """What a request shows of its sender."""
 
     peer: str
     headers: Mapping[str, str]
@@ -87,21 +86,21 @@ class Asker:
 
     @property
     def of_another_site(self) -> bool:
-        """A browser says that a page of another site made this request."""
+        """Whether a browser says that a page of another site made this request."""
         if "-site" in self.one("Sec-Fetch-Site").lower():  # cross-site, same-site; else same-origin or none
             return True
         origin = self.one("Origin").lower()
         return bool(origin) and origin.partition("://")[2] != self.one("Host").strip().lower()
 
     def is_local(self, host_needed: bool) -> bool:
-        """Whether it comes from this pod, for all that can be seen. ``host_needed``: HTTP/1.0 may leave Host out."""
+        """Whether it seems to come from this pod. Without ``host_needed`` Host may be missing, as in HTTP/1.0."""
         if not on_loopback(self.peer) or self.forwarded or self.of_another_site:
             return False
         host = self.host
         return (not host and not host_needed) or host.rstrip(".") == "localhost" or on_loopback(host)
 
     def one(self, name: str) -> str:
-        """The value of a header; those of several with one name together, which no check below takes for good."""
+        """The value of a header. Several of one name are joined, and then pass none of the checks."""
         return ", ".join(value for key, value in _pairs(self.headers) if key.lower() == name.lower())
 
 
@@ -119,7 +118,7 @@ class Permission:
 
 LEAKED = Permission(
     401,
-    "this is the group's secret itself, and it must never be sent: whoever saw this request has it. Replace the secret "
+    "this is the group's secret itself, which must never be sent: whoever saw this request has it. Replace the secret "
     "and send what `launcher status-token --token-file FILE` prints",
 )
 _YES = Permission()
@@ -168,7 +167,7 @@ def acts(
 
 
 def _bearer(asker: Asker, secrets: Collection[bytes]) -> Permission | None:
-    """What the bearer token proves; None: there is none, or no secret to hold it against. Takes as long for all."""
+    """What the bearer token proves; None: there is none, or no secret to compare it with. Takes constant time."""
     token = asker.bearer
     if not token or not secrets:
         return None
@@ -190,12 +189,12 @@ def _why_not_local(asker: Asker) -> str:
 
 
 def on_loopback(address: str) -> bool:
-    """Whether an IP address is a loopback address from which no known sidecar speaks."""
+    """Whether an IP address is a loopback address that no known sidecar uses."""
     return is_loopback(address) and address.lower().removeprefix("::ffff:") not in _SIDECARS
 
 
 def opened(status: Mapping[str, Any], has_token: bool) -> dict[str, Any]:
-    """The part of a /status object that is for anybody."""
+    """The open part of a /status object."""
     shown: dict[str, Any] = {}
     members = OPEN["members"] if has_token else (*OPEN["members"], *OPEN_WITHOUT_TOKEN)
     for name, fields in {**OPEN, "members": members}.items():
@@ -216,17 +215,17 @@ def _only(fields: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """All headers; websockets' Headers has each of several with one name only here."""
+    """All headers; websockets' Headers lists several of one name only in ``raw_items``."""
     raw = getattr(headers, "raw_items", headers.items)
     yield from raw()
 
 
 def shares_host_network(hosts: str, sysfs: str = "/sys") -> bool:
-    """Whether loopback is the node's. The head of /etc/hosts, which the kubelet writes, says so; else interfaces."""
+    """Whether loopback is the node's, by the first line of /etc/hosts, which the kubelet writes, else by interfaces."""
     if hosts.startswith("# Kubernetes-managed hosts file"):
         return hosts.startswith("# Kubernetes-managed hosts file (host network)")
     try:
         names = os.listdir(f"{sysfs}/class/net")
     except OSError:
-        return True  # nobody knows
+        return True  # unknown: assume the worse
     return any(name.startswith(_NODES) for name in names)

@@ -19,12 +19,12 @@ class FailureReporter:
 
     def __init__(self, log: Log, termination_log: str, last_lines: bool = True) -> None:
         self._log = log
-        self._last_lines = last_lines  #: whether an engine's own lines may be in it
+        self._last_lines = last_lines  #: whether to show an engine's own lines
         self._path = termination_log
         self._reported: Cause | None = None
 
     def failure(self, cause: Cause, giving_up: str | None = None) -> None:
-        """``giving_up``: why the group does; then it is said again in a line."""
+        """``giving_up``: why the group does; then a failure that was reported already gets one more line."""
         if cause != self._reported:
             self._reported = cause
             self._log.block(failure_block(self._shown(cause), giving_up or ""))
@@ -36,7 +36,7 @@ class FailureReporter:
         return cause if self._last_lines else replace(cause, tail=(), because=because)
 
     def write_termination_message(self, cause: Cause | None, code: int, text: str) -> None:
-        """Where the platform has made a file for it. One that can't be written is said, and changes nothing."""
+        """Write it if the platform has made a file for it. A write that fails is logged."""
         words = termination_message(cause and self._shown(cause), code, text)
         if not words or not os.path.exists(self._path):
             return
@@ -48,7 +48,7 @@ class FailureReporter:
 
 
 def failure_block(cause: Cause, reason: str = "") -> list[str]:
-    """The first failure as people read it in a log: printed once."""
+    """The first failure, as a block of the log."""
     lines = [f"launcher: first failure: {cause}"]
     if cause.process:
         code = "" if cause.code is None else f", exit code {cause.code}"
@@ -67,13 +67,13 @@ def failure_block(cause: Cause, reason: str = "") -> list[str]:
 
 
 def rivals_in_words(cause: Cause) -> str:
-    """Who else it may have been."""
+    """Which other ranks may have failed first."""
     others = " or ".join(f"rank {rank}" for rank in cause.rivals)
     return f"it may have been {others}: they ended too close together to know which was first"
 
 
 def because_in_words(cause: Cause) -> str:
-    """How many ended too."""
+    """How many ranks ended because of it."""
     count = len(cause.because)
     if count and (more := re.fullmatch(r"and (\d{1,4}) more", cause.because[-1], re.ASCII)):
         count += int(more[1]) - 1
@@ -81,7 +81,7 @@ def because_in_words(cause: Cause) -> str:
 
 
 def termination_message(cause: Cause | None, code: int, text: str) -> str:
-    """What the platform shows of the pod's end: at most 4 KiB, the cause first, the oldest lines left out."""
+    """What the platform shows for a pod that has exited: the cause, and the latest lines that fit in 4 KiB."""
     if cause is None:
         return "" if code == 0 else _in_bytes(f"exit code {code}: {_escaped(text)}\n")
     head = f"first failure: {_escaped(str(cause))}\n"
@@ -97,7 +97,7 @@ def termination_message(cause: Cause | None, code: int, text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """It may come from a peer or an engine, and goes to whoever reads the pod's status, a terminal perhaps."""
+    """Text from a peer or an engine, made safe for a terminal."""
     return "\n".join(map(plain, text.splitlines()))
 
 

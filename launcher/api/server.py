@@ -1,11 +1,10 @@
-"""What a pod answers over HTTP, from the first second: /livez /readyz /metrics /status.
+"""The pages of a pod: /livez /readyz /metrics /status.
 
-It knows nothing of the group: the agent hands it functions that give the answers. Connections and their limits are in
-`visitors.py`; only GET exists.
+The agent passes functions that give the answers. Connections and their limits are in `visitors.py`.
 
-/livez is 200 whenever the event loop turns, also while waiting for peers for an hour and while a model loads: a kubelet
-must not kill for that. /readyz asks the agent. /status gives its details to whom `access.py` lets see them. No route
-changes anything today; one that does sets ``acts`` in `ROUTES` and is reached through `access.acts` only.
+/livez is 200 whenever the event loop runs, also during an hour's wait for peers and while a model loads, because a
+kubelet must not restart the pod for that. /status shows its details to those that `access.py` admits. No route changes
+anything; one that does must set ``acts`` in `ROUTES`, and is reached only through `access.acts`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from launcher.api.visitors import Visitors
 
 
 class Pages:
-    """What is served, as functions without arguments."""
+    """What the pages show, as functions without arguments."""
 
     def __init__(
         self,
@@ -39,13 +38,13 @@ class Pages:
         self.ready = ready
         self.metrics = metrics
         self.status = status
-        self.secrets = secrets  #: whose status tokens are taken; none: there is no token
+        self.secrets = secrets  #: whose status tokens are accepted; none: there is no token
         self.details = details  #: who reads details without a token: none, loopback or all
         self.host_network = host_network
 
 
 def listen(pages: Pages, sockets: Sequence[socket.socket], most: int) -> Visitors:
-    """Serve on sockets that listen already (`network.listening`), at most ``most`` connections at a time."""
+    """Serve on listening sockets (`network.listening`), at most ``most`` connections at a time."""
 
     def answer(method: str, target: str, headers: Headers, peer: str) -> Response:
         return respond(pages, target, headers, peer, method)

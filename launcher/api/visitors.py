@@ -1,10 +1,9 @@
-"""Connections to the agent port: any number of them, one request each, and bounds on all that they can cost.
+"""Connections to the agent port: any number of them, one request each, with bounds on all that they can cost.
 
-What is answered is in `server.py`; this file knows sockets and bytes. Probes must get through whatever else comes: a
-connection is answered as soon as its request is complete, so a kubelet's is open for a moment, and those that dawdle or
-are idle cost little (`common/acceptor.py`) and are closed for newer ones (`common/places.py`). Pages that take long to
-make wait their turn, one in each iteration of the event loop: a thousand requests for /metrics don't keep a heartbeat
-waiting.
+The answers are made in `server.py`; this file knows sockets and bytes. Probes must get through whatever else comes. A
+connection is answered as soon as its request is complete, so a kubelet's is open for a moment. Slow and idle ones cost
+little (`common/acceptor.py`) and are closed in favour of newer ones (`common/places.py`). Expensive pages are made one
+per iteration of the event loop, so that a thousand requests for /metrics do not delay a heartbeat.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from launcher.common.acceptor import MOST_HEAD, Acceptor, Incoming, adopt
 from launcher.common.places import Places
 
 REQUEST_SECONDS = 5.0  #: from the connection to the end of its request
-ANSWER_SECONDS = 10.0  #: from then until all of the answer has been taken
-LINGER_SECONDS = 1.0  #: for the other side to close first, so that a reset does not cost it our answer
+ANSWER_SECONDS = 10.0  #: from then until the client has read the answer
+LINGER_SECONDS = 1.0  #: for the client to close first, because a reset could lose the answer
 MOST_HEADERS = 100
-MOST_UNSENT = 16 << 20  #: of all answers that are being sent, together
+MOST_UNSENT = 16 << 20  #: bytes of all answers that are being sent
 CHEAP = ("/livez", "/readyz")  #: answered at once
 
 #: ``respond(method, target, headers, peer)``
@@ -40,7 +39,7 @@ _ONCE = ("Host", "Authorization", "Content-Length", "Transfer-Encoding")
 
 
 class BadRequest(ValueError):
-    """It is not HTTP, or not in the way that we read it."""
+    """Not HTTP, or none of the kind that is accepted here."""
 
 
 def parse(head: bytes) -> tuple[str, str, Headers]:
@@ -64,12 +63,12 @@ def parse(head: bytes) -> tuple[str, str, Headers]:
 
 
 def answer_of(respond: Respond, head: bytes, peer: str) -> Response:
-    """Whatever is asked, there is an answer."""
+    """The answer to any bytes: a page that fails is an answer, too."""
     try:
         return respond(*parse(head), peer)
     except BadRequest as error:
         return plain(400, "Bad Request", f"{error}\n")
-    except Exception as error:  # a page that fails is a page that fails
+    except Exception as error:  # it costs this answer, not the agent
         return plain(500, "Internal Server Error", f"this page could not be made ({type(error).__name__})\n")
 
 
@@ -82,11 +81,11 @@ def plain(status: int, phrase: str, text: str, **more: str) -> Response:
 
 
 class Visitors:
-    """All connections to one port, and what is left of their allowances."""
+    """All connections to one port."""
 
     def __init__(self, respond: Respond, sockets: Sequence[socket.socket], most: int) -> None:
         self._respond = respond
-        visits = max(2, min(256, most // 4))  # a whole request is soon answered
+        visits = max(2, min(256, most // 4))  # few, because a whole request is soon answered
         incoming = max(2, most - visits)
         self._incoming: Places[Incoming] = Places(incoming, max(2, incoming * 3 // 4))
         self._visits: Places[Visit] = Places(visits, max(2, visits * 3 // 4))
@@ -159,7 +158,7 @@ class Visitors:
 
 
 class Visit(asyncio.BufferedProtocol):
-    """A connection whose request is there (``head``; empty where it is none): it gets an answer, and that is its end.
+    """A connection whose request (``head``; empty: not a request) has been read: it is answered and closed.
 
     ``complete`` is called once it can be answered.
     """
@@ -178,16 +177,16 @@ class Visit(asyncio.BufferedProtocol):
 
     @property
     def gone(self) -> bool:
-        """It never had a transport, and will have none."""
+        """Whether it never got a transport."""
         return self._transport is None
 
     @property
     def unsent(self) -> int:
-        """Bytes of the answer that wait for the other side to read."""
+        """Bytes of the answer that the client has not read."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def answer(self, response: Response) -> None:
-        """Send it, and close when it has been taken."""
+        """Send it, and close when it has been read."""
         self._answered = True
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -195,12 +194,12 @@ class Visit(asyncio.BufferedProtocol):
         transport.write(response.serialize())
         try:
             transport.write_eof()
-        except OSError:  # the other side has gone, and asyncio does not know yet
+        except OSError:  # the client has gone, and asyncio does not know yet
             transport.abort()
         self._within(ANSWER_SECONDS if self.unsent else LINGER_SECONDS)
 
     def cut(self) -> None:
-        """Be gone at once."""
+        """Close at once."""
         self._doomed = True
         if self._transport is not None:
             self._transport.abort()
@@ -224,10 +223,10 @@ class Visit(asyncio.BufferedProtocol):
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """A body, or one more request: there is one answer, and it is on its way."""
+        """A body, or one more request: ignored, because there is one answer, which is on its way."""
 
     def eof_received(self) -> bool:
-        return not self._answered  # it may close its half once it has asked
+        return not self._answered  # a client may close its half after the request
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

@@ -114,7 +114,7 @@ def test_the_engine_ends_while_it_serves(tmp_path: Path, rank: int, code: int) -
 def test_an_end_with_0_that_nobody_asked_for(tmp_path: Path, at: str) -> None:
     crash = ("--crash-at", at, "--crash-after", "0.1", "--crash-code", "0")
     with running(tmp_path, 1, *NO_RESTART, "--", "--startup-seconds", "0.5", *crash) as group:
-        check_end(group, 76, "rank 0: reference ended with exit code 0 although nobody asked it to")
+        check_end(group, 76, "rank 0: reference exited unexpectedly with exit code 0")
 
 
 @pytest.mark.parametrize(("rank", "code"), [(0, 3), (1, 7)])

@@ -154,8 +154,8 @@ class TestTheLeaderTakes:
             assert told.because == ("rank 0: ended with 1, saying: lost the rank after",)
 
     def test_a_worker_of_which_nobody_knows_how_it_ended(self) -> None:
-        unknown = Cause(CauseKind.DIED, 2, "process 7 of the engine ended although nobody asked it to")
-        neighbour = Cause(CauseKind.DIED, 0, "process 9 of the engine ended although nobody asked it to")
+        unknown = Cause(CauseKind.DIED, 2, "process 7 of the engine exited unexpectedly")
+        neighbour = Cause(CauseKind.DIED, 0, "process 9 of the engine exited unexpectedly")
         assert self.told((0, neighbour, 1.0, 0.0), (2, unknown, 1.1, 0.15)).rank == 2
         assert self.told((2, unknown, 1.0, 0.0), (0, neighbour, 1.1, 0.05)).rank == 2
 

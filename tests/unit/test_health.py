@@ -31,7 +31,7 @@ def test_requests_without_tokens_are_a_hang_after_the_limit() -> None:
     progress = Progress(VLLM, 300)
     assert progress.look(page((2, 100, 10)), 0) == ""
     assert progress.look(page((2, 100, 10)), 299) == ""
-    assert "2 requests run" in progress.look(page((2, 100, 10)), 300)
+    assert "2 requests running" in progress.look(page((2, 100, 10)), 300)
 
 
 def test_tokens_and_prefill_count_as_progress() -> None:
@@ -47,7 +47,7 @@ def test_a_long_prefill_that_fills_the_cache_is_progress() -> None:
     progress = Progress(VLLM, 300)
     for step in range(20):
         assert progress.look(page((1, 100, 10), cache=step / 64), 100.0 * step) == ""
-    assert "1 requests run" in progress.look(page((1, 100, 10), cache=19 / 64), 2300)
+    assert "1 requests running" in progress.look(page((1, 100, 10), cache=19 / 64), 2300)
 
 
 def test_an_idle_engine_does_not_hang() -> None:

@@ -299,7 +299,7 @@ def test_requests_without_a_token_end_it_although_health_is_fine() -> None:
     async def act(engine: Engine) -> None:
         engine.running = 1
         cause, at = await engine.end()
-        assert cause.kind is CauseKind.HANG and at >= 1 and "1 requests run and no token moved" in cause.text
+        assert cause.kind is CauseKind.HANG and at >= 1 and "1 requests running, no tokens produced" in cause.text
 
     story(act, hang_timeout=1.0)
 

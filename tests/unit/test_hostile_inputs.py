@@ -538,7 +538,7 @@ def test_a_counter_that_is_nan_is_no_progress() -> None:
     progress = health.Progress(Health(running=("r",), progress=("p",)), 10.0)
     for at in (0.0, 5.0):
         assert not progress.look(health.samples("r 1\np NaN\n", "rp"), at)
-    assert "no token moved" in progress.look(health.samples("r 1\np NaN\n", "rp"), 11.0)
+    assert "no tokens produced" in progress.look(health.samples("r 1\np NaN\n", "rp"), 11.0)
 
 
 def test_a_page_of_countless_engines_is_looked_at_quickly() -> None:
