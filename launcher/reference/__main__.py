@@ -1,7 +1,7 @@
 """One rank of the reference engine.
 
 Started by path and in isolated mode (``python -I -S .../launcher/reference/__main__.py``), so that neither the working
-directory nor PYTHONPATH decides what is imported; ``python -m launcher.reference`` is the same for people.
+directory nor PYTHONPATH decides what is imported. People run ``python -m launcher.reference``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Run the rank that the command line says; 64 where it cannot be read."""
+    """Run the rank described by the command line; exit with 64 if it is invalid."""
     if "--help" in argv or "-h" in argv:
         print(usage())
         sys.exit(0)
@@ -45,7 +45,7 @@ def run(options: Options) -> NoReturn:
 
 
 def _raise_limit() -> None:
-    """Take all the descriptors that are allowed: each connection is one."""
+    """Raise the limit of open files: each connection needs one."""
     import resource
 
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -2,10 +2,10 @@
 
     rank 0 main -> worker 0 .. worker k of rank 0 -> (TCP) -> workers of rank 1 -> (TCP) -> ... -> (TCP) -> rank 0 main
 
-A connection between ranks opens with a hello that bears the epoch's token; it is answered with ACCEPTED or REFUSED, so
-that a rank left over from another epoch never joins. A connection that says nothing (a probe of the port) does no harm.
-The worker decides nothing: it tells its main process what it saw, one line each (``serving``, ``lost ...``,
-``failed ...``, ``bye``), and ends when that process is gone.
+A connection between ranks opens with a hello that carries the epoch's token. The answer is ACCEPTED or REFUSED, so a
+rank left over from another epoch never joins. A connection that sends nothing (a port probe) is harmless. A worker
+decides nothing: it reports events to its main process, one line each (``serving``, ``lost ...``, ``failed ...``,
+``bye``), and exits when that process is gone.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ STEP, BYE = 1, 2
 ACCEPTED, REFUSED = b"A", b"R"
 RETRY = 0.05
 LARGEST_TOKEN = 512
-STRANGERS = 16  #: connections that have not said hello yet
+STRANGERS = 16  #: most connections that have not sent their hello
 
 
 def frame(kind: int, step: int, states: list[int]) -> bytes:
-    """One frame: a batch of states, empty for a probe of the chain or a farewell."""
+    """Encode a batch of states; it is empty in a probe of the chain and in a farewell."""
     return HEADER.pack(kind, len(states), step) + struct.pack(f"!{len(states)}Q", *states)
 
 
 class Frames:
-    """Takes bytes as they come and gives whole frames."""
+    """Splits a byte stream into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -63,13 +63,13 @@ class Frames:
 
 
 def hello(options: Options) -> bytes:
-    """What a rank says to the one after it."""
+    """The first bytes that a rank sends to the next one."""
     token = options.epoch_token.encode()
     return HELLO.pack(MAGIC, options.rank, len(token)) + token
 
 
 def greeting(data: bytes, options: Options) -> bytes | None:
-    """The answer to the hello of the rank before this one; None while it is not whole."""
+    """The answer to the previous rank's hello; None while it is incomplete."""
     if len(data) < HELLO.size:
         return None if MAGIC.startswith(data[:4]) else REFUSED
     magic, rank, length = HELLO.unpack_from(data)
@@ -81,7 +81,7 @@ def greeting(data: bytes, options: Options) -> bytes | None:
 
 
 def listen(host: str, port: int, backlog: int) -> socket.socket:
-    """A listening socket, IPv4 or IPv6 as the address is."""
+    """A non-blocking listening socket, IPv4 or IPv6 depending on the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     server = socket.socket(family, socket.SOCK_STREAM)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +97,7 @@ class Worker:
     Args:
         index: place among all workers of the group.
         life: the socket to the main process.
-        source: where frames come from; None: whoever connects to ``listener`` with a good hello.
+        source: where frames come from; None: the first connection to ``listener`` with a valid hello.
         target: where frames go; None: connect to the next rank.
     """
 
@@ -113,8 +113,8 @@ class Worker:
     ) -> None:
         self.options, self.index, self.life = options, index, life
         self.source, self.listener, self.target = source, listener, target
-        self.joined = target is not None  #: the target takes frames
-        self.passing = False  #: frames of the source are read
+        self.joined = target is not None  #: the target has accepted the hello
+        self.passing = False  #: frames are read from the source
         self.next_rank = (options.rank + 1) % options.size
         self.frames = Frames()
         self.strangers: dict[int, tuple[socket.socket, bytearray]] = {}
@@ -125,7 +125,7 @@ class Worker:
         self.poll = select.poll()
 
     def run(self) -> NoReturn:
-        """Pass frames on until the main process is gone."""
+        """Forward frames until the main process is gone."""
         self._watch(self.life)
         self._watch(self.listener)
         if self.joined:
@@ -212,7 +212,7 @@ class Worker:
         self.poll.unregister(fd)
         stranger.close()
 
-    # ------------------------------------------------------------------------------------------- passing on
+    # ------------------------------------------------------------------------------------------- forwarding
 
     def _from_source(self) -> None:
         assert self.source is not None
@@ -270,12 +270,12 @@ class Worker:
 
 
 def start(worker: Worker, title: str, others: list[socket.socket]) -> int:
-    """Fork a worker process and give its id; ``others`` are sockets that are not its own."""
+    """Fork a worker process and return its pid; the child closes ``others``."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        # A terminated rank ends by its main process; a TERM to the whole tree must not cut what is still in flight.
+        # The main process ends its workers. SIGTERM to the whole tree must not cut requests in flight.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -290,7 +290,7 @@ def start(worker: Worker, title: str, others: list[socket.socket]) -> int:
 
 
 def receive(sock: socket.socket, most: int) -> bytes | None:
-    """Bytes that are there; empty at the end of the stream or when it broke."""
+    """Bytes that have arrived; None if there are none, empty if the connection has closed or failed."""
     try:
         return sock.recv(most)
     except (BlockingIOError, InterruptedError):
@@ -300,7 +300,7 @@ def receive(sock: socket.socket, most: int) -> bytes | None:
 
 
 def send(sock: socket.socket, data: bytes) -> None:
-    """A few bytes to somebody who may be gone."""
+    """Send a few bytes; ignore a peer that is gone."""
     try:
         sock.sendall(data)
     except OSError:

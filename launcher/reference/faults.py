@@ -1,6 +1,6 @@
-"""How a rank is told to fail: timers on its reactor, armed at its start and again when it serves.
+"""Injected faults of a rank: timers on its reactor, armed at process start and when serving begins.
 
-`hang_after` is the worker's (`chain.py`) and `unhealthy_after`, `ignore_term` are asked for where they act.
+`hang_after` is handled in `chain.py`, `unhealthy_after` in `leader.py`, `ignore_term` in both classes of rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TICK = 0.02
 
 
 class Faults:
-    """The faults of one rank. ``workers`` are the process ids of its workers."""
+    """The faults of one rank; ``workers`` are the pids of its workers."""
 
     def __init__(self, options: Options, reactor: Reactor, workers: list[int]) -> None:
         self.options, self.reactor, self.workers = options, reactor, workers
@@ -29,7 +29,7 @@ class Faults:
         self.lines = 0
 
     def started(self) -> None:
-        """Arm what counts from the start of the process."""
+        """Arm faults that count from process start."""
         o = self.options
         if not o.faulty:
             return
@@ -45,7 +45,7 @@ class Faults:
             self._print(monotonic())
 
     def serving(self) -> None:
-        """Arm what counts from the moment the chain works."""
+        """Arm faults that count from the moment the chain is complete."""
         o = self.options
         if not o.faulty:
             return
@@ -55,7 +55,7 @@ class Faults:
             self.reactor.after(o.exit_zero_after, self._end_well)
 
     def crash(self) -> None:
-        """End this rank as it was told to, with last words as an engine has them."""
+        """Crash as configured, with a traceback like a real engine's."""
         o = self.options
         if o.crash_process == "worker":
             self._say("injected crash of a worker")
@@ -79,7 +79,7 @@ class Faults:
 
     def _leave_shared_memory(self) -> None:
         path = f"/dev/shm/reference-{self.options.rank}-{os.getpid()}"
-        # for its own user only, as shm_open(3) is used by Python's multiprocessing and by NCCL
+        # mode 0600, as Python's multiprocessing and NCCL call shm_open(3)
         with open(path, "w+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.truncate(self.options.shm_bytes)
             os.posix_fallocate(file.fileno(), 0, self.options.shm_bytes)

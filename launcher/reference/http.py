@@ -1,4 +1,4 @@
-"""HTTP/1.1 for rank 0: requests with bounded sizes in, answers and streams out, keep-alive. No route is known here."""
+"""HTTP/1.1 server for rank 0: size limits, keep-alive, pipelining, chunked event streams. Routes are in `leader.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.reference.reactor import READ, WRITE, Reactor
 
 LARGEST_HEAD = 32 << 10
 LARGEST_BODY = 1 << 20
-LARGEST_BACKLOG = 4 << 20  #: bytes that a client may leave unread before it is cut
+LARGEST_BACKLOG = 4 << 20  #: unread bytes after which a client is disconnected
 MOST_CONNECTIONS = 4096
 PHRASES = {
     200: "OK",
@@ -25,11 +25,11 @@ PHRASES = {
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
-PAUSE = 0.1  #: seconds that nothing is accepted after the system had no room for a connection
+PAUSE = 0.1  #: seconds without accept() after it failed for lack of descriptors
 
 
 class Request:
-    """One request, whole."""
+    """A complete request."""
 
     def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes, old: bool) -> None:
         self.method, self.path, self.headers, self.body = method, path, headers, body
@@ -38,7 +38,7 @@ class Request:
 
 
 class Refused(Exception):
-    """A request that cannot be served: its status and, in words, why."""
+    """A request that is answered with an error: the status and the reason."""
 
     def __init__(self, status: int, why: str) -> None:
         self.status, self.why = status, why
@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 class Server:
-    """Accepts connections and gives whole requests to ``serve``."""
+    """Accepts connections and passes complete requests to ``serve``."""
 
     def __init__(self, reactor: Reactor, listener: socket.socket, serve: Callable[[Request, Connection], None]) -> None:
         self.reactor, self.listener, self.serve = reactor, listener, serve
@@ -55,7 +55,7 @@ class Server:
         self._listen()
 
     def close(self) -> None:
-        """Accept nothing more and let idle connections go; those with a request in them end after it."""
+        """Stop accepting and close idle connections; the others close after their current request."""
         self.closing = True
         self.reactor.unwatch(self.listener.fileno())
         self.listener.close()
@@ -75,7 +75,7 @@ class Server:
                 sock, _address = self.listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError:  # no descriptors left: without a pause this would spin
+            except OSError:  # out of descriptors: without a pause the loop would spin
                 self.reactor.unwatch(self.listener.fileno())
                 self.reactor.after(PAUSE, self._listen)
                 return
@@ -83,12 +83,12 @@ class Server:
 
 
 class Connection:
-    """One client. It has one request at a time; what it sends meanwhile waits in the buffer."""
+    """A client connection. Requests are served one at a time; pipelined ones wait in the buffer."""
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.server, self.sock = server, sock
         self.busy = False
-        self.gone: Callable[[], None] | None = None  #: called when the client leaves in the middle of an answer
+        self.gone: Callable[[], None] | None = None  #: called if the client disconnects before its answer is complete
         self._request: Request | None = None
         self._in, self._out = bytearray(), bytearray()
         self._ending = False
@@ -101,7 +101,7 @@ class Connection:
     # -------------------------------------------------------------------------------------------- answers
 
     def answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
-        """A whole answer."""
+        """Send a complete answer."""
         self._write(self._head(status, f"content-type: {kind}\r\ncontent-length: {len(body)}\r\n") + body)
         self._finished()
 
@@ -109,7 +109,7 @@ class Connection:
         self.answer(status, json.dumps(value).encode())
 
     def refuse(self, status: int, why: str) -> None:
-        """An error in the form of the OpenAI API."""
+        """Send an error in the OpenAI API's format."""
         error = {
             "message": why,
             "type": PHRASES[status].replace(" ", "").removesuffix("Error") + "Error",
@@ -118,7 +118,7 @@ class Connection:
         self.answer_json(status, {"error": error})
 
     def begin_stream(self) -> None:
-        """The head of a stream of events, whose length nobody knows."""
+        """Start a stream of server-sent events of unknown length."""
         request = self._request
         self._chunked = request is not None and not request.old
         framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
@@ -127,7 +127,7 @@ class Connection:
         self._write(self._head(200, "content-type: text/event-stream\r\ncache-control: no-cache\r\n" + framing))
 
     def event(self, data: str) -> None:
-        """One server-sent event."""
+        """Send one server-sent event."""
         self._write(self._chunk(f"data: {data}\n\n".encode()))
 
     def end_stream(self) -> None:
@@ -136,7 +136,7 @@ class Connection:
         self._finished()
 
     def break_off(self) -> None:
-        """Close in the middle of an answer, so that the client knows that it is not whole."""
+        """Close without the final chunk, so the client sees that the answer is incomplete."""
         self.gone = None
         self._ending = True
         if not self._out:
@@ -224,12 +224,12 @@ class Connection:
         self._next()
 
     def _next(self) -> None:
-        """Serve what is whole in the buffer, one request after the other."""
+        """Serve complete requests from the buffer, one after the other."""
         while not self.busy and not self._ending and self in self.server.connections:
             try:
                 request = self._parse()
             except Refused as refused:
-                self._request = None  # the rest cannot be understood: close after the answer
+                self._request = None  # the stream is out of step: close after the answer
                 self.refuse(refused.status, refused.why)
                 return
             if request is None:
@@ -242,7 +242,7 @@ class Connection:
         self._watch()
 
     def _watch(self) -> None:
-        """Read only while there is room, write only while there is something."""
+        """Poll for reading while the buffer has room, for writing while output is pending."""
         if self not in self.server.connections:
             return
         room = len(self._in) < LARGEST_HEAD + LARGEST_BODY

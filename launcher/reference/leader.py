@@ -1,7 +1,7 @@
-"""Rank 0: makes batches of the requests that run, sends them along the chain, and serves the API.
+"""Rank 0: batches the running requests, sends each batch along the chain, and serves the API.
 
-One batch is in flight at a time and every request that runs is in it, so a step of the chain gives each of them one
-token: what engines call continuous batching.
+One batch is in flight at a time and contains every running request, so each step of the chain yields one token for each
+of them: continuous batching.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-LAST_WORDS = 0.25  #: seconds for answers to leave before an engine that failed ends
+LAST_WORDS = 0.25  #: seconds to flush answers before the process exits
 MOST_WAITING = 4096
 
 
 class Sequence:
-    """One request while it makes tokens."""
+    """A request that is generating tokens."""
 
     def __init__(self, prompt: str, tokens: int) -> None:
         self.prompt_tokens, self.tokens = count(prompt), tokens
@@ -52,19 +52,19 @@ class Leader(Rank):
         self.api = self.listen(options.host, options.port, backlog=1024)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
-        self.flight: list[Sequence] | None = None  #: what the batch in flight is made of
+        self.flight: list[Sequence] | None = None  #: the requests in the batch in flight
         self.flew_at = 0.0
         self.step = 0
-        self.timed = False  #: a timer will make the next step
+        self.timed = False  #: a timer is set for the next step
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.requests = 0
         self.asleep = options.sleep_state
         self.unhealthy = False
-        self.severed = ""  #: a neighbour's loss that waits to be noticed (--on-peer-loss ignore)
+        self.severed = ""  #: a lost neighbour, not yet acted on (--on-peer-loss ignore)
         self.failed = False
         self.draining_since: float | None = None
-        self.back: socket.socket | None = None  #: from the last rank
+        self.back: socket.socket | None = None  #: connection from the last rank
         self.frames = Frames()
         self.created = int(time())
 
@@ -87,10 +87,10 @@ class Leader(Rank):
             self._take(self.back)
         elif self.peers is not None:
             self.reactor.watch(self.peers.fileno(), READ, lambda _events: self._accept())
-        send(self.first, frame(STEP, 0, []))  # comes back when the chain is whole
+        send(self.first, frame(STEP, 0, []))  # returns once the chain is complete
 
     def _accept(self) -> None:
-        """A connection to the peer port: the last rank, or somebody who only looks whether it is open."""
+        """Accept a connection to the peer port: the last rank, or a port probe."""
         assert self.peers is not None
         try:
             stranger, _ = self.peers.accept()
@@ -143,14 +143,14 @@ class Leader(Rank):
     # ----------------------------------------------------------------------------------------------- batches
 
     def submit(self, sequence: Sequence) -> None:
-        """Take a request in; it runs when there is room."""
+        """Queue a request; it runs when the batch has room."""
         self.requests += 1
         self.prompt_tokens += sequence.prompt_tokens
         self.waiting.append(sequence)
         self._soon()
 
     def _soon(self) -> None:
-        """Make the next batch when the last one has had its time."""
+        """Schedule the next batch, --token-seconds after the last one."""
         if self.timed or self.flight is not None or self.asleep or not (self.waiting or self.running):
             return
         self.timed = True
@@ -194,14 +194,14 @@ class Leader(Rank):
             self._rest()
 
     def _rest(self) -> None:
-        """Nothing is left to do: the moment that a drain waits for."""
+        """No request is left: a drain is over."""
         if self.draining_since is not None:
             self._farewell()
 
     # ---------------------------------------------------------------------------------------------- endings
 
     def passed(self) -> None:
-        """Nothing: only a batch that came back proves the chain."""
+        """Do nothing: rank 0 serves once a batch has come back."""
 
     def ready(self) -> None:
         after = self.options.unhealthy_after if self.options.faulty else None
@@ -217,11 +217,11 @@ class Leader(Rank):
             self.severed = why
 
     def broken(self, why: str) -> None:
-        """Fail every request and end with 1, once the answers have left."""
+        """Fail every request, flush the answers and exit with 1."""
         if self.failed:
             return
         if self.draining_since is not None and not self.running and not self.waiting:
-            self._leave()  # the others were told to go too, and nobody waits for an answer
+            self._leave()  # the other ranks are being stopped too, and no request is left
         self.failed = True
         self.log(why)
         for sequence in [*self.running, *self.waiting]:
@@ -252,7 +252,7 @@ class Leader(Rank):
         self._farewell()
 
     def _farewell(self) -> None:
-        """Tell the chain that this is no failure; the frame comes back where the chain is whole."""
+        """Announce a clean shutdown along the chain; the frame comes back if the chain is complete."""
         if not self.serving or self.severed:
             self.finish(0)
         self.log("shutting down")
@@ -264,7 +264,7 @@ class Leader(Rank):
         self.finish(0)
 
     def _flush(self) -> None:
-        """Let answers that are whole leave."""
+        """Flush pending answers."""
         deadline = monotonic() + LAST_WORDS
         while self.server.connections and monotonic() < deadline:
             self.reactor.turn(0.01)
@@ -276,7 +276,7 @@ class Leader(Rank):
     # ---------------------------------------------------------------------------------------------- the API
 
     def serve(self, request: Request, connection: Connection) -> None:
-        """Answer one request, now or token by token."""
+        """Answer a request, at once or token by token."""
         route = ROUTES.get(request.path)
         if route is None:
             raise Refused(404, f"no such path: {request.path[:200]}")
@@ -342,7 +342,7 @@ class Leader(Rank):
         Answer(self, asked, chat_prompt([_message(m) for m in messages]), connection, chat=True)
 
     def _asked(self, request: Request) -> dict[str, object]:
-        """The body of a request for tokens, its model checked."""
+        """The parsed body of a completion request, with its model checked."""
         if self.draining_since is not None:
             raise Refused(503, "shutting down")
         if not self.serving:
@@ -364,7 +364,7 @@ class Leader(Rank):
 
 
 class Answer:
-    """One answer to a request for tokens, whole or as a stream of events, in the form of the OpenAI API."""
+    """The answer to a completion request in the OpenAI API's format, complete or streamed."""
 
     def __init__(
         self, leader: Leader, asked: dict[str, object], prompt: str, connection: Connection, chat: bool
@@ -438,7 +438,7 @@ class Answer:
 
 
 def _message(message: object) -> tuple[str, str]:
-    """Role and text of one message of a chat."""
+    """Role and text of a chat message."""
     role = message.get("role") if isinstance(message, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
     if isinstance(content, list):

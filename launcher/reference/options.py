@@ -20,48 +20,48 @@ OWNED = {
     "rank": "this rank, 0 is the leader",
     "size": "ranks in the group",
     "peers": "addresses by rank, comma-separated",
-    "peer-port": "where ranks listen for one another, each on its own address",
-    "port": "where rank 0 serves HTTP",
+    "peer-port": "port between ranks; each listens on its own address",
+    "port": "HTTP port of rank 0",
     "epoch": "number of the epoch",
     "epoch-token": "only ranks with the same token join one chain",
     "workers": "worker processes in this rank",
-    "model": "name that requests ask for, where --served-model-name is not given",
-    "served-model-name": "names that requests may ask for, comma-separated",
+    "model": "model name in requests, unless --served-model-name is given",
+    "served-model-name": "model names in requests, comma-separated",
 }
 
 TUNING = {
-    "host": "where rank 0's HTTP server binds",
-    "token-seconds": "time that one token takes at least",
-    "max-num-seqs": "requests that run at the same time; others wait",
-    "max-model-len": "largest number of tokens of one answer",
-    "startup-seconds": "how long the start of every rank takes",
+    "host": "address that rank 0's HTTP server binds to",
+    "token-seconds": "minimum time for one token",
+    "max-num-seqs": "maximum number of concurrent requests; others wait",
+    "max-model-len": "maximum number of tokens in an answer",
+    "startup-seconds": "how long every rank takes to start",
     "startup-quiet": "print nothing while starting",
-    "join-seconds": "give up when the chain is not whole by then; 0 waits for ever",
-    "shutdown-timeout": "how long a terminated rank 0 finishes the requests that it has",
+    "join-seconds": "give up if the chain is incomplete after this time; 0 waits forever",
+    "shutdown-timeout": "how long rank 0 may finish its requests after SIGTERM",
     "on-peer-loss": (
-        "exit: end with 1 at once; ignore: notice nothing until the next request, which fails and ends rank 0, as vLLM "
-        "does; hang: live on, answers never come"
+        "exit: exit with 1 at once; ignore: notice nothing until the next request, which fails and ends rank 0, like "
+        "vLLM; hang: keep running, never answer"
     ),
-    "sleep-state": "start asleep (POST /wake_up and /sleep change it)",
+    "sleep-state": "start asleep (POST /wake_up and /sleep toggle it)",
 }
 
 FAULTS = {
-    "fault-ranks": "ranks that the options below are for, comma-separated; all by default",
-    "fault-epochs": "numbers of epochs that they are for; all by default",
-    "crash-after": "end so many seconds after --crash-at",
-    "crash-at": "startup: counted from the process's start; serving: from the moment the chain works",
+    "fault-ranks": "ranks that the faults below apply to, comma-separated; all by default",
+    "fault-epochs": "epoch numbers that they apply to, comma-separated; all by default",
+    "crash-after": "crash this many seconds after --crash-at",
+    "crash-at": "what --crash-after counts from: the start of the process, or serving",
     "crash-code": "exit code of the crash",
-    "crash-signal": "number of the signal that the crash is, instead of a code",
-    "crash-process": "main or worker: which process of the rank it is",
-    "exit-zero-after": "end with 0 so many seconds after serving began, unasked",
-    "hang-after": "pass no token on so many seconds after serving began, but live on and look healthy",
-    "unhealthy-after": "answer /health with 503 so many seconds after serving began",
-    "ignore-term": "take no notice of SIGTERM",
-    "orphans-live": "workers outlive a killed main process and keep their sockets",
-    "fork-daemon": "leave a daemon in its own session, renamed and with a wiped environment",
+    "crash-signal": "crash by this signal number instead of --crash-code",
+    "crash-process": "which process of the rank crashes",
+    "exit-zero-after": "exit with 0 this many seconds after serving began",
+    "hang-after": "stop producing tokens this many seconds after serving began, but stay healthy",
+    "unhealthy-after": "answer /health with 503 this many seconds after serving began",
+    "ignore-term": "ignore SIGTERM",
+    "orphans-live": "workers survive a killed main process and keep their sockets",
+    "fork-daemon": "leave a renamed daemon in its own session, with a wiped environment",
     "shm-bytes": "leave a file of this size in /dev/shm",
-    "output-rate": "print so many lines a second",
-    "memory-bytes": "take so much memory",
+    "output-rate": "print this many lines per second",
+    "memory-bytes": "allocate this much memory",
 }
 
 HELP = {**OWNED, **TUNING, **FAULTS}
@@ -74,7 +74,7 @@ CHOICES = {
 
 
 class OptionError(ValueError):
-    """An option that cannot be read; the text says which, its value and what is accepted."""
+    """An invalid option; the text names it, its value and what is accepted."""
 
 
 class Options(Namespace):
@@ -121,22 +121,22 @@ class Options(Namespace):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the model that requests may ask for; the first is what answers say."""
+        """Model names that requests may use; answers carry the first."""
         return self.served_model_name or (self.model,)
 
     @property
     def faulty(self) -> bool:
-        """Whether the injected faults are for this rank and epoch."""
+        """Whether injected faults apply to this rank and epoch."""
         return (not self.fault_ranks or self.rank in self.fault_ranks) and (
             not self.fault_epochs or self.epoch in self.fault_epochs
         )
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
-    """Options from a command line, with REFERENCE_* variables below it.
+    """Parse a command line; REFERENCE_* variables are its defaults.
 
     Raises:
-        OptionError: an option or value that cannot be read, or values that contradict one another.
+        OptionError: an unknown option, an invalid value, or options that contradict each other.
     """
     parser, options = _parser(), Options()
     for name in (*TUNING, *FAULTS):
@@ -163,7 +163,7 @@ def usage() -> str:
 
 
 def _read(parser: ArgumentParser, argv: Sequence[str], options: Options, variable: str = "") -> list[str]:
-    """Set what ``argv`` says and give the words that are no options; errors name the variable it came from, if any."""
+    """Parse ``argv`` into ``options`` and return unknown words; errors name ``variable`` if the value came from one."""
     try:
         return parser.parse_known_args(argv, options)[1]
     except ArgumentError as error:
@@ -225,7 +225,7 @@ def _items(value: str) -> tuple[str, ...]:
     return tuple(item for item in value.split(",") if item)
 
 
-#: how a value of each annotation of ``Options`` is read, and what is expected of it
+#: for each annotation in ``Options``: the converter and the words for what it accepts
 _KINDS: dict[str, tuple[Callable[[str], object], str]] = {
     "int": (_integer, "a whole number, 0 or more"),
     "float": (_number, "a number, 0 or more"),

@@ -1,4 +1,4 @@
-"""What the engine's processes do to themselves: log, end, take another name, leave a daemon."""
+"""Process helpers: log, exit, rename, leave a daemon."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 
 
 def log(rank: int, line: str) -> None:
-    """One line on standard output, written at once and whole."""
+    """Write one line to standard output in a single write."""
     try:
         os.write(1, f"reference rank {rank}: {line}\n".encode("utf-8", "backslashreplace"))
     except OSError:
-        return  # nobody reads any more: no reason for a server to end
+        return  # nobody reads the output any more; a server goes on
 
 
 def end(code: int) -> NoReturn:
-    """End now, with nothing of the interpreter's own tidying in between."""
+    """Exit at once, without the interpreter's cleanup."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def rename(title: str) -> None:
-    """Show ``title`` as name and command line, with the environment that the kernel shows wiped.
+    """Set the process's name and command line to ``title`` and wipe the environment that the kernel shows.
 
-    Workers of real engines do so with setproctitle, which takes the room of the environment: whoever looks for the
-    processes of an epoch by command line or by a variable in /proc/PID/environ finds nothing.
+    Workers of real engines do this with setproctitle, which overwrites the environment: a search for an epoch's
+    processes by command line or by a variable in /proc/PID/environ finds nothing.
     """
     try:
         with open("/proc/self/comm", "w") as comm:
@@ -44,11 +44,11 @@ def rename(title: str) -> None:
                 memory.seek(start)
                 memory.write(text[: stop - start - 1].ljust(stop - start, b"\0"))
     except (OSError, ValueError):
-        return  # a kernel that does not show or allow it: the name stays
+        return  # not supported or not allowed by the kernel: keep the name
 
 
 def leave_daemon(title: str) -> int:
-    """Fork twice into a session of its own; gives the daemon's process id. It takes no notice of SIGTERM."""
+    """Fork a daemon into its own session and return its pid. It ignores SIGTERM."""
     reader, writer = os.pipe()
     child = os.fork()
     if child:
@@ -65,7 +65,7 @@ def leave_daemon(title: str) -> int:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.closerange(3, 4096)  # the sockets of the rank are not its own; its output is
+    os.closerange(3, 4096)  # close the rank's sockets, keep its output
     rename(title)
     while True:
         time.sleep(3600)

@@ -1,4 +1,4 @@
-"""What the main process of every rank does: take the port, fork the workers, watch them, and end as it was told to."""
+"""The main process of a rank: takes the port, forks the workers, watches them, and exits in an orderly way."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-LAST_WAIT = 0.5  #: seconds that workers have to end by themselves
+LAST_WAIT = 0.5  #: seconds before workers that have not exited are killed
 
 
 class Rank:
-    """A rank's main process. This class is a whole rank above 0; rank 0 is ``leader.Leader``."""
+    """A rank's main process. Ranks above 0 use this class as it is; rank 0 is ``leader.Leader``."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.reactor = Reactor()
         self.began = monotonic()
         self.serving = False
-        self.farewell = False  #: rank 0 said that it ends in good order
+        self.farewell = False  #: rank 0 has announced a clean shutdown
         self.lives: list[socket.socket] = []
         self.pids: list[int] = []
         self.said = [bytearray() for _ in range(options.workers)]
@@ -38,7 +38,7 @@ class Rank:
     # ------------------------------------------------------------------------------------- the life of a rank
 
     def run(self) -> NoReturn:
-        """Start, serve until the end of time."""
+        """Start, then serve until the process exits."""
         self.fork()
         self.faults = Faults(self.options, self.reactor, self.pids)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,7 +59,7 @@ class Rank:
             self.reactor.turn()
 
     def fork(self) -> None:
-        """Fork the workers: a row of processes, each with a socket to the one after it."""
+        """Fork the workers, each with a socket to the next one."""
         self._fork(source=None, listener=self.peers, target=None)
         if self.peers is not None:
             self.peers.close()
@@ -90,7 +90,7 @@ class Rank:
                 sock.close()
 
     def finish(self, code: int) -> NoReturn:
-        """End the workers, then this process."""
+        """Stop the workers, then exit."""
         for life in self.lives:
             life.close()
         deadline = monotonic() + LAST_WAIT
@@ -104,7 +104,7 @@ class Rank:
         end(code)
 
     def listen(self, host: str, port: int, backlog: int = 64) -> socket.socket:
-        """A listening socket. It is taken before anything else starts, so that a taken port is said at once."""
+        """A listening socket, bound before anything starts, so that a port in use is reported at once."""
         try:
             return listen(host, port, backlog)
         except OSError as error:
@@ -114,24 +114,24 @@ class Rank:
     def log(self, line: str) -> None:
         log(self.options.rank, line)
 
-    # ------------------------------------------------------------------------- what rank 0 does in another way
+    # ------------------------------------------------------------------------- what rank 0 overrides
 
     def leaders_own(self) -> list[socket.socket]:
-        """Sockets that no worker may hold."""
+        """Sockets that workers must close."""
         return []
 
     def started(self) -> None:
         """Called once, before the loop."""
 
     def passed(self) -> None:
-        """A batch, if an empty one, has come to this rank's workers."""
+        """Called when the first frame reaches this rank's workers."""
         self.serve_now()
 
     def ready(self) -> None:
-        """Called once, when the chain is whole."""
+        """Called once, when the chain is complete."""
 
     def broken(self, why: str) -> None:
-        """A batch cannot go on, or a process of this rank is gone."""
+        """A batch cannot be forwarded, or a process of this rank is gone."""
         self.log(why)
         self.finish(1)
 
@@ -144,7 +144,7 @@ class Rank:
             self.broken(why)
 
     def terminated(self) -> None:
-        """SIGTERM has come."""
+        """Handle SIGTERM."""
         if not (self.options.ignore_term and self.options.faulty):
             self.log("terminated")
             self.finish(0)
@@ -176,7 +176,7 @@ class Rank:
             self.broken(line)
 
     def serve_now(self) -> None:
-        """The chain is whole, as far as this rank can know."""
+        """The chain is complete, as far as this rank can tell."""
         if not self.serving:
             self.serving = True
             self.log(f"the chain is whole after {monotonic() - self.began:.2f} s")

@@ -1,4 +1,4 @@
-"""One poll loop: file descriptors, timers and signals, each answered by a function. Nothing blocks in it but poll."""
+"""An event loop on poll(2): calls functions for file descriptors, timers and signals. Only poll blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WRITE = select.POLLOUT
 
 
 class Reactor:
-    """Calls functions when descriptors are ready, when time has come and when signals arrive."""
+    """Calls functions when descriptors are ready, timers expire and signals arrive."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
@@ -29,7 +29,7 @@ class Reactor:
         self._wake.setblocking(False)
 
     def watch(self, fd: int, events: int, ready: Callable[[int], object]) -> None:
-        """Call ``ready(events)`` whenever ``fd`` is; a descriptor that is watched already is changed."""
+        """Call ``ready(events)`` whenever ``fd`` is ready; replaces an earlier watch."""
         self._watched[fd] = ready
         self._poll.register(fd, events)
 
@@ -38,11 +38,11 @@ class Reactor:
             self._poll.unregister(fd)
 
     def after(self, seconds: float, due: Callable[[], None]) -> None:
-        """Call ``due`` once, when ``seconds`` have passed."""
+        """Call ``due`` once, after ``seconds``."""
         heappush(self._timers, (monotonic() + seconds, next(self._order), due))
 
     def on_signal(self, number: int, come: Callable[[], None]) -> None:
-        """Call ``come`` in the loop, never in the middle of another function, when a signal has arrived."""
+        """Call ``come`` from the loop, never in the middle of another function, after a signal."""
         if not self._signals:
             signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
             self.watch(self._woken.fileno(), READ, lambda _events: self._woken.recv(4096))
@@ -50,14 +50,14 @@ class Reactor:
         signal.signal(number, lambda come, _frame: self._come.append(come))
 
     def turn(self, longest: float | None = None) -> None:
-        """Wait for something to do, ``longest`` seconds at most, and do it."""
+        """Run one iteration: wait ``longest`` seconds at most and handle what is ready."""
         if self._timers:
             due = self._timers[0][0] - monotonic()
             longest = due if longest is None else min(due, longest)
         # Rounded up: rounding down would spin through the last millisecond before a timer.
         timeout = None if longest is None else max(0, int(longest * 1000 + 0.999))
         found = self._poll.poll(timeout)
-        # Signals first: one that came before a neighbour's end must not look as if it came after it.
+        # Signals first: one that arrived before a neighbour's exit must be handled before it.
         while self._come:
             self._signals[self._come.pop(0)]()
         for fd, events in found:

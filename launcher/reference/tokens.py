@@ -1,4 +1,4 @@
-"""What the chain computes: one 64-bit state a request, changed by every worker of the group, names the next token."""
+"""What the chain computes: every worker changes a request's 64-bit state, and the result selects the next token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = VOCABULARY.split()
 
 
 def mix(state: int, index: int) -> int:
-    """What worker ``index`` of the whole group makes of a state (the finaliser of splitmix64)."""
+    """Apply worker ``index`` of the group to a state (the finalizer of splitmix64)."""
     z = (state + 0x9E3779B97F4A7C15 * (index + 1)) & MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
@@ -31,27 +31,27 @@ def seed(prompt: str) -> int:
 
 
 def word(state: int) -> str:
-    """The token that a state names."""
+    """The token that a state selects."""
     return WORDS[state % len(WORDS)]
 
 
 def count(prompt: str) -> int:
-    """Tokens of a prompt: its words, at least one."""
+    """Number of tokens in a prompt: its words, at least one."""
     return max(1, len(prompt.split()))
 
 
 def text(words: Iterable[str]) -> str:
-    """Tokens as the text of an answer."""
+    """Join tokens into the text of an answer."""
     return " ".join(words)
 
 
 def chat_prompt(messages: Iterable[tuple[str, str]]) -> str:
-    """The prompt that (role, content) pairs of a chat become."""
+    """Turn the (role, content) pairs of a chat into a prompt."""
     return "\n".join(f"{role}: {content}" for role, content in messages)
 
 
 def expected_text(prompt: str, tokens: int, size: int, workers: int = 1) -> str:
-    """The text that a whole group of ``size`` ranks with ``workers`` workers each answers with. For tests."""
+    """The text that a group of ``size`` ranks with ``workers`` workers each must answer with. For tests."""
     state, words = seed(prompt), []
     for _ in range(tokens):
         for index in range(size * workers):
