@@ -52,6 +52,7 @@ class Owned:
     setting: str = ""  #: field of Settings that says it; empty: the launcher derives it
     default: str = ""  #: the engine's value where the setting is not said
     why: str = ""  #: for an option without a setting: where the launcher takes it from
+    passed_on: bool = True  #: with a setting: the engine gets what the user gave; False: the plan works it out
 
     def value(self, settings: Settings) -> str:
         """What the launcher will tell the engine."""
@@ -155,6 +156,19 @@ def refuse_owned(args: Sequence[str], owned: Iterable[Owned], settings: Settings
         match = _owner(option.name, table)
         if match is not None:
             raise _owned_error(option, match, settings, where)
+
+
+def passed_on(owned: Iterable[Owned], settings: Settings) -> tuple[str, ...]:
+    """The settings that the user gave, as the engine spells them: all that a new option needs is a row in ``owned``."""
+    words: list[str] = []
+    for option in owned:
+        said = getattr(settings, option.setting) if option.setting and option.passed_on else None
+        if said is None or said is False or said == ():
+            continue
+        words.append(option.names[0])
+        if said is not True:
+            words += said if isinstance(said, tuple) else (str(said),)
+    return tuple(words)
 
 
 def mask(argv: Sequence[str]) -> tuple[str, ...]:

@@ -195,3 +195,12 @@ def test_a_config_file_is_compared(entries: dict[str, str], said: dict[str, obje
     else:
         with pytest.raises(ConfigError, match=r"^c\.yaml says "):
             engine_config.compare_config("c.yaml", entries, VLLM, settings)
+
+
+def test_settings_that_go_on_as_they_were_given() -> None:
+    """What an engine takes as the launcher does needs a row in its table, and nothing else."""
+    said = Settings(tp=4, ep=True, served_model_name=("a", "b"), backend="mp", model="m")
+    words = "--tensor-parallel-size 4 --enable-expert-parallel --served-model-name a b"
+    assert arguments.passed_on(VLLM, said) == tuple(words.split())
+    assert arguments.passed_on(VLLM, Settings()) == ()
+    assert arguments.passed_on(SGLANG, Settings(model="m", pp=2)) == ("--model-path", "m", "--pp-size", "2")

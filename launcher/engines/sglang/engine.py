@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from launcher.common.addresses import host_port
 from launcher.engines import endpoint, engine_config, ports, topology, versions
-from launcher.engines.arguments import has, last, refuse_owned
+from launcher.engines.arguments import has, last, passed_on, refuse_owned
 from launcher.engines.base import Checked, Engine, Local, PlanContext
 from launcher.engines.fingerprint import NCCL
 from launcher.engines.sglang import options
@@ -97,14 +97,9 @@ def _command(settings: Settings) -> tuple[str, ...]:
 
 def _arguments(context: PlanContext, engine: Release, rank: int) -> tuple[str, ...]:
     settings, own = context.settings, context.settings.engine_args
-    flags = ["--model-path", settings.model or ""]
-    for flag, value in (("--tp-size", settings.tp), ("--pp-size", settings.pp), ("--dp-size", settings.dp)):
-        if value is not None and (flag != "--pp-size" or engine.at_least(PIPELINE)):
-            flags += [flag, str(value)]
+    flags = list(passed_on((o for o in OWNED if o.setting != "pp" or engine.at_least(PIPELINE)), settings))
     if settings.ep and not has(own, *EXPERTS):
         flags += ["--ep-size", str(settings.tp or 1)] if engine.at_least(EP_SIZE) else ["--enable-ep-moe"]
-    if settings.served_model_name:
-        flags += ["--served-model-name", settings.served_model_name[0]]
     if context.identity.size > 1:
         flags += ["--dist-init-addr", host_port(context.shared.addresses[0], _dist_port(context))]
         flags += ["--nnodes", str(context.identity.size), "--node-rank", str(rank)]

@@ -13,12 +13,12 @@ _LEADER = "from the leader's address, another port each epoch"
 
 OWNED = (
     Owned(("--model-path", "--model"), "the model", "model"),
-    Owned(("--served-model-name",), "the served model name", "served_model_name"),
     Owned(("--tp-size", "--tensor-parallel-size", "--tp"), "the tensor parallel size", "tp", "1"),
     Owned(("--pp-size", "--pipeline-parallel-size", "--pp"), "the pipeline parallel size", "pp", "1"),
     Owned(("--dp-size", "--data-parallel-size", "--dp"), "the data parallel size", "dp", "1"),
-    Owned(("--enable-ep-moe",), "expert parallelism", "ep"),
-    Owned(("--port",), "the API port", "port", "30000"),
+    Owned(("--enable-ep-moe",), "expert parallelism", "ep", passed_on=False),  # by --ep-size in newer releases
+    Owned(("--served-model-name",), "the served model name", "served_model_name"),
+    Owned(("--port",), "the API port", "port", "30000", passed_on=False),  # beside --host
     Owned(
         ("--dist-init-addr", "--nccl-init-addr"), "the rendezvous address", why=_LEADER + "; the port is --master-port"
     ),

@@ -144,18 +144,7 @@ def python(settings: Settings, facts: NodeFacts) -> tuple[str, ...]:
 
 def _arguments(context: PlanContext, backend: Backend, rank: int) -> tuple[str, ...]:
     settings = context.settings
-    flags: list[str] = []
-    for flag, value in (("--tensor-parallel-size", settings.tp), ("--pipeline-parallel-size", settings.pp)):
-        if value is not None:
-            flags += [flag, str(value)]
-    if settings.dp is not None:
-        flags += ["--data-parallel-size", str(settings.dp)]
-    if settings.ep:
-        flags.append("--enable-expert-parallel")
-    if settings.served_model_name:
-        flags += ["--served-model-name", *settings.served_model_name]
-    if settings.port is not None:
-        flags += ["--port", str(settings.port)]
+    flags = list(arguments.passed_on(OWNED, settings))
     if context.bind != "0.0.0.0" and not has(settings.engine_args, "--host", "--uds"):
         flags += ["--host", context.bind]
     if backend.release.at_least("0.18.1") and not has(settings.engine_args, "--shutdown-timeout"):

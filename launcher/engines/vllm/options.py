@@ -14,15 +14,15 @@ _LEADER = "from the leader's address, another port each epoch"
 _ONE_API = "one API server, at rank 0, serves the whole group"
 
 OWNED = (
-    Owned(("--model",), "the model", "model"),
-    Owned(("--served-model-name",), "the served model name", "served_model_name"),
+    Owned(("--model",), "the model", "model", passed_on=False),  # it goes without an option
     Owned(("--tensor-parallel-size", "-tp"), "the tensor parallel size", "tp", "1"),
     Owned(("--pipeline-parallel-size", "-pp"), "the pipeline parallel size", "pp", "1"),
     Owned(("--data-parallel-size", "-dp"), "the data parallel size", "dp", "1"),
     Owned(("--enable-expert-parallel", "-ep"), "expert parallelism", "ep"),
+    Owned(("--served-model-name",), "the served model name", "served_model_name"),
     Owned(("--port",), "the API port", "port", "8000"),
-    Owned(("--distributed-executor-backend",), "the distributed backend", "backend"),
-    Owned(("--master-port",), "the master port", "master_port", "29501"),
+    Owned(("--distributed-executor-backend",), "the distributed backend", "backend", passed_on=False),
+    Owned(("--master-port",), "the master port", "master_port", "29501", passed_on=False),
     Owned(("--master-addr",), "the master address", why=_LEADER),
     Owned(("--nnodes", "-n"), "the number of nodes", why=_RANK),
     Owned(("--node-rank", "-r"), "the node rank", why=_RANK),
