@@ -11,12 +11,15 @@ that epoch had begun: one that left us unnoticed may have joined it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from launcher.group import messages as m
 from launcher.group.lease import Terms
 from launcher.model import Epoch
+
+SETTLED = 64  #: so many of them are remembered
 
 
 @dataclass
@@ -28,6 +31,8 @@ class Fences:
     """Incarnation -> its rank, and when its lease has surely run out."""
     foreign: dict[Epoch, tuple[frozenset[str], float]] = field(default_factory=dict)
     """Epoch of a leader before us -> its members that are not known to be clean, and when they surely are."""
+    settled: deque[Epoch] = field(default_factory=lambda: deque(maxlen=SETTLED))
+    """Epochs of leaders before us of which nothing can be running any more, whoever still comes and tells of them."""
 
     def put(self, incarnation: str, rank: int, granted: float) -> None:
         """A member is lost whose newest good ping arrived at ``granted``."""
@@ -41,6 +46,8 @@ class Fences:
         that had begun by ``since``; asked when it is first heard of, for all its members will tell of it.
         """
         assert hello.last_epoch is not None
+        if hello.last_epoch in self.settled:
+            return
         safe_at = now - hello.quiet + self.terms.fence
         known = self.foreign.get(hello.last_epoch)
         if known is None:
@@ -81,5 +88,6 @@ class Fences:
     def stand(self, now: float) -> bool:
         """Whether one still stands. Those that have fallen are forgotten."""
         self.lost = {k: (rank, at) for k, (rank, at) in self.lost.items() if now < at}
-        self.foreign = {e: (absent, at) for e, (absent, at) in self.foreign.items() if absent and now < at}
+        self.settled.extend(e for e, (absent, at) in self.foreign.items() if not absent or now >= at)
+        self.foreign = {e: known for e, known in self.foreign.items() if e not in self.settled}
         return bool(self.lost or self.foreign)

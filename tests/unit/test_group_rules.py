@@ -190,6 +190,19 @@ def test_who_is_known_to_be_clean_stays_so_whoever_tells_of_the_epoch() -> None:
     assert not fences.stand(100.0) and not fences.foreign
 
 
+@pytest.mark.parametrize("later", [100.5, 110.5], ids=["all are clean", "its time is over"])
+def test_an_epoch_of_which_nothing_can_run_is_not_fenced_again(later: float) -> None:
+    """Its members come one by one; the last ones spoke to the old leader later, and tell of it when all are known."""
+    fences = Fences(Terms(10.0))
+    fences.put_foreign(told(("a", "b"), 0.0), nobody, 100.0)
+    assert fences.stand(100.0)
+    if later < 110.0:
+        fences.clear({"a", "b"}, 100.4)
+    assert not fences.stand(later)
+    fences.put_foreign(told(("a",), 0.1), nobody, later)
+    assert not fences.stand(later) and not fences.foreign
+
+
 def test_a_fence_falls_with_its_time_or_with_its_launcher() -> None:
     fences = Fences(Terms(10.0))
     fences.put("a", 1, 100.0)
