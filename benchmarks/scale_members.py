@@ -19,6 +19,7 @@ from typing import Any
 
 from launcher.group import member as me
 from launcher.group import messages as m
+from launcher.group.config import MemberConfig
 from launcher.group.events import Closed, Hang, Note, Say, Tick
 from launcher.group.lease import Terms
 from launcher.group.link import MemberLink
@@ -33,7 +34,7 @@ class One:
         self._seen = seen
         self._leader: str = spec["leader"]
         terms = Terms(spec["lease"])
-        config = me.Config(
+        config = MemberConfig(
             group=spec["group"],
             rank=rank,
             size=spec["size"],

@@ -32,7 +32,10 @@ from launcher.common.text import signal_name
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
 from launcher.group import member as me
-from launcher.group.events import Hang, Note, Say, SayAll, Tick, own_gap
+from launcher.group.events import Hang, Note, Say, SayAll, Tick
+from launcher.group.last_words import HEARING_SECONDS
+from launcher.group.own_gap import own_gap
+from launcher.group.roster import LOCAL
 from launcher.guard import channel as guard
 from launcher.log import Log
 from launcher.model import Cause, CauseKind, Shared
@@ -178,7 +181,7 @@ class Agent:
         """The group has given up: wait until all ranks have heard it, those that come late included."""
         leader, said = self.coordinator, False
         while leader is not None and leader.lingers(time.monotonic()) and not self._hurried.is_set():
-            if not said and time.monotonic() - leader.phase_since > co.HEARING_SECONDS:
+            if not said and time.monotonic() - leader.phase_since > HEARING_SECONDS:
                 said = True
                 self.log("stays to tell the ranks that are away", {"at_most_s": round(leader.config.linger, 1)})
             with contextlib.suppress(asyncio.TimeoutError):
@@ -230,7 +233,7 @@ class Agent:
             self._links.hang_up(action.conn)
             return
         conns = action.conns if isinstance(action, SayAll) else (action.conn,)
-        if co.LOCAL in conns:
+        if LOCAL in conns:
             self._queue.append(partial(self._member_hears, action.message))
         self._links.say_to_members(conns, action.message)
 
@@ -261,7 +264,7 @@ class Agent:
 
     def _say_to_leader(self, message: Any) -> None:
         if self.coordinator is not None:
-            self._queue.append(partial(self._coordinator_hears, message, co.LOCAL))
+            self._queue.append(partial(self._coordinator_hears, message, LOCAL))
         else:
             self._links.say_to_leader(message)
 
@@ -362,7 +365,7 @@ class Agent:
                 self.log(own_gap(gap), level="warning")
             if self.coordinator is not None:
                 self.coordinator.put_off = pressure.put_off
-                self._to_coordinator(Tick(), co.LOCAL)
+                self._to_coordinator(Tick(), LOCAL)
             self._to_member(Tick())
             now = time.monotonic()
             if now >= look_at:

@@ -13,6 +13,7 @@ from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.events import Closed
+from launcher.group.roster import LOCAL
 from launcher.node import descriptors
 from launcher.planning import own_ports
 
@@ -93,11 +94,11 @@ class Links:
     def say_to_members(self, conns: Sequence[int], message: Any) -> None:
         """Send to all connections but the one that is this pod's own member."""
         if self._to_members is not None:
-            self._to_members.say([conn for conn in conns if conn != co.LOCAL], message)
+            self._to_members.say([conn for conn in conns if conn != LOCAL], message)
 
     def hang_up(self, conn: int) -> None:
         self._arrived.discard(conn)
-        if conn != co.LOCAL and self._to_members is not None:
+        if conn != LOCAL and self._to_members is not None:
             self._to_members.hang(conn)
 
     def flush(self) -> None:

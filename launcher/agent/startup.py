@@ -24,6 +24,7 @@ from launcher.api.status import status_object
 from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
+from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.lease import Terms
 from launcher.model import Cause, CauseKind, Epoch, Plan
 from launcher.planning import own_ports, pod_network, steps
@@ -113,7 +114,7 @@ class Startup:
         if not who.alone:
             await preflight
         if self._coordinator is not None:
-            self._coordinator.stages = tuple(co.Stage(s.name, s.timeout, s.on_timeout) for s in outline.stages)
+            self._coordinator.stages = tuple(StageLimit(s.name, s.timeout, s.on_timeout) for s in outline.stages)
         if not who.is_leader:
             self._links.connect()
 
@@ -127,7 +128,7 @@ def new_member(
     """This rank's state machine. It knows how the launcher before it ended, and ``last``, that one's latest epoch."""
     settings, who = context.settings, context.identity
     killed = former.killed(who.rank)
-    config = me.Config(
+    config = MemberConfig(
         group=who.group,
         rank=who.rank,
         size=who.size,
@@ -160,7 +161,7 @@ def new_coordinator(
 ) -> co.Coordinator:
     """The group's state machine, on rank 0."""
     settings = context.settings
-    config = co.Config(
+    config = CoordinatorConfig(
         group=context.identity.group,
         size=context.identity.size,
         incarnation=context.incarnation,

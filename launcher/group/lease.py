@@ -51,7 +51,13 @@ class Terms:
 
     @property
     def beat(self) -> float:
+        """Between two pings of a member."""
         return self.lease / 20
+
+    @property
+    def tick(self) -> float:
+        """Between two Ticks of a state machine."""
+        return self.beat / 2
 
     @property
     def kill_after(self) -> float:
@@ -67,6 +73,36 @@ class Terms:
     def fence(self) -> float:
         """From the arrival of the last good ping to the certainty that nothing runs there any more."""
         return self.lease * 1.02
+
+    @property
+    def fresh_within(self) -> float:
+        """A member whose contact is no older is present: good enough to begin an epoch with."""
+        return self.lease / 2
+
+    @property
+    def hello_timeout(self) -> float:
+        """A hello that is not answered by then went into a half-open connection, or to something that is no leader."""
+        return self.lease
+
+    @property
+    def f_every(self) -> float:
+        """Between two computations of F, each a pass over all members: an older F is lower, so it is safe."""
+        return self.beat / 4
+
+    @property
+    def notable_silence(self) -> float:
+        """A rank that was silent for longer may be why its neighbour's engine ended: the cause mentions it."""
+        return self.lease / 4
+
+    @property
+    def gap(self) -> float:
+        """Between two events of one state machine: what is longer means that this launcher did not run."""
+        return self.lease / 4
+
+    @property
+    def gap_slack(self) -> float:
+        """How much longer than our own gap a peer's silence may be and still be explained by it."""
+        return 4 * self.beat
 
 
 class Pings:
@@ -106,6 +142,21 @@ class Pings:
 
     def valid(self, now: float) -> bool:
         return self.deadline is not None and now < self.deadline
+
+
+@dataclass
+class LeaderContact:
+    """A member's side of its connection to a leader; what it knows of a lease outlives the connection."""
+
+    pings: Pings
+    seated_at: float  #: when it said hello, or was accepted
+    connected: bool = False
+    incarnation: str = ""  #: of the leader that accepted us; empty: none yet
+    beat_at: float = 0.0  #: when the latest ping was sent
+    acked_at: float | None = None  #: when the leader last answered
+
+    def silent_for(self, now: float) -> float:
+        return 0.0 if self.acked_at is None else now - self.acked_at
 
 
 class Contact:
@@ -155,5 +206,5 @@ class Contact:
         return now - self.at
 
     def fresh(self, now: float, terms: Terms) -> bool:
-        """Proven, both ways, within the last half lease: good enough to begin an epoch with."""
-        return self.proven is not None and self.silent_for(now) < terms.lease / 2
+        """Proven, both ways, and not long ago: good enough to begin an epoch with."""
+        return self.proven is not None and self.silent_for(now) < terms.fresh_within

@@ -22,15 +22,19 @@ What makes the promises hold on this side:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 from launcher.errors import ExitCode
 from launcher.group import messages as m
-from launcher.group.events import Closed, Hang, Note, OwnGap, Say, Tick
-from launcher.group.lease import Pings, Terms
+from launcher.group.config import MemberConfig
+from launcher.group.dispatch import by_state
+from launcher.group.epoch import MemberEpoch
+from launcher.group.events import Closed, Hang, Note, Say, Tick
+from launcher.group.lease import LeaderContact, Pings
+from launcher.group.own_gap import OwnGap
 from launcher.model import Cause, CauseKind, Epoch, Shared
 
 LINK = 0  #: a member has one connection
@@ -191,61 +195,7 @@ class Exit:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Config:
-    """What a member is told at its making. Durations in seconds."""
-
-    group: str
-    rank: int
-    size: int
-    name: str
-    incarnation: str
-    terms: Terms = Terms()
-    stop_grace: float = 3.0
-    join_timeout: float | None = None
-    #: The same for a leader that is gone after an epoch: None where the platform brings it back, so it is waited for.
-    rejoin_timeout: float | None = None
-    may_restart: bool = True  #: False (``--max-restarts 0``): losing the leader of an epoch ends the launcher too
-    replaces: tuple[str, ...] = ()
-    died: Cause | None = None
-    #: The epoch that the launcher before us in this pod was last told of, and its members' incarnations by rank.
-    last: tuple[Epoch, tuple[str, ...]] | None = None
-
-
-# fmt: off
-_GRID: Mapping[type[Any], tuple[str, ...]] = {
-    # event       cleaning   seeking     seated      preparing      starting       running        stopping         leaving     gone
-    Connected:   ("idle",    "greet",    "idle",     "idle",        "idle",        "idle",        "idle",          "idle",     "idle"),
-    Closed:      ("cut",     "redial",   "unseated", "leader_lost", "leader_lost", "leader_lost", "cut",           "depart",   "idle"),
-    Unreadable:  ("idle",    "unreadable", "unreadable", "unreadable", "unreadable", "unreadable", "unreadable",   "unreadable", "idle"),
-    m.Accepted:  ("idle",    "seat",     "idle",     "idle",        "idle",        "idle",        "idle",          "idle",     "idle"),
-    m.Rejected:  ("idle",    "rejected", "rejected", "idle",        "idle",        "idle",        "idle",          "depart",   "idle"),
-    m.Ack:       ("idle",    "idle",     "acked",    "acked",       "acked",       "acked",       "acked",         "acked",    "idle"),
-    m.Challenge: ("idle",    "idle",     "stand",    "stand",       "stand",       "stand",       "stand",         "stand",    "idle"),
-    m.Prepare:   ("idle",    "idle",     "prepare",  "idle",        "idle",        "idle",        "idle",          "idle",     "idle"),
-    m.Start:     ("idle",    "idle",     "idle",     "idle",        "start",       "idle",        "idle",          "idle",     "idle"),
-    m.Running:   ("idle",    "idle",     "idle",     "idle",        "serve",       "idle",        "idle",          "idle",     "idle"),
-    m.Drain:     ("idle",    "idle",     "idle",     "idle",        "idle",        "drain",       "idle",          "idle",     "idle"),
-    m.Stop:      ("idle",    "idle",     "stopped",  "stop",        "stop",        "stop",        "stop_sooner",   "stopped",  "idle"),
-    m.Abort:     ("idle",    "abort",    "abort",    "abort_after", "abort_after", "abort_after", "abort_after",   "abort",    "idle"),
-    m.Goodbye:   ("idle",    "idle",     "idle",     "idle",        "idle",        "idle",        "idle",          "depart",   "idle"),
-    m.News:      ("idle",    "news",     "news",     "news",        "news",        "news",        "news",          "news",     "idle"),
-    Able:        ("idle",    "idle",     "idle",     "able",        "idle",        "idle",        "idle",          "idle",     "idle"),
-    NotAble:     ("idle",    "idle",     "idle",     "not_able",    "idle",        "idle",        "idle",          "idle",     "idle"),
-    Done:        ("idle",    "idle",     "idle",     "idle",        "done",        "idle",        "idle",          "idle",     "idle"),
-    Broke:       ("idle",    "idle",     "idle",     "broke",       "broke",       "broke",       "broke",         "idle",     "idle"),
-    Expired:     ("idle",    "idle",     "idle",     "expired",     "expired",     "expired",     "idle",          "idle",     "idle"),
-    Gone:        ("cleaned", "idle",     "idle",     "idle",        "idle",        "idle",        "gone",          "idle",     "idle"),
-    Idle:        ("idle",    "idle",     "idle",     "idle",        "idle",        "drained",     "idle",          "idle",     "idle"),
-    Activity:    ("idle",    "idle",     "idle",     "idle",        "report",      "report",      "report",        "idle",     "idle"),
-    Terminate:   ("quit",    "quit",     "quit",     "quit_preparing", "leave",       "leave",       "leave_stopping", "depart",  "idle"),
-    Tick:        ("idle",    "seek",     "beat",     "beat",        "beat",        "beat",        "beat",          "beat",     "idle"),
-}
-# fmt: on
-
-TABLE: Mapping[State, Mapping[type[Any], str]] = {
-    state: {event: row[column] for event, row in _GRID.items()} for column, state in enumerate(State)
-}
+Answer = Callable[[Any, float], None]
 
 #: Where each state may lead. Every single step is held to this.
 LEADS: Mapping[State, frozenset[State]] = {
@@ -264,43 +214,105 @@ LEADS: Mapping[State, frozenset[State]] = {
 class Member:
     """State of one rank. Call :meth:`handle` with every event, and with a Tick every half beat."""
 
-    def __init__(self, config: Config, now: float) -> None:
+    # fmt: off
+    def _table(self) -> Mapping[type[Any], tuple[Answer, ...]]:
+        """What answers each event in each state."""
+        return {
+            # event       cleaning       seeking           seated            preparing             starting           running            stopping              leaving           gone
+            Connected:   (self._idle,    self._greet,      self._idle,       self._idle,           self._idle,        self._idle,        self._idle,           self._idle,       self._idle),
+            Closed:      (self._cut,     self._redial,     self._unseated,   self._leader_lost,    self._leader_lost, self._leader_lost, self._cut,            self._depart,     self._idle),
+            Unreadable:  (self._idle,    self._unreadable, self._unreadable, self._unreadable,     self._unreadable,  self._unreadable,  self._unreadable,     self._unreadable, self._idle),
+            m.Accepted:  (self._idle,    self._seat,       self._idle,       self._idle,           self._idle,        self._idle,        self._idle,           self._idle,       self._idle),
+            m.Rejected:  (self._idle,    self._rejected,   self._rejected,   self._idle,           self._idle,        self._idle,        self._idle,           self._depart,     self._idle),
+            m.Ack:       (self._idle,    self._idle,       self._acked,      self._acked,          self._acked,       self._acked,       self._acked,          self._acked,      self._idle),
+            m.Challenge: (self._idle,    self._idle,       self._stand,      self._stand,          self._stand,       self._stand,       self._stand,          self._stand,      self._idle),
+            m.Prepare:   (self._idle,    self._idle,       self._prepare,    self._idle,           self._idle,        self._idle,        self._idle,           self._idle,       self._idle),
+            m.Start:     (self._idle,    self._idle,       self._idle,       self._idle,           self._start,       self._idle,        self._idle,           self._idle,       self._idle),
+            m.Running:   (self._idle,    self._idle,       self._idle,       self._idle,           self._serve,       self._idle,        self._idle,           self._idle,       self._idle),
+            m.Drain:     (self._idle,    self._idle,       self._idle,       self._idle,           self._idle,        self._drain,       self._idle,           self._idle,       self._idle),
+            m.Stop:      (self._idle,    self._idle,       self._stopped,    self._stop,           self._stop,        self._stop,        self._stop_sooner,    self._stopped,    self._idle),
+            m.Abort:     (self._idle,    self._abort,      self._abort,      self._abort_after,    self._abort_after, self._abort_after, self._abort_after,    self._abort,      self._idle),
+            m.Goodbye:   (self._idle,    self._idle,       self._idle,       self._idle,           self._idle,        self._idle,        self._idle,           self._depart,     self._idle),
+            m.News:      (self._idle,    self._news,       self._news,       self._news,           self._news,        self._news,        self._news,           self._news,       self._idle),
+            Able:        (self._idle,    self._idle,       self._idle,       self._able,           self._idle,        self._idle,        self._idle,           self._idle,       self._idle),
+            NotAble:     (self._idle,    self._idle,       self._idle,       self._not_able,       self._idle,        self._idle,        self._idle,           self._idle,       self._idle),
+            Done:        (self._idle,    self._idle,       self._idle,       self._idle,           self._done,        self._idle,        self._idle,           self._idle,       self._idle),
+            Broke:       (self._idle,    self._idle,       self._idle,       self._broke,          self._broke,       self._broke,       self._broke,          self._idle,       self._idle),
+            Expired:     (self._idle,    self._idle,       self._idle,       self._expired,        self._expired,     self._expired,     self._idle,           self._idle,       self._idle),
+            Gone:        (self._cleaned, self._idle,       self._idle,       self._idle,           self._idle,        self._idle,        self._gone,           self._idle,       self._idle),
+            Idle:        (self._idle,    self._idle,       self._idle,       self._idle,           self._idle,        self._drained,     self._idle,           self._idle,       self._idle),
+            Activity:    (self._idle,    self._idle,       self._idle,       self._idle,           self._report,      self._report,      self._report,         self._idle,       self._idle),
+            Terminate:   (self._quit,    self._quit,       self._quit,       self._quit_preparing, self._leave,       self._leave,       self._leave_stopping, self._depart,     self._idle),
+            Tick:        (self._idle,    self._seek,       self._beat,       self._beat,           self._beat,        self._beat,        self._beat,           self._beat,       self._idle),
+        }
+    # fmt: on
+
+    def __init__(self, config: MemberConfig, now: float) -> None:
         self.config = config
         self.state = State.CLEANING
         self.incarnation = config.incarnation
         self.address = ""  #: own IP, set before the first Connected
         self.fingerprint: dict[str, str] = {}  #: set before the first Connected
         self.facts: dict[str, str] = {}  #: what else hello tells of this pod
-        self.epoch: Epoch | None = config.last[0] if config.last else None  #: the current or latest epoch
-        #: Its members of which, for all that we were told, something may still run: all, by rank, until it is over.
-        self.epoch_members = config.last[1] if config.last else ()
-        self.shared: Shared | None = None
-        self.stage = -1
+        #: The current or the latest epoch.
+        self.latest: MemberEpoch | None = MemberEpoch(*config.last, now) if config.last else None
         self.news = m.News("gathering")
         self.news_at = now  #: when it came
-        self._charged_by = now  # the ages of its charges count from here: it was said no earlier
         self.first_at: float | None = None  #: when the first failure that it tells was; None: not known
         self.refusal = ""  #: why the last hello was not accepted, in words
-        self.leader = ""  #: incarnation of the leader that accepted us
         self.terminating = False
-        self.cause: Cause | None = None  #: why the engine is being stopped
-        self.acked_at: float | None = None  #: when the leader last answered
-        self._born = now
+        self.answers = by_state(State, self._table())
+        self._leader = LeaderContact(Pings(config.terms), now)
         self._gap = OwnGap(config.terms, now)
-        self._pings = Pings(config.terms)
-        self._beat_at = now
-        self._seated_at = now
+        self._born = now
         self._led_at = now  # when a leader last answered that had accepted us
-        self._connected = False
-        self._spoke = now  # when we last spoke to the leader of self.epoch
+        self._charged_by = now  # the ages of the news' charges count from here: they were said no earlier
         self._attempts = 0  # hellos said
         self._replaces = config.replaces
         self._died = config.died
         self._served_once = config.last is not None  # an epoch began, here or before us: --join-timeout is done
-        self._stop_told = False  # the leader asked for this stop and waits for `stopped`
         self._leave_by: float | None = None
         self._exit: Exit | None = None  # how to exit when the stop is done
         self._out: list[Any] = []
+
+    @property
+    def epoch(self) -> Epoch | None:
+        """The current or the latest epoch."""
+        return None if self.latest is None else self.latest.name
+
+    @property
+    def epoch_members(self) -> tuple[str, ...]:
+        """Its members of which, for all that we were told, something may still run: all, by rank, until it is over."""
+        return () if self.latest is None else self.latest.members
+
+    @property
+    def shared(self) -> Shared | None:
+        return None if self.latest is None else self.latest.shared
+
+    @property
+    def stage(self) -> int:
+        return -1 if self.latest is None else self.latest.stage
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the engine is being stopped."""
+        return None if self.latest is None else self.latest.cause
+
+    @property
+    def leader(self) -> str:
+        """The incarnation of the leader that accepted us."""
+        return self._leader.incarnation
+
+    @property
+    def acked_at(self) -> float | None:
+        """When the leader last answered."""
+        return self._leader.acked_at
+
+    @property
+    def _this(self) -> MemberEpoch:
+        """The current epoch, in a state that has one."""
+        assert self.latest is not None
+        return self.latest
 
     # ------------------------------------------------------------------------------------------------ the one door
 
@@ -308,7 +320,7 @@ class Member:
         """Answer one event. Returns what is to be done, in order."""
         self._out = []
         self._gap.event(now)
-        getattr(self, "_" + TABLE[self.state][type(event)])(event, now)
+        self.answers[self.state][type(event)](event, now)
         return self._out
 
     def _go(self, state: State) -> None:
@@ -324,9 +336,9 @@ class Member:
         """Nothing to do: the event belongs to a time that has passed."""
 
     def _say(self, message: Any, now: float) -> None:
-        if self._connected:
-            if self.epoch is not None and self.leader == self.epoch.leader:
-                self._spoke = now
+        if self._leader.connected:
+            if self.latest is not None and self.leader == self.latest.name.leader:
+                self.latest.spoke = now
             self._out.append(Say(LINK, message))
 
     def _note(self, event: str, level: str = "info", **fields: object) -> None:
@@ -342,11 +354,10 @@ class Member:
         self._out.append(Dial())
 
     def _greet(self, event: Connected, now: float) -> None:
-        self._connected = True
-        self.leader = ""
-        self._seated_at = now
+        self._leader.connected = True
+        self._leader.incarnation = ""
+        self._leader.seated_at = now
         self._attempts += 1
-        epoch = self.epoch
         hello = m.Hello(
             group=self.config.group,
             rank=self.config.rank,
@@ -356,9 +367,9 @@ class Member:
             name=self.config.name,
             fingerprint=self.fingerprint,
             facts=self.facts,
-            last_epoch=epoch,
+            last_epoch=self.epoch,
             last_members=self.epoch_members,
-            quiet=0.0 if epoch is None else max(0.0, now - self._spoke),
+            quiet=0.0 if self.latest is None else max(0.0, now - self.latest.spoke),
             replaces=self._replaces,
             charges=self.charges(now),
             first_failure=self.news.first_failure,
@@ -370,12 +381,12 @@ class Member:
         self._say(m.hello_that_fits(hello), now)
 
     def _seat(self, message: m.Accepted, now: float) -> None:
-        self.leader = message.leader
+        self._leader.incarnation = message.leader
         self.refusal = ""
-        self._pings = Pings(self.config.terms, message.mark)
-        self._pings.heard_at = now
-        self._seated_at = self._beat_at = now
-        self.acked_at = self._led_at = now
+        self._leader.pings = Pings(self.config.terms, message.mark)
+        self._leader.pings.heard_at = now
+        self._leader.seated_at = self._leader.beat_at = now
+        self._leader.acked_at = self._led_at = now
         self._go(State.SEATED)
         self._note("joined the group", leader=message.leader)
         self._ping(now)  # proves to the leader at once that its words arrive
@@ -394,15 +405,15 @@ class Member:
         self._say(m.Unread(event.why[:300]), now)
         self._drop_if_connected()
         self.refusal = why = f"the leader sent what is not the protocol: {event.why}"
-        getattr(self, "_" + TABLE[self.state][Closed])(Closed(why), now)
+        self.answers[self.state][Closed](Closed(why), now)
 
     def _redial(self, closed: Closed, now: float) -> None:
-        self._connected = False
+        self._leader.connected = False
         self._out.append(Dial(0.2))
 
     def _unseated(self, closed: Closed, now: float) -> None:
         self._note("connection to the leader closed", why=closed.why)
-        self._connected = False
+        self._leader.connected = False
         if self.terminating:
             self._finish(Exit(0))
             return
@@ -419,14 +430,14 @@ class Member:
 
     def _drop(self, delay: float) -> None:
         """Give this connection up and look the leader up anew."""
-        self._connected = False
+        self._leader.connected = False
         self._out.append(Hang(LINK))
         if self.state is State.SEATED:
             self._go(State.SEEKING)
         self._out.append(Dial(delay))
 
     def _seek(self, tick: Tick, now: float) -> None:
-        if self._connected and now - self._seated_at > self.config.terms.lease:
+        if self._leader.connected and now - self._leader.seated_at > self.config.terms.hello_timeout:
             self._drop(0.2)  # said hello into a half-open connection, or to something that is no leader
         self._join_in_time(now)
 
@@ -449,32 +460,32 @@ class Member:
     # ----------------------------------------------------------------------------------------------------- leases
 
     def _ping(self, now: float) -> None:
-        self._beat_at = now
-        heard = None if self._pings.heard_at is None else self._pings.heard_at - self._born
-        self._say(m.Ping(self._pings.send(now), self._pings.echo, now - self._born, heard), now)
+        self._leader.beat_at = now
+        heard = None if self._leader.pings.heard_at is None else self._leader.pings.heard_at - self._born
+        self._say(m.Ping(self._leader.pings.send(now), self._leader.pings.echo, now - self._born, heard), now)
 
     def _acked(self, ack: m.Ack, now: float) -> None:
-        self.acked_at = self._led_at = now
+        self._leader.acked_at = self._led_at = now
         self._died = None  # the ping that this answers has proven our hello: the leader has taken it in
-        grew = self._pings.acked(ack.good, ack.mark, now)
+        grew = self._leader.pings.acked(ack.good, ack.mark, now)
         if grew and self.state in (State.STARTING, State.RUNNING, State.STOPPING):
-            self._out.append(SetDeadline(self._pings.deadline))
+            self._out.append(SetDeadline(self._leader.pings.deadline))
 
     def _beat(self, tick: Tick, now: float) -> None:
         if self.state is State.LEAVING and self._leave_by is not None and now >= self._leave_by:
             self._finish(Exit(0))
             return
-        if now - self._beat_at >= self.config.terms.beat:
+        if now - self._leader.beat_at >= self.config.terms.beat:
             self._ping(now)
         if self.state is State.SEATED:
             self._join_in_time(now)
-            if self.state is State.SEATED and now - (self.acked_at or now) > self.config.terms.lost_after:
-                self._note("the leader is silent", level="warning", seconds=round(now - (self.acked_at or now), 1))
+            if self.state is State.SEATED and self._leader.silent_for(now) > self.config.terms.lost_after:
+                self._note("the leader is silent", level="warning", seconds=round(self._leader.silent_for(now), 1))
                 if self._ended():
                     self._finish(self._no_restart(self.cause))
                 else:
                     self._drop(0.0)
-        elif self.state is State.PREPARING and now - (self.acked_at or now) > self.config.terms.lost_after:
+        elif self.state is State.PREPARING and self._leader.silent_for(now) > self.config.terms.lost_after:
             self._expired(Expired(), now)  # no guard holds a deadline for this state yet
 
     def _stand(self, challenge: m.Challenge, now: float) -> None:
@@ -482,7 +493,7 @@ class Member:
         self._say(m.Answer(challenge.nonce), now)
 
     def _expired(self, event: Expired, now: float) -> None:
-        silent = now - (self.acked_at or now)
+        silent = self._leader.silent_for(now)
         text = f"the leader was silent for {silent:.1f} s: the lease ran out and the engine was killed"
         cause = Cause(CauseKind.LEADER, self.config.rank, text)
         if self._gap.explains(silent, now):
@@ -498,16 +509,11 @@ class Member:
             self._note("the leader's epoch is not of this group", level="warning", what=wrong)
             self._say(m.Unable(message.epoch, Cause(CauseKind.UNABLE, self.config.rank, wrong), False), now)
             return
-        self.epoch = message.epoch
-        self._spoke = now
-        self.shared = Shared(message.epoch, message.addresses, message.token, message.values)
-        self.epoch_members = message.incarnations
-        self.stage = -1
-        self.cause = None
+        shared = Shared(message.epoch, message.addresses, message.token, message.values)
+        self.latest = MemberEpoch(message.epoch, message.incarnations, now, shared)
         self._served_once = True
-        self._stop_told = False
         self._go(State.PREPARING)
-        self._out.append(DoPrepare(self.shared))
+        self._out.append(DoPrepare(shared))
 
     def _not_of_us(self, message: m.Prepare) -> str:
         """What is wrong with an epoch that has not one address and one launcher for each rank, this one among them."""
@@ -521,12 +527,12 @@ class Member:
     def _able(self, event: Able, now: float) -> None:
         if event.epoch != self.epoch:
             return
-        if not self._pings.valid(now):
+        if not self._leader.pings.valid(now):
             cause = Cause(CauseKind.UNABLE, self.config.rank, "no valid lease: the leader was silent while preparing")
             self._say(m.Unable(event.epoch, cause, True), now)
             return
         self._go(State.STARTING)
-        self._out.append(SetDeadline(self._pings.deadline))
+        self._out.append(SetDeadline(self._leader.pings.deadline))
         self._say(m.Prepared(event.epoch), now)
 
     def _not_able(self, event: NotAble, now: float) -> None:
@@ -536,10 +542,10 @@ class Member:
     def _start(self, message: m.Start, now: float) -> None:
         if message.epoch != self.epoch or message.stage <= self.stage:
             return
-        if not self._pings.valid(now):
+        if not self._leader.pings.valid(now):
             self._expired(Expired(), now)
             return
-        self.stage = message.stage
+        self._this.stage = message.stage
         self._out.append(DoStage(message.epoch, message.stage))
 
     def _done(self, event: Done, now: float) -> None:
@@ -568,20 +574,20 @@ class Member:
         if message.epoch != self.epoch:
             self._say(m.Stopped(message.epoch), now)  # of an epoch that we have nothing of
             return
-        self._stop_told = True
+        self._this.stop_told = True
         self._begin_stop(message.cause, message.grace)
         self._date(now)
 
     def _stop_sooner(self, message: m.Stop, now: float) -> None:
         if message.epoch == self.epoch:
-            self._stop_told = True
+            self._this.stop_told = True
             self._out.append(DoStop(message.grace, message.cause))
 
     def _stopped(self, message: m.Stop, now: float) -> None:
         self._say(m.Stopped(message.epoch), now)
 
     def _begin_stop(self, cause: Cause, grace: float) -> None:
-        self.cause = cause
+        self._this.cause = cause
         if self.news.first_failure is None and cause.kind is not CauseKind.DRAIN:
             self.news = replace(self.news, first_failure=cause)  # if this leader can't tell the next one, we can
         self._go(State.STOPPING)
@@ -599,17 +605,17 @@ class Member:
 
     def _stop_alone(self, cause: Cause, grace: float, now: float) -> None:
         """Without the leader: the connection is given up, and the leader is looked up anew when all is gone."""
-        if self._connected and self.epoch is not None:
+        if self._leader.connected and self.epoch is not None:
             self._say(m.Failed(self.epoch, cause), now)
             self._out.append(Hang(LINK))
-        self._connected = False
+        self._leader.connected = False
         self._begin_stop(cause, grace)
         self._date(now)
         if not self.config.may_restart:
             self._exit = self._no_restart(cause)
 
     def _leader_lost(self, closed: Closed, now: float) -> None:
-        self._connected = False
+        self._leader.connected = False
         text = f"the leader is gone: the connection closed{' (' + closed.why + ')' if closed.why else ''}"
         cause = Cause(CauseKind.LEADER, 0, text)
         if self._gap.recent(now):
@@ -619,8 +625,9 @@ class Member:
 
     def _cut(self, closed: Closed, now: float) -> None:
         """The connection closed while stopping: go on, and look for the leader when all is gone."""
-        self._connected = False
-        self._stop_told = False
+        self._leader.connected = False
+        if self.latest is not None:
+            self.latest.stop_told = False
         failed = self.state is State.STOPPING and self.cause is not None and self.cause.kind is not CauseKind.DRAIN
         if failed and self._exit is None and not self.config.may_restart:  # nobody is left to say `abort`
             self._exit = self._no_restart(self.cause)
@@ -630,16 +637,17 @@ class Member:
             self._note("not clean yet", level="error", what=gone.text)
             return
         self._out.append(SetDeadline(None))
-        told, self._stop_told = self._stop_told and self._connected, False
-        if told and self.epoch is not None:
-            self._say(m.Stopped(self.epoch, gone.seconds), now)
+        epoch = self._this
+        told, epoch.stop_told = epoch.stop_told and self._leader.connected, False
+        if told:
+            self._say(m.Stopped(epoch.name, gone.seconds), now)
         if self._exit is not None:
             self._finish(self._exit)
         elif self.terminating:
             self._leave_or_exit(told)
         elif told:
             self._go(State.SEATED)
-            self.acked_at = now
+            self._leader.acked_at = now
         else:
             self._drop_if_connected()
             self._go(State.SEEKING)
@@ -652,8 +660,8 @@ class Member:
             self._finish(Exit(0))
 
     def _drop_if_connected(self) -> None:
-        if self._connected:
-            self._connected = False
+        if self._leader.connected:
+            self._leader.connected = False
             self._out.append(Hang(LINK))
 
     # ------------------------------------------------------------------------------------------------ told to go
@@ -719,11 +727,11 @@ class Member:
             news = replace(news, first_failure=before.first_failure, first_epoch=before.first_epoch)
         elif (news.first_failure, news.first_epoch) != (before.first_failure, before.first_epoch):
             self.first_at = None if news.first_age is None else now - news.first_age
-        if news.over is not None and news.over == self.epoch:
-            self.epoch_members = news.lost  # all others have stopped
+        if self.latest is not None and news.over == self.latest.name:
+            self.latest.members = news.lost  # all others have stopped
         self.news, self.news_at = news, now
         # It may have been held up. But it was said after the newest good ping: no charge is younger than that makes it.
-        self._charged_by = self._seated_at if self._pings.since is None else self._pings.since
+        self._charged_by = self._leader.seated_at if self._leader.pings.since is None else self._leader.pings.since
 
     def charges(self, now: float) -> tuple[float, ...]:
         """Ages of the restarts charged, as far as we know: what is remembered grows old as it does for the leader."""

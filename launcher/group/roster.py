@@ -1,12 +1,29 @@
-"""Who is there: the leader's notes on every rank, and how the members differ."""
+"""Who is there: the leader's seats, the connections that hold them, and the rivals that claim one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from launcher.group import messages as m
 from launcher.group.lease import Contact
+
+LOCAL = 0  #: the connection of rank 0, inside the leader's process
+CHALLENGE_SECONDS = 2.0  #: for the holder of a rank to answer that it is there
+MOST_SUPERSEDED = 4096  #: incarnations that are remembered
+MANY = 64  #: seats; with more, what takes a pass over all of them is not done at every message
+
+
+@dataclass
+class Part:
+    """A seat's part in one epoch. The part of a seat that was in no epoch yet is empty."""
+
+    member: bool = False  #: it takes part, stopped or not
+    joined: bool = False  #: it has not said `stopped`: processes of its engine may be running
+    done: int = -2  #: -2: nothing; -1: prepared; k: stage k done
+    told_stop: bool = False
+    report: m.Report | None = None
+    moved: float = 0.0  #: when its activity last moved, less the seconds put off until then
 
 
 @dataclass
@@ -17,18 +34,21 @@ class Seat:
     hello: m.Hello
     contact: Contact
     heard: float  #: when its hello came
-    clean: bool = True  #: none of its engine's processes can be running
-    joined: bool = False  #: takes part in the current epoch and has not said `stopped`
-    member: bool = False  #: takes part in the current or the last epoch, stopped or not
-    done: int = -2  #: -2: nothing; -1: prepared; k: stage k done
-    told_stop: bool = False
     leaving: float | None = None  #: when the platform kills it
-    report: m.Report | None = None
-    moved: float = 0.0  #: when its activity last moved, less the seconds put off until then
+    part: Part = field(default_factory=Part)  #: in the current or the latest epoch
     rival: Rival | None = None
 
     def __post_init__(self) -> None:
         self.print = hash((self.hello.size, *sorted(self.hello.fingerprint.items())))
+
+    @property
+    def joined(self) -> bool:
+        """It takes part in the current epoch and has not said `stopped`."""
+        return self.part.joined
+
+    @property
+    def report(self) -> m.Report | None:
+        return self.part.report
 
     @property
     def clears(self) -> frozenset[str]:
@@ -38,7 +58,7 @@ class Seat:
     @property
     def tail(self) -> tuple[str, ...]:
         """Its last lines of output, as far as the leader has heard."""
-        return self.report.tail if self.report is not None else ()
+        return self.part.report.tail if self.part.report is not None else ()
 
 
 @dataclass
@@ -50,6 +70,80 @@ class Rival:
     nonce: str
     heard: float  #: when its hello came
     until: float
+
+
+class Roster:
+    """The seats by rank. A connection holds at most one of them, and a seat has at most one rival."""
+
+    def __init__(self, group: str, size: int) -> None:
+        self.seats: dict[int, Seat] = {}
+        self.by_conn: dict[int, int] = {}
+        self.superseded: dict[str, None] = {}  #: incarnations whose rank was given to another pod, the latest last
+        self._group = group
+        self._size = size
+        self._claims: dict[int, int] = {}  # connections of rivals, and the rank that each has claimed
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(rank for rank in range(self._size) if rank not in self.seats)
+
+    def seat_of(self, conn: int) -> Seat | None:
+        rank = self.by_conn.get(conn)
+        return None if rank is None else self.seats[rank]
+
+    def refusal(self, conn: int, hello: m.Hello) -> m.Rejected | None:
+        """Why this hello can't be accepted; None: it can."""
+        if hello.protocol != m.PROTOCOL:
+            return m.Rejected(
+                "protocol", f"this leader speaks protocol {m.PROTOCOL}, rank {hello.rank} speaks {hello.protocol}", 5
+            )
+        if hello.group != self._group:
+            return m.Rejected("wrong_group", f"this is the leader of group {self._group}, not of {hello.group}", 1)
+        if hello.rank >= self._size:
+            text = f"rank {hello.rank} of size {hello.size} came, but the leader's size is {self._size}: check --size"
+            return m.Rejected("rank_range", text, 5)
+        if hello.rank == 0 and conn != LOCAL:
+            return m.Rejected("duplicate", f"rank 0 is this leader; {hello.address} also says it is rank 0", 5)
+        if self.by_conn.get(conn, hello.rank) != hello.rank:
+            text = f"this connection is rank {self.by_conn[conn]}; it cannot be rank {hello.rank} too"
+            return m.Rejected("protocol", text, 5)
+        if hello.incarnation in self.superseded:
+            return m.Rejected("superseded", f"rank {hello.rank} was taken over by another pod", 1)
+        return None
+
+    def add(self, seat: Seat) -> None:
+        self.seats[seat.hello.rank] = seat
+        self.by_conn[seat.conn] = seat.hello.rank
+
+    def remove(self, seat: Seat) -> None:
+        del self.seats[seat.hello.rank]
+        self.by_conn.pop(seat.conn, None)
+
+    def claim(self, rival: Rival) -> None:
+        self.seats[rival.hello.rank].rival = rival
+        self._claims[rival.conn] = rival.hello.rank
+
+    def drop_rival(self, conn: int) -> None:
+        """What this connection has claimed it claims no more."""
+        seat = self.seats.get(self._claims.pop(conn, -1))
+        if seat is not None and seat.rival is not None and seat.rival.conn == conn:
+            seat.rival = None
+
+    def unanswered(self, now: float) -> Iterator[tuple[Seat, Rival]]:
+        """Seats whose holder has not answered a challenge in time. They may change while this is iterated over."""
+        if not self._claims:
+            return
+        for seat in list(self.seats.values()):
+            rival = seat.rival
+            if rival is not None and now >= rival.until:
+                yield seat, rival
+
+    def supersede(self, seat: Seat) -> None:
+        """Its rank goes to the rival: the holder is not accepted again under its name."""
+        seat.rival = None
+        self.superseded[seat.hello.incarnation] = None
+        while len(self.superseded) > MOST_SUPERSEDED:
+            self.superseded.pop(next(iter(self.superseded)))
 
 
 def alike(seats: Iterable[Seat], size: int) -> bool:

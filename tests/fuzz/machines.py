@@ -12,7 +12,9 @@ from launcher.cli import sources
 from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
+from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Closed, Hang, Say, SayAll, Tick
+from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
 from launcher.settings import Settings
 from tests.fuzz import values
@@ -111,7 +113,7 @@ def helpful(rng: random.Random, machine: co.Coordinator, conn: int, mark: int, s
         co.Phase.DRAINING: (m.Drained(epoch), m.Stopped(epoch)),
         co.Phase.STOPPING: (m.Stopped(epoch),),
     }
-    if conn not in machine._by_conn:
+    if conn not in machine.roster.by_conn:
         hello = m.Hello("g", conn, SIZE, f"m{conn}", f"10.0.0.{conn}", last_epoch=machine.epoch)
         return hello if conn < SIZE else m.Ping(seq, mark)
     return rng.choice((m.Ping(seq, mark), *said.get(machine.phase, ())))
@@ -119,10 +121,12 @@ def helpful(rng: random.Random, machine: co.Coordinator, conn: int, mark: int, s
 
 def coordinator(rng: random.Random) -> None:
     """A leader of three, among whose members and strangers anybody may say anything."""
-    config = co.Config("g", SIZE, OWN, join_timeout=rng.choice((None, 60.0)), max_restarts=rng.choice((0, 2, 10)))
+    config = CoordinatorConfig(
+        "g", SIZE, OWN, join_timeout=rng.choice((None, 60.0)), max_restarts=rng.choice((0, 2, 10))
+    )
     now, hostile = rng.choice((0.0, 1e5, 3e9)), rng.choice((0.03, 0.1, 0.3, 0.9))
     machine = co.Coordinator(config, now, random.Random(rng.getrandbits(32)))
-    machine.stages = (co.Stage("one"), co.Stage("two", 60.0, "look"))
+    machine.stages = (StageLimit("one"), StageLimit("two", 60.0, "look"))
     marks: dict[int, int] = {}
     for seq in range(1, rng.choice((20, 60, 120))):
         conn = rng.randrange(SIZE + 2)
@@ -130,11 +134,11 @@ def coordinator(rng: random.Random) -> None:
         if rng.random() > hostile:
             event = helpful(rng, machine, conn, marks.get(conn, 0), seq)
             if rng.random() < 0.15:
-                event, conn, now = Tick(), co.LOCAL, now + rng.choice((0.05, 0.3, 0.5))
+                event, conn, now = Tick(), LOCAL, now + rng.choice((0.05, 0.3, 0.5))
         elif rng.random() < 0.1:
             event = Closed(rng.choice(("", values.text(rng))))
         elif rng.random() < 0.1:
-            event, conn, now = Tick(), co.LOCAL, later(rng, now)
+            event, conn, now = Tick(), LOCAL, later(rng, now)
         else:
             event = decoded(rng, m.MEMBER_SAYS, machine.epoch)
         for action in machine.handle(event, conn, now):
@@ -170,7 +174,7 @@ def obliging(rng: random.Random, machine: me.Member, sent: int) -> Any:
 def member(rng: random.Random) -> None:
     """A member of three whose leader may say anything, in any order, and whose own pod says what pods say."""
     last = rng.choice((None, (Epoch(rng.choice((1, 2**40)), "old"), ("a", "b", "c"))))
-    config = me.Config("g", 1, SIZE, "pod-1", "m1", join_timeout=rng.choice((None, 60.0)), last=last)
+    config = MemberConfig("g", 1, SIZE, "pod-1", "m1", join_timeout=rng.choice((None, 60.0)), last=last)
     now, hostile, sent = rng.choice((0.0, 1e5, 3e9)), rng.choice((0.03, 0.1, 0.3, 0.9)), 0
     machine = me.Member(config, now)
     machine.address = "10.0.0.1"
@@ -205,7 +209,7 @@ def member(rng: random.Random) -> None:
 
 def check_hello(before: SavedState) -> None:
     """A launcher that remembers this says a hello that a leader can read."""
-    config = me.Config("g", 1, 2, "pod-1", "new", last=before.last, died=before.killed(1))
+    config = MemberConfig("g", 1, 2, "pod-1", "new", last=before.last, died=before.killed(1))
     machine = me.Member(config, 0.0)
     machine.address = "10.0.0.1"
     if before.incarnation:

@@ -1,19 +1,21 @@
 """Draws the two state machines from their own tables into docs/protocol.md: `python -m tests.simulation.diagram`.
 
-The edges and the answers are those of LEADS and TABLE; only the words on the edges are written here, and there must be
-words for every edge and no other (`test_diagram.py`).
+The edges and the answers are those of LEADS and `answers`; only the words on the edges are written here, and there
+must be words for every edge and no other (`test_diagram.py`).
 """
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from launcher.group import coordinator as c
 from launcher.group import member as mb
+from launcher.group.config import CoordinatorConfig, MemberConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 
@@ -54,13 +56,17 @@ MEMBER: Mapping[tuple[Enum, Enum], str] = {
     (S.LEAVING, S.GONE): "goodbye, closed, or the grace is over",
 }
 
-Machine = tuple[
-    Mapping[tuple[Enum, Enum], str], Mapping[Any, frozenset[Any]], Mapping[Any, Mapping[type[Any], str]], Enum
-]
+Table = Mapping[Any, Mapping[type[Any], Callable[..., None]]]
+Machine = tuple[Mapping[tuple[Enum, Enum], str], Mapping[Any, frozenset[Any]], Table, Enum]
+
+TABLES: dict[str, Table] = {
+    "coordinator": c.Coordinator(CoordinatorConfig("", 1, ""), 0.0, random.Random(0)).answers,
+    "member": mb.Member(MemberConfig("", 0, 1, "", ""), 0.0).answers,
+}
 
 MACHINES: dict[str, Machine] = {
-    "coordinator": (COORDINATOR, c.LEADS, c.TABLE, P.WAITING),
-    "member": (MEMBER, mb.LEADS, mb.TABLE, S.CLEANING),
+    "coordinator": (COORDINATOR, c.LEADS, TABLES["coordinator"], P.WAITING),
+    "member": (MEMBER, mb.LEADS, TABLES["member"], S.CLEANING),
 }
 
 
@@ -83,7 +89,7 @@ def answers(name: str) -> str:
     states = list(table)
     lines = ["| event | " + " | ".join(s.value for s in states) + " |", "|---" * (len(states) + 1) + "|"]
     for event in table[states[0]]:
-        row = (table[s][event].replace("_", " ") for s in states)
+        row = (table[s][event].__name__[1:].replace("_", " ") for s in states)
         lines.append(
             f"| **{event.__name__}** | " + " | ".join("·" if a in ("idle", "stale") else a for a in row) + " |"
         )

@@ -17,10 +17,11 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.budget import Budget, Verdict
+from launcher.group.config import CoordinatorConfig, MemberConfig
 from launcher.group.events import Closed, Hang
 from launcher.group.history import History
 from launcher.group.lease import Contact, Terms
-from launcher.group.roster import Seat
+from launcher.group.roster import LOCAL, Seat
 from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.cluster import Rules
 from tests.simulation.network import End
@@ -72,14 +73,14 @@ def together(*mutations: Mutation) -> Rules:
 class NoFence(c.Coordinator):
     def _give_up_seat(self, seat: Seat) -> None:
         super()._give_up_seat(seat)
-        self._fences.lost.clear()
+        self.fences.lost.clear()
 
 
 @leader("clocks differ: what stands for a lease here is 1.02 of it", "clocks_apart")
 class NoRoomForDrift(c.Coordinator):
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+    def __init__(self, config: CoordinatorConfig, now: float, rng: Any) -> None:
         super().__init__(config, now, rng)
-        self._fences.terms = _NoRoom(config.terms.lease)
+        self.fences.terms = _NoRoom(config.terms.lease)
 
 
 class _NoRoom(Terms):
@@ -95,7 +96,7 @@ class _NoRoom(Terms):
     "NeverHangsUp",
 )
 class AcksTheLost(c.Coordinator):
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+    def __init__(self, config: CoordinatorConfig, now: float, rng: Any) -> None:
         super().__init__(config, now, rng)
         self._once: dict[int, Seat] = {}
 
@@ -122,20 +123,20 @@ class NeverHangsUp(c.Coordinator):
 @leader("a member that is lost while it stops leaves a fence, too", "cut_off_as_another_fails")
 class NoFenceWhileStopping(c.Coordinator):
     def _give_up_seat(self, seat: Seat) -> None:
-        clean, seat.clean = seat.clean, seat.clean or self.phase is c.Phase.STOPPING
+        joined, seat.part.joined = seat.joined, seat.joined and self.phase is not c.Phase.STOPPING
         super()._give_up_seat(seat)
-        seat.clean = clean
+        seat.part.joined = joined
 
 
 @leader("F counts members that have stopped until the epoch is over", "cut_off_when_it_has_stopped")
 class StoppedNotInF(c.Coordinator):
     def _freshness(self, now: float) -> float:
         for seat in self.seats.values():
-            seat.member = seat.joined
+            seat.part.member = seat.part.joined
         return super()._freshness(now)
 
     def _give_up_seat(self, seat: Seat) -> None:
-        seat.member = seat.joined
+        seat.part.member = seat.part.joined
         super()._give_up_seat(seat)
 
 
@@ -159,7 +160,7 @@ class AnyEcho(c.Coordinator):
 class StoppedNotAwaited(c.Coordinator):
     def _over_if_all_stopped(self, now: float) -> None:
         for seat in self.seats.values():
-            seat.joined, seat.clean = False, True
+            seat.part.joined = False
         super()._over_if_all_stopped(now)
 
 
@@ -167,7 +168,7 @@ class StoppedNotAwaited(c.Coordinator):
 class ForeignNotAwaited(c.Coordinator):
     def _take_in(self, hello: m.Hello, now: float) -> None:
         super()._take_in(hello, now)
-        self._fences.foreign.clear()
+        self.fences.foreign.clear()
 
 
 @leader(
@@ -176,15 +177,15 @@ class ForeignNotAwaited(c.Coordinator):
 )
 class HelloBelieved(c.Coordinator):
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
-        if self._refusal(conn, hello) is None:
-            self._fences.clear({hello.incarnation}, now)
+        if self.roster.refusal(conn, hello) is None:
+            self.fences.clear({hello.incarnation}, now)
         super()._admit(conn, hello, now)
 
 
 @leader("what a hello remembers counts when its connection has answered", "leader_agent_killed")
 class HelloTakenIn(c.Coordinator):
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
-        if conn != c.LOCAL:
+        if conn != LOCAL:
             self._take_in(hello, now)
         super()._admit(conn, hello, now)
 
@@ -217,7 +218,7 @@ class LeavesAtOnce(c.Coordinator):
 
 @member("where nobody brings a leader back, nobody looks for one without end", "leader_gone_for_good")
 class SeeksForEver(mb.Member):
-    def __init__(self, config: mb.Config, now: float) -> None:
+    def __init__(self, config: MemberConfig, now: float) -> None:
         super().__init__(replace(config, rejoin_timeout=None), now)
 
 
@@ -237,7 +238,8 @@ class OldHelloHeard(c.Coordinator):
 class FrozenNot(c.Coordinator):
     def _give_up_seat(self, seat: Seat) -> None:
         super()._give_up_seat(seat)
-        self._frozen = None
+        if self.latest is not None:
+            self.latest.frozen = None
 
 
 @leader("a ping is good only if it arrived before the oldest contact of all")
@@ -249,17 +251,17 @@ class EveryPingGood(c.Coordinator):
 @leader("the number of an epoch is higher than any that a member knows")
 class NumbersRepeat(c.Coordinator):
     def _take_in(self, hello: m.Hello, now: float) -> None:
-        n = self._n
+        n = self.highest_n
         super()._take_in(hello, now)
-        self._n = n
+        self.highest_n = n
 
 
 @member("hello and `stopped` are said when nothing is left")
 class CleanAtOnce(mb.Member):
     def _begin_stop(self, cause: Cause, grace: float) -> None:
         super()._begin_stop(cause, grace)
-        self._stop_told = self._connected
-        self._gone(mb.Gone(), self._beat_at)
+        self._this.stop_told = self._leader.connected
+        self._gone(mb.Gone(), self._leader.beat_at)
 
 
 @member("hello tells of the last epoch", "leader_cut_off")
@@ -270,7 +272,7 @@ class ForgetsEpoch(mb.Member):
 
 @member("a new launcher in a pod knows the last epoch of the one before", "leader_cut_off_and_agents_killed")
 class NoMemory(mb.Member):
-    def __init__(self, config: mb.Config, now: float) -> None:
+    def __init__(self, config: MemberConfig, now: float) -> None:
         super().__init__(replace(config, last=None), now)
 
 
@@ -283,9 +285,10 @@ class QuietTooLong(mb.Member):
 @member("whatever is said to a leader counts as spoken to it, not `prepared` alone", "leader_cut_off_later")
 class SpokeOnce(mb.Member):
     def _say(self, message: Any, now: float) -> None:
-        spoke = self._spoke
+        spoke = None if self.latest is None else self.latest.spoke
         super()._say(message, now)
-        self._spoke = spoke
+        if self.latest is not None and spoke is not None:
+            self.latest.spoke = spoke
 
 
 @member("hellos are numbered", "late_hello")
@@ -303,7 +306,7 @@ class StartsEarly(c.Coordinator):
     def _prepared(self, conn: int, message: m.Prepared, now: float) -> None:
         if self._current(conn, message.epoch) is not None:
             for seat in self.seats.values():
-                seat.done = -1
+                seat.part.done = -1
         super()._prepared(conn, message, now)
 
 
@@ -318,7 +321,7 @@ class StagesOverlap(c.Coordinator):
     def _stage_done(self, conn: int, message: m.StageDone, now: float) -> None:
         if self._current(conn, message.epoch) is not None:
             for seat in self.seats.values():
-                seat.done = max(seat.done, message.stage)
+                seat.part.done = max(seat.part.done, message.stage)
         super()._stage_done(conn, message, now)
 
 
@@ -363,7 +366,7 @@ class NoDeadline(mb.Member):
 class StartsWithoutLease(mb.Member):
     def _start(self, message: m.Start, now: float) -> None:
         if message.epoch == self.epoch and message.stage > self.stage:
-            self.stage = message.stage
+            self._this.stage = message.stage
             self._out.append(mb.DoStage(message.epoch, message.stage))
 
 
@@ -443,19 +446,19 @@ class AnyGroup(c.Coordinator):
 @member("the deadline counts from the sending of the ping, not from the coming of the ack", "acks_held")
 class LeaseFromAck(mb.Member):
     def _acked(self, ack: m.Ack, now: float) -> None:
-        before = self._pings.since
+        before = self._leader.pings.since
         super()._acked(ack, now)
-        if self._pings.since != before:
-            self._pings.since = now
+        if self._leader.pings.since != before:
+            self._leader.pings.since = now
             self._out = [
-                mb.SetDeadline(self._pings.deadline) if isinstance(a, mb.SetDeadline) else a for a in self._out
+                mb.SetDeadline(self._leader.pings.deadline) if isinstance(a, mb.SetDeadline) else a for a in self._out
             ]
 
 
 @member("a closed connection to the leader ends the engine", "leader_agent_killed")
 class LeaderNotMissed(mb.Member):
     def _leader_lost(self, closed: Closed, now: float) -> None:
-        self._connected = False
+        self._leader.connected = False
 
 
 @member("what breaks is told")
@@ -547,14 +550,14 @@ class ChallengeSkipped(c.Coordinator):
 class SupersededAccepted(c.Coordinator):
     def _challenges(self, now: float) -> None:
         super()._challenges(now)
-        self._superseded.clear()
+        self.roster.superseded.clear()
 
 
 @member("a leader that is silent while we prepare is given up", "half_open")
 class PreparesForEver(mb.Member):
     def _beat(self, tick: Any, now: float) -> None:
         if self.state is mb.State.PREPARING:
-            if now - self._beat_at >= self.config.terms.beat:
+            if now - self._leader.beat_at >= self.config.terms.beat:
                 self._ping(now)
         else:
             super()._beat(tick, now)
@@ -594,9 +597,9 @@ class ReplacesIgnored(c.Coordinator):
 @leader("a fence of another leader's epoch falls when all its members are back", "leader_agent_killed")
 class ForeignNeverCleared(c.Coordinator):
     def _clear(self, seat: Seat) -> None:
-        foreign = dict(self._fences.foreign)
+        foreign = dict(self.fences.foreign)
         super()._clear(seat)
-        self._fences.foreign = foreign
+        self.fences.foreign = foreign
 
 
 class _OtherBudget(c.Coordinator):
@@ -604,7 +607,7 @@ class _OtherBudget(c.Coordinator):
 
     kind: type[Budget]
 
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+    def __init__(self, config: CoordinatorConfig, now: float, rng: Any) -> None:
         super().__init__(config, now, rng)
         self.budget.__class__ = self.kind
 
@@ -641,21 +644,21 @@ class NoBackoff(_OtherBudget):
 
 @leader("the back-off has a limit", "fails_and_fails")
 class BackoffUnbounded(c.Coordinator):
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+    def __init__(self, config: CoordinatorConfig, now: float, rng: Any) -> None:
         super().__init__(replace(config, restart_backoff=1e9), now, rng)
 
 
 @leader("a new leader of a group that has run waits for whoever is away", "leader_replaced_and_one_away")
 class GathersAnew(c.Coordinator):
     def _give_up_waiting(self, now: float) -> None:
-        n, self._n = self._n, 0
+        n, self.highest_n = self.highest_n, 0
         super()._give_up_waiting(now)
-        self._n = n
+        self.highest_n = n
 
 
 @member("a new launcher in a pod that was in an epoch waits for its leader", "agents_killed_and_one_away")
 class JoinsAnew(mb.Member):
-    def __init__(self, config: mb.Config, now: float) -> None:
+    def __init__(self, config: MemberConfig, now: float) -> None:
         super().__init__(config, now)
         self._served_once = False
 
@@ -817,7 +820,7 @@ class DeathAfterReturn(c.Coordinator):
 
 @leader("the first failure stays")
 class FirstOverwritten(c.Coordinator):
-    def __init__(self, config: c.Config, now: float, rng: Any) -> None:
+    def __init__(self, config: CoordinatorConfig, now: float, rng: Any) -> None:
         super().__init__(config, now, rng)
         self.history.__class__ = _Overwrites
 
@@ -826,7 +829,7 @@ class FirstOverwritten(c.Coordinator):
 class LastFailureTold(c.Coordinator):
     def _settle_cause(self) -> None:
         if self.cause is not None and self.cause.kind is not CauseKind.DRAIN:
-            self.cause = self._ends.all[-1].cause
+            self._this.cause = self._this.ends.all[-1].cause
 
 
 @leader("the first failure is not the one that is heard first", "told_late")
@@ -840,7 +843,7 @@ class AlwaysCertain(c.Coordinator):
     def _settle_cause(self) -> None:
         super()._settle_cause()
         if self.cause is not None:
-            self.cause = replace(self.cause, rivals=())
+            self._this.cause = replace(self.cause, rivals=())
 
 
 @leader("each member's clock is mapped to the leader's", "told_late")

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
+from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
+from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.network import End
 
@@ -372,7 +374,7 @@ class Agent:
         self.left: dict[Epoch, float] = {}  #: when this member last took part in an epoch, in true time
         self._queues: dict[Any, deque[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
         now = self.local
-        config = mb.Config(
+        config = MemberConfig(
             group=pod.group,
             rank=pod.rank,
             size=pod.size,
@@ -392,7 +394,7 @@ class Agent:
         self.member.fingerprint = dict(pod.fingerprint)
         self.coordinator: c.Coordinator | None = None
         if pod.rank == 0:
-            leads = c.Config(
+            leads = CoordinatorConfig(
                 group=pod.group,
                 size=pod.size,
                 incarnation=incarnation,
@@ -406,7 +408,7 @@ class Agent:
                 highest_n=pod.highest_n,
             )
             self.coordinator = cluster.rules.coordinator(leads, now, self.world.rng)
-            self.coordinator.stages = tuple(c.Stage(f"stage{i}") for i in range(len(cluster.plan.stages)))
+            self.coordinator.stages = tuple(StageLimit(f"stage{i}") for i in range(len(cluster.plan.stages)))
         self.ends: dict[int, End] = {}  # the leader's connections
         self.hung: set[int] = set()
         self._next_conn = 0
@@ -481,7 +483,7 @@ class Agent:
         if self._member_ticks_first:
             self.follow(TICK)
         if self.coordinator is not None and self.dead_at is None:
-            self.lead(TICK, c.LOCAL)
+            self.lead(TICK, LOCAL)
         if not self._member_ticks_first and self.dead_at is None:
             self.follow(TICK)
 
@@ -505,7 +507,7 @@ class Agent:
                 self.world.note(self._leads, action.event, dict(action.fields))
 
     def _tell(self, conn: int, message: Any) -> None:
-        if conn == c.LOCAL:
+        if conn == LOCAL:
             self.world.at(0.0, self.post, "local", self.follow, message)
             return
         end = self.ends.get(conn)
@@ -515,7 +517,7 @@ class Agent:
             end.send(self.cluster.wire(message, m.LEADER_SAYS) if self.cluster.net.on_the_wire else message)
 
     def _hang_up(self, conn: int) -> None:
-        if conn == c.LOCAL:
+        if conn == LOCAL:
             return  # there is nothing to hang up: the agent has one queue for both, and the member finds out by itself
         self.hung.add(conn)
         end = self.ends.pop(conn, None)
@@ -558,7 +560,7 @@ class Agent:
         if type(message) is m.Prepared:
             self.truth.prepared(self, message.epoch)
         if self.pod.rank == 0:
-            self.world.at(0.0, self.post, "local", self.lead, message, c.LOCAL)
+            self.world.at(0.0, self.post, "local", self.lead, message, LOCAL)
         elif self._link is not None:
             self._link.send(self.cluster.wire(message, m.MEMBER_SAYS) if self.cluster.net.on_the_wire else message)
 

@@ -20,6 +20,7 @@ and two groups of pods that have no launcher in common (nobody is left who could
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ExitCode
@@ -28,6 +29,7 @@ from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.events import Hang, Say, SayAll, Tick
 from launcher.group.history import Ended
+from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.restarts import Restarts
 
@@ -369,7 +371,7 @@ class Truth:
         """What a leader knows before it hears a hello, or a word of somebody who has no seat."""
         leader = agent.coordinator
         assert leader is not None
-        if type(event) is m.Hello or (conn not in leader._by_conn and conn != c.LOCAL):
+        if type(event) is m.Hello or (conn not in leader.roster.by_conn and conn != LOCAL):
             return _remembered(leader, agent.local), _seated(leader)
         return None
 
@@ -378,9 +380,9 @@ class Truth:
         assert leader is not None
         knew, (seats, *state) = before
         knows, has = _remembered(leader, agent.local), _seated(leader)
-        rank = leader._by_conn.get(conn)
+        rank = leader.roster.by_conn.get(conn)
         accepted = any(type(a) is Say and a.conn == conn and type(a.message) is m.Accepted for a in actions)
-        if conn == c.LOCAL and accepted and seats.get(0, ("",))[0] == event.incarnation:
+        if conn == LOCAL and accepted and seats.get(0, ("",))[0] == event.incarnation:
             return  # rank 0 is back: it has the one connection inside this process, whatever became of its seat
         if rank is None or (rank in seats and seats[rank][1] == conn):  # refused, asked about, or of no use
             if leader.phase is not c.Phase.ABORTED and (knew, (seats, *state)) != (knows, has):
@@ -424,8 +426,8 @@ class Truth:
                 self._epoch_over(agent, leader)
         if made is not None:
             self.restarts.begins(agent, leader, made)
-        if kind is m.Leaving and conn in leader._by_conn:
-            self._leaving.add(leader.seats[leader._by_conn[conn]].hello.incarnation)
+        if kind is m.Leaving and conn in leader.roster.by_conn:
+            self._leaving.add(leader.seats[leader.roster.by_conn[conn]].hello.incarnation)
         if kind is m.Hello and event.group != leader.config.group and accepts:
             self.world.broken("whole", f"rank {event.rank} of {event.group} is let into {leader.config.group}")
         if hangs:
@@ -463,7 +465,7 @@ class Truth:
         """Who is turned away hears why, unless what he said was said before what he says now."""
         known = self.answered[leader.config.incarnation]
         for action in actions:
-            if type(action) is Hang and action.conn not in known and action.conn != c.LOCAL:
+            if type(action) is Hang and action.conn not in known and action.conn != LOCAL:
                 seat = leader.seats.get(event.rank) if type(event) is m.Hello else None
                 if seat is None or seat.hello.incarnation != event.incarnation or seat.hello.attempt <= event.attempt:
                     self.world.broken("explains", f"connection {action.conn} is turned away without a word")
@@ -472,7 +474,7 @@ class Truth:
         """A fence is for launchers that are not here: what a pod ran is gone when its launcher has answered."""
         if leader.wait is not c.Wait.FENCED:
             return
-        fences = leader._fences
+        fences = leader.fences
 
         def clean(since: float) -> set[str]:
             """Who has answered after that, and those before them in their pods."""
@@ -585,7 +587,7 @@ class Truth:
     def _proven(self, leader: c.Coordinator, conn: int) -> bool:
         """Whether a launcher has answered, just now, on the connection of its hello: from now on the leader knows what
         it told. For the first time that is how the one before it ended, if it was killed."""
-        rank = leader._by_conn.get(conn)
+        rank = leader.roster.by_conn.get(conn)
         if rank is None or leader.seats[rank].contact.proven is None:
             return False
         hello = leader.seats[rank].hello
@@ -617,10 +619,10 @@ class Truth:
 
     def _not_fenced_for_nothing(self, leader: c.Coordinator) -> None:
         """A leader that left in good order is not waited for by the next one, if anybody is here whom it has told."""
-        if leader.wait is not c.Wait.FENCED or leader._fences.lost:
+        if leader.wait is not c.Wait.FENCED or leader.fences.lost:
             return
         here = {seat.hello.incarnation for seat in leader.seats.values()}
-        for epoch, (absent, _) in leader._fences.foreign.items():
+        for epoch, (absent, _) in leader.fences.foreign.items():
             if absent and all(self._left_in_order.get(who, set()) & here for who in absent):
                 self.world.broken("recovers", f"{epoch} is waited out, and {sorted(absent)} left in good order")
 
@@ -644,7 +646,7 @@ class Truth:
     def _first_stays(self, leader: c.Coordinator) -> None:
         name, first = leader.config.incarnation, leader.history.first
         before = self._first.get(name)
-        if before is not None and leader._members and (first is None or first.rank != before.rank):
+        if before is not None and leader.latest is not None and (first is None or first.rank != before.rank):
             self.world.broken("explains", f"the first failure ({before}) was covered by {first}")
         if first is not None:
             self._first[name] = first
@@ -652,9 +654,9 @@ class Truth:
 
 def _remembered(leader: c.Coordinator, now: float) -> tuple[Any, ...]:
     """What a leader knows beside who is there: numbers, fences, failures, restarts. What time has ended is left out."""
-    history, budget, fences = leader.history, leader.budget, leader._fences
+    history, budget, fences = leader.history, leader.budget, leader.fences
     return (
-        *(leader._n, leader.epoch, history.first, history.first_n, history.first_at, list(history.ended)[-1:]),
+        *(leader.highest_n, leader.epoch, history.first, history.first_n, history.first_at, list(history.ended)[-1:]),
         tuple(at for at in budget._charges if now - at <= budget._window),
         {k: v for k, v in fences.lost.items() if now < v[1]},
         # One behind which nobody is left stands for nothing; it goes with the next look, whatever brings that about.
@@ -665,10 +667,17 @@ def _remembered(leader: c.Coordinator, now: float) -> tuple[Any, ...]:
 def _seated(leader: c.Coordinator) -> tuple[Any, ...]:
     """Who is there, by rank, and how their epoch goes."""
     by_rank = {
-        rank: (s.hello.incarnation, s.conn, s.clean, s.joined, s.member, s.done, s.told_stop, s.leaving, s.contact.at)
+        rank: (s.hello.incarnation, s.conn, replace(s.part), s.leaving, s.contact.at)
         for rank, s in leader.seats.items()
     }
-    return by_rank, leader.phase, leader.cause, leader._frozen, tuple(leader._superseded), leader._abort
+    return (
+        by_rank,
+        leader.phase,
+        leader.cause,
+        leader.latest and leader.latest.frozen,
+        tuple(leader.roster.superseded),
+        leader.abort,
+    )
 
 
 def _difference(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:

@@ -157,7 +157,7 @@ class Restarts:
     def gathers(self, agent: Agent, leader: c.Coordinator) -> None:
         """A leader is without a whole group: not for longer than it may be, if it is the first time."""
         limit = self.cluster.plan.join_timeout
-        if limit is None or leader.wait is not c.Wait.GATHERING or leader._n or leader.history.ended:
+        if limit is None or leader.wait is not c.Wait.GATHERING or leader.highest_n or leader.history.ended:
             return
         if any(s.contact.proven is None and s.hello.last_epoch is not None for s in leader.seats.values()):
             return  # it tells of an epoch, and will be believed when it has answered
@@ -167,13 +167,13 @@ class Restarts:
     # ------------------------------------------------------------------------------------------------- giving up
 
     def gave_up(self, agent: Agent, leader: c.Coordinator) -> None:
-        abort, books = leader._abort, self._books[leader.config.incarnation]
+        abort, books = leader.abort, self._books[leader.config.incarnation]
         assert abort is not None
         self.aborts.append(abort)
         if abort.cause.kind is CauseKind.JOIN:
             self._first_gathering(agent, [s.hello.last_epoch for s in leader.seats.values()])
         elif not self._may_give_up(abort, books):
-            self.world.broken("recovers", f"the group gave up for no reason: {leader.verdict}")
+            self.world.broken("recovers", f"the group gave up for no reason: {abort.text}")
         self._says_why(leader, abort)
         told = [a for a in self.cluster.agents() if self._hears(a, agent, leader)]
         if self.cluster.plan.linger:

@@ -221,21 +221,21 @@ def _nothing_has_grown(world: World, cluster: Cluster) -> None:
     assert leader is not None
     size = cluster.plan.size
     ends = _leader(cluster).ends.items()
-    answered = cluster.truth.answered.get(leader.config.incarnation, set()) - leader._by_conn.keys()
+    answered = cluster.truth.answered.get(leader.config.incarnation, set()) - leader.roster.by_conn.keys()
     nobodys = [c for c, end in ends if c in answered and not end.dark and not end.peer.dark]
     sizes = {
         "seats": (len(leader.seats), size),
-        "connections": (len(leader._by_conn), size),
+        "connections": (len(leader.roster.by_conn), size),
         "connections of nobody": (len(nobodys), 0),
-        "fences": (len(leader._fences.lost), 0),
-        "foreign epochs": (len(leader._fences.foreign), 4),
-        "superseded": (len(leader._superseded), 64),
+        "fences": (len(leader.fences.lost), 0),
+        "foreign epochs": (len(leader.fences.foreign), 4),
+        "superseded": (len(leader.roster.superseded), 64),
     }
     for seat in leader.seats.values():
         sizes[f"marks of rank {seat.hello.rank}"] = (len(seat.contact._marks), 8)
         sizes[f"pings of rank {seat.hello.rank}"] = (len(seat.contact._pings), 16)
     for agent in cluster.agents():
-        sizes[f"pings sent by {agent.pod.name}"] = (len(agent.member._pings._sent), 16)
+        sizes[f"pings sent by {agent.pod.name}"] = (len(agent.member._leader.pings._sent), 16)
     for what, (is_, may) in sizes.items():
         if is_ > may:
             world.broken("state", f"{is_} {what} are remembered")

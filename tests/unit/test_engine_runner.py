@@ -19,6 +19,7 @@ from launcher.agent.guard_client import GuardClient
 from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.group import member as me
 from launcher.group import messages as m
+from launcher.group.config import MemberConfig
 from launcher.group.events import Say
 from launcher.guard import channel as guard
 from launcher.log import Log
@@ -69,7 +70,7 @@ class Pod:
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1)
         self._loop.set_default_executor(self._executor)
-        self.member = me.Member(me.Config("g", 1, 2, "n", "inc"), 0.0)
+        self.member = me.Member(MemberConfig("g", 1, 2, "n", "inc"), 0.0)
         self.member.address = "127.0.0.1"
         client = GuardClient(guard.GuardChannel(theirs.detach()), self._heard)
         client.open()

@@ -9,13 +9,14 @@ import pytest
 
 from launcher.group import coordinator as c
 from launcher.group import messages as m
+from launcher.group.config import CoordinatorConfig, StageLimit
 from launcher.group.events import Say, SayAll
 from launcher.model import Cause, CauseKind
 
 
 def test_a_long_reason_of_one_that_can_never_take_part_is_read_by_the_others() -> None:
-    leader = c.Coordinator(c.Config("g", 2, "leader"), 0.0, random.Random(1))
-    leader.stages = (c.Stage("serve"),)
+    leader = c.Coordinator(CoordinatorConfig("g", 2, "leader"), 0.0, random.Random(1))
+    leader.stages = (StageLimit("serve"),)
     said: list[Any] = []
 
     def hear(event: Any, conn: int) -> None:

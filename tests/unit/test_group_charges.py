@@ -9,6 +9,7 @@ from typing import Any
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
+from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Say, SayAll, Tick
 from launcher.model import Cause, CauseKind
 
@@ -20,10 +21,10 @@ class Alone:
 
     def __init__(self, incarnation: str, now: float, news: m.News) -> None:
         self.now = now
-        config = c.Config("g", 1, incarnation, max_restarts=3, restart_window=3600.0, restart_backoff=1.0)
+        config = CoordinatorConfig("g", 1, incarnation, max_restarts=3, restart_window=3600.0, restart_backoff=1.0)
         self.leader = c.Coordinator(config, now, random.Random(1))
-        self.leader.stages = (c.Stage("serve"),)
-        self.member = mb.Member(mb.Config("g", 0, 1, "n", incarnation), now)
+        self.leader.stages = (StageLimit("serve"),)
+        self.member = mb.Member(MemberConfig("g", 0, 1, "n", incarnation), now)
         self.member.news = news
         self.member.address = "127.0.0.1"
         self.exit: mb.Exit | None = None
@@ -102,13 +103,13 @@ def test_a_new_leader_does_not_date_old_charges_anew() -> None:
 
 def test_news_that_was_held_up_makes_no_charge_younger() -> None:
     """A member that was frozen, or cut off, reads late how old a charge is: it does not date it by that moment."""
-    member = mb.Member(mb.Config("g", 1, 2, "n", "one"), 0.0)
+    member = mb.Member(MemberConfig("g", 1, 2, "n", "one"), 0.0)
     member.handle(mb.Gone(), 0.0)
     member.handle(mb.Connected(), 0.0)
     member.handle(m.Accepted("leader", 1), 0.0)
-    ping = next(a.message.seq for a in member.handle(Tick(), 10.0) if isinstance(a, Say))
-    member.handle(m.Ack(ping, 2), 10.1)
-    member.handle(m.News("backoff", charges=(0.0, 5.0)), 10.2)
-    assert member.charges(11.0) == (1.0, 6.0), "by the ping that was acked, at 10.0"
-    member.handle(m.News("backoff", charges=(1.0, 6.0)), 110.0)
-    assert member.charges(111.0) == (102.0, 107.0), "it may have been said a hundred seconds ago"
+    ping = next(a.message.seq for a in member.handle(Tick(), 5.0) if isinstance(a, Say))
+    member.handle(m.Ack(ping, 2), 5.1)
+    member.handle(m.News("backoff", charges=(0.0, 5.0)), 5.2)
+    assert member.charges(6.0) == (1.0, 6.0), "by the ping that was acked, at 5.0"
+    member.handle(m.News("backoff", charges=(1.0, 6.0)), 105.0)
+    assert member.charges(106.0) == (102.0, 107.0), "it may have been said a hundred seconds ago"

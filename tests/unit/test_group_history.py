@@ -6,10 +6,10 @@ import random
 
 from launcher.group import messages as m
 from launcher.group.budget import STEADY
-from launcher.group.coordinator import Config, Coordinator, Phase, Stage
+from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
+from launcher.group.coordinator import Coordinator, Phase
 from launcher.group.events import Closed, Say, SayAll, Tick
 from launcher.group.history import History
-from launcher.group.member import Config as MemberConfig
 from launcher.group.member import Connected, Gone, Member
 from launcher.model import Cause, CauseKind, Epoch
 
@@ -122,8 +122,8 @@ class TestTheLeaderTakes:
 
     def told(self, *words: tuple[int, Cause, float, float]) -> Cause:
         """``words``: rank, cause, when the leader hears of it, and the age that comes with it."""
-        leader = Coordinator(Config("g", 3, "leader"), 0.0, random.Random(1))
-        leader.stages = (Stage("one"),)
+        leader = Coordinator(CoordinatorConfig("g", 3, "leader"), 0.0, random.Random(1))
+        leader.stages = (StageLimit("one"),)
         for rank in range(3):
             leader.handle(m.Hello("g", rank, 3, f"i{rank}", "10.0.0.1"), rank, 0.0)
             leader.handle(m.Ping(1, leader.seats[rank].contact.mark(0.0)), rank, 0.0)
@@ -202,7 +202,7 @@ class TestAMemberTellsTheNextLeader:
         member.handle(Closed("reset"), 20.0)
         (said,) = [a.message for a in member.handle(Connected(), 30.0) if isinstance(a, Say)]
         assert (said.first_failure, said.first_epoch, said.first_age) == (failure, 4, 120.0)
-        leader = Coordinator(Config("g", 3, "next"), 500.0, random.Random(1))
+        leader = Coordinator(CoordinatorConfig("g", 3, "next"), 500.0, random.Random(1))
         (accepted, *_) = [a.message for a in leader.handle(said, 1, 500.0) if isinstance(a, Say)]
         leader.handle(m.Ping(1, accepted.mark), 1, 500.0)
         assert (leader.history.first, leader.history.first_n, leader.history.first_at) == (failure, 4, 380.0)

@@ -8,12 +8,13 @@ import pytest
 
 from launcher.group import member as me
 from launcher.group import messages as m
+from launcher.group.config import MemberConfig
 from launcher.group.events import Tick
 
 
 @pytest.mark.parametrize(("phase", "exits"), [("gathering", True), ("mismatched", False)])
 def test_a_member_waits_with_its_leader_until_all_are_alike(phase: str, exits: bool) -> None:
-    member = me.Member(me.Config("g", 1, 2, "n", "inc", join_timeout=60.0), 0.0)
+    member = me.Member(MemberConfig("g", 1, 2, "n", "inc", join_timeout=60.0), 0.0)
     member.address = "127.0.0.1"
     for event in (me.Gone(), me.Connected(), m.Accepted("L", 1), m.News(phase, "why", 2)):
         member.handle(event, 0.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.group.events import OwnGap
 from launcher.group.lease import Terms
+from launcher.group.own_gap import OwnGap
 
 TERMS = Terms(10.0)
 

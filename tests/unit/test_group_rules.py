@@ -10,9 +10,11 @@ import pytest
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
+from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Closed, Hang, Say, Tick
 from launcher.group.fences import Fences
 from launcher.group.lease import Terms
+from launcher.group.roster import CHALLENGE_SECONDS, LOCAL
 from launcher.model import Cause, CauseKind, Epoch
 
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
@@ -25,8 +27,8 @@ def hello(rank: int, incarnation: str, **more: Any) -> m.Hello:
 
 def seated() -> c.Coordinator:
     """A leader with all its members, on connections 0 and 1, who have not answered yet."""
-    leader = c.Coordinator(c.Config("g", 2, "leader"), 0.0, random.Random(1))
-    leader.stages = (c.Stage("one"), c.Stage("two"))
+    leader = c.Coordinator(CoordinatorConfig("g", 2, "leader"), 0.0, random.Random(1))
+    leader.stages = (StageLimit("one"), StageLimit("two"))
     for rank in range(2):
         leader.handle(hello(rank, f"i{rank}"), rank, NOW)
     return leader
@@ -36,7 +38,7 @@ def brought_to(phase: c.Phase) -> tuple[c.Coordinator, Epoch]:
     leader = seated()
     for rank in range(2):
         leader.handle(m.Ping(1, 1 << 40), rank, NOW)
-    leader.handle(Tick(), c.LOCAL, NOW)
+    leader.handle(Tick(), LOCAL, NOW)
     epoch = leader.epoch
     assert epoch is not None
     steps: dict[c.Phase, list[Any]] = {
@@ -117,7 +119,7 @@ def test_the_answer_to_another_challenge_does_not_count() -> None:
 def test_a_rival_that_hangs_up_claims_nothing_any_more() -> None:
     leader = challenged()
     leader.handle(Closed("reset"), 7, NOW)
-    leader.handle(Tick(), c.LOCAL, NOW + c.CHALLENGE_SECONDS + 0.1)
+    leader.handle(Tick(), LOCAL, NOW + CHALLENGE_SECONDS + 0.1)
     assert leader.seats[1].hello.incarnation == "i1" and leader.seats[1].rival is None
 
 
@@ -129,7 +131,7 @@ def test_a_rival_is_not_known_to_be_clean() -> None:
 
 
 def member_in(state: mb.State) -> tuple[mb.Member, Epoch]:
-    member, epoch = mb.Member(mb.Config("g", 1, 2, "n", "i1"), 0.0), Epoch(3, "leader")
+    member, epoch = mb.Member(MemberConfig("g", 1, 2, "n", "i1"), 0.0), Epoch(3, "leader")
     steps: list[tuple[mb.State, list[Any]]] = [
         (mb.State.SEATED, [mb.Gone(), mb.Connected(), m.Accepted("leader", 1), m.Ack(1, 2)]),
         (mb.State.PREPARING, [m.Prepare(epoch, ("i0", "i1"), ("10.0.0.0", "10.0.0.1"))]),
@@ -216,8 +218,8 @@ def test_a_fence_falls_with_its_time_or_with_its_launcher() -> None:
 @pytest.mark.parametrize("back", [False, True])
 def test_who_has_left_for_another_leader_unnoticed_is_not_known_to_be_clean(back: bool) -> None:
     """Its seat here is still warm. Of the other leader's epoch, which is over, it alone may run something."""
-    leader = c.Coordinator(c.Config("g", 3, "leader"), 0.0, random.Random(1))
-    leader.stages = (c.Stage("one"),)
+    leader = c.Coordinator(CoordinatorConfig("g", 3, "leader"), 0.0, random.Random(1))
+    leader.stages = (StageLimit("one"),)
     for rank in range(2):
         leader.handle(m.Hello("g", rank, 3, f"i{rank}", f"10.0.0.{rank}"), rank, NOW)
         leader.handle(m.Ping(1, 1), rank, NOW)
@@ -227,15 +229,15 @@ def test_who_has_left_for_another_leader_unnoticed_is_not_known_to_be_clean(back
     leader.handle(m.Ping(1, 1), 2, late)
     for conn, seq, echo in ((0, 2, 2), (0, 3, 3)):
         leader.handle(m.Ping(seq, echo), conn, late)
-    assert leader._fences.stand(late)
-    assert leader._fences.until == pytest.approx(late - 0.5 + 10.2)
+    assert leader.fences.stand(late)
+    assert leader.fences.until == pytest.approx(late - 0.5 + 10.2)
     if back:  # it had been silent, no more
         for seq, echo in ((2, 2), (3, 3)):
             leader.handle(m.Ping(seq, echo), 1, late + 0.1)
-        assert not leader._fences.stand(late + 0.1)
+        assert not leader.fences.stand(late + 0.1)
     else:  # another pod takes its rank
         leader.handle(Closed("reset"), 1, late)
         leader.handle(m.Hello("g", 1, 3, "new", "10.0.0.9"), 9, late)
         leader.handle(m.Ping(1, 1), 9, late)
-        leader.handle(Tick(), c.LOCAL, late)
+        leader.handle(Tick(), LOCAL, late)
         assert leader.phase is c.Phase.WAITING and leader.wait is c.Wait.FENCED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -11,19 +12,24 @@ import pytest
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
+from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
+from launcher.group.dispatch import by_state
 from launcher.group.events import Closed, Tick
 from launcher.model import Cause, CauseKind, Epoch
 
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
 
 
+class Two(Enum):
+    ONE = 1
+    OTHER = 2
+
+
 class TestTheTables:
     def test_the_coordinator_answers_everything_in_every_phase(self) -> None:
         events = {*m.MEMBER_SAYS.values(), Closed, Tick}
         for phase in c.Phase:
-            assert set(c.TABLE[phase]) == events
-            for name in c.TABLE[phase].values():
-                assert callable(getattr(c.Coordinator, "_" + name))
+            assert set(coordinator().answers[phase]) == events
 
     def test_the_member_answers_everything_in_every_state(self) -> None:
         own = {
@@ -40,14 +46,12 @@ class TestTheTables:
         }
         events = {*m.LEADER_SAYS.values(), Closed, Tick, mb.Terminate, *own}
         for state in mb.State:
-            assert set(mb.TABLE[state]) == events
-            for name in mb.TABLE[state].values():
-                assert callable(getattr(mb.Member, "_" + name))
+            assert set(a_member().answers[state]) == events
 
-    @pytest.mark.parametrize("rows", [c._GRID, mb._GRID])
-    def test_no_row_is_short(self, rows: Any) -> None:
-        widths = {len(row) for row in rows.values()}
-        assert widths in ({len(c.Phase)}, {len(mb.State)})
+    @pytest.mark.parametrize("row", [(print,), (print, print, print)])
+    def test_a_row_that_is_too_short_or_too_long_is_a_mistake(self, row: tuple[Any, ...]) -> None:
+        with pytest.raises(ValueError, match="zip"):
+            by_state(Two, {Tick: row, Closed: (print, print)})
 
     @pytest.mark.parametrize(
         ("leads", "first", "last"),
@@ -62,22 +66,27 @@ class TestTheTables:
         assert [state for state in leads if not leads[state]] == [last]
 
     def test_no_answer_is_written_and_never_given(self) -> None:
-        for machine, table in ((c.Coordinator, c.TABLE), (mb.Member, mb.TABLE)):
-            answers = {"_" + name for row in table.values() for name in row.values()}
-            for name, method in inspect.getmembers(machine, inspect.isfunction):
+        machines: tuple[c.Coordinator | mb.Member, ...] = (coordinator(), a_member())
+        for machine in machines:
+            answers = {method.__name__ for row in machine.answers.values() for method in row.values()}
+            for name, method in inspect.getmembers(type(machine), inspect.isfunction):
                 asks = inspect.signature(method)
                 like = list(asks.parameters) in (["self", "conn", "message", "now"], ["self", "event", "now"])
                 if like and asks.return_annotation == "None" and name.startswith("_"):
-                    assert name in answers, f"{machine.__name__}.{name}"
+                    assert name in answers, f"{type(machine).__name__}.{name}"
 
 
 # ------------------------------------------------------------------------------------------------------- anything
 
 
 def coordinator(size: int = 3) -> c.Coordinator:
-    leader = c.Coordinator(c.Config("g", size, "leader"), 0.0, random.Random(1))
-    leader.stages = (c.Stage("one", timeout=20.0), c.Stage("two"))
+    leader = c.Coordinator(CoordinatorConfig("g", size, "leader"), 0.0, random.Random(1))
+    leader.stages = (StageLimit("one", timeout=20.0), StageLimit("two"))
     return leader
+
+
+def a_member() -> mb.Member:
+    return mb.Member(MemberConfig("g", 1, 2, "pod", "i"), 0.0)
 
 
 def hello(rng: random.Random, size: int = 3) -> m.Hello:
@@ -141,7 +150,7 @@ def test_nothing_that_members_can_say_makes_the_coordinator_raise(seed: int) -> 
                 leader.handle(m.Ping(int(now * 1000), 10**9), rank, now)
         conn = rng.randrange(5)
         leader.handle(said_by_a_member(rng, leader.epoch), conn, now)
-        assert {seat.conn: rank for rank, seat in leader.seats.items()} == leader._by_conn
+        assert {seat.conn: rank for rank, seat in leader.seats.items()} == leader.roster.by_conn
 
 
 def test_the_coordinator_is_brought_through_all_its_phases() -> None:
@@ -223,7 +232,7 @@ def test_nothing_that_can_be_said_to_a_member_makes_it_raise() -> None:
     seen = set()
     for seed in range(300):
         rng = random.Random(seed)
-        member, now = mb.Member(mb.Config("g", 1, 2, "pod", "i"), 0.0), 0.0
+        member, now = a_member(), 0.0
         deadline: float | None = None
         for _ in range(60):
             now += rng.choice((0.0, 0.01, 0.25, 2.0))

@@ -10,7 +10,10 @@ import pytest
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
+from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Closed, Hang, Say, Tick
+from launcher.group.last_words import HEARING_SECONDS
+from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
 
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
@@ -21,8 +24,8 @@ class Leader:
     """A coordinator, the marks that it has said on each connection, and all that it has said."""
 
     def __init__(self, size: int = 2, **more: Any) -> None:
-        self.it = c.Coordinator(c.Config("g", size, "leader", **more), 0.0, random.Random(1))
-        self.it.stages = (c.Stage("serve"),)
+        self.it = c.Coordinator(CoordinatorConfig("g", size, "leader", **more), 0.0, random.Random(1))
+        self.it.stages = (StageLimit("serve"),)
         self.said: list[tuple[int, Any]] = []
         self._marks: dict[int, int] = {}
         self._seq = 0
@@ -51,8 +54,8 @@ class Leader:
     def knows(self) -> tuple[Any, ...]:
         it = self.it
         seats = {rank: (s.conn, s.hello.incarnation) for rank, s in it.seats.items()}
-        fences = (dict(it._fences.lost), dict(it._fences.foreign))
-        return it._n, fences, it.history.first, tuple(it.budget._charges), it.phase, seats
+        fences = (dict(it.fences.lost), dict(it.fences.foreign))
+        return it.highest_n, fences, it.history.first, tuple(it.budget._charges), it.phase, seats
 
     def end(self, cause: Cause = CAUSE, conn: int = 1) -> None:
         """The epoch fails, and all stop."""
@@ -95,8 +98,8 @@ def test_a_hello_that_is_refused_changes_nothing(refused: m.Hello) -> None:
     assert any(isinstance(a, Hang) for a in leader.hear(refused, 9))
     assert leader.knows == before
     leader.end()
-    leader.hear(Tick(), c.LOCAL, 100.0)
-    assert leader.it._n == 1
+    leader.hear(Tick(), LOCAL, 100.0)
+    assert leader.it.highest_n == 1
 
 
 def test_a_claim_to_a_rank_whose_holder_answers_changes_nothing() -> None:
@@ -118,8 +121,8 @@ def test_what_a_hello_remembers_counts_when_its_connection_has_answered() -> Non
     leader.hear(hello(1, size=3, **told), 1, 100.0)
     assert leader.knows[:4] == (0, ({}, {}), None, ())
     leader.ping(1, 103.0)
-    assert leader.it._n == 41
-    assert leader.it._fences.foreign == {FORMER: (frozenset({"a", "b"}), 110.2)}, "from when it came"
+    assert leader.it.highest_n == 41
+    assert leader.it.fences.foreign == {FORMER: (frozenset({"a", "b"}), 110.2)}, "from when it came"
     assert leader.it.history.first == CAUSE
     assert leader.it.budget.ages(103.0) == (8.0,)
 
@@ -134,7 +137,7 @@ def test_a_hello_that_is_refused_again_and_again_keeps_no_fence_up() -> None:
             leader.ping(conn, now)
         if beat % 16 == 0:
             leader.hear(hello(0, f"liar{beat}", last_epoch=Epoch(beat, "none"), last_members=("z",)), 10 + beat, now)
-        leader.hear(Tick(), c.LOCAL, now)
+        leader.hear(Tick(), LOCAL, now)
     assert leader.it.phase is c.Phase.PREPARING
     assert leader.it.epoch == Epoch(42, "leader")
 
@@ -183,7 +186,7 @@ class TestAMemberThatCannotReadItsLeader:
         assert leader.it.phase is c.Phase.WAITING
 
     def test_it_says_so_and_looks_the_leader_up_anew(self) -> None:
-        member = mb.Member(mb.Config("g", 1, 2, "n", "inc"), 0.0)
+        member = mb.Member(MemberConfig("g", 1, 2, "n", "inc"), 0.0)
         for event in (mb.Gone(), mb.Connected(), m.Accepted("L", 1)):
             member.handle(event, 0.0)
         acts: list[Any] = member.handle(mb.Unreadable(self.WHY), 1.0)
@@ -212,7 +215,7 @@ def test_members_are_told_who_may_still_run_something() -> None:
 
 
 def test_a_member_tells_the_next_leader_of_nobody_who_has_stopped() -> None:
-    member = mb.Member(mb.Config("g", 1, 3, "n", "i1"), 0.0)
+    member = mb.Member(MemberConfig("g", 1, 3, "n", "i1"), 0.0)
     epoch = Epoch(3, "L")
     for event in (mb.Gone(), mb.Connected(), m.Accepted("L", 1)):
         member.handle(event, 0.0)
@@ -228,7 +231,7 @@ def test_a_member_tells_the_next_leader_of_nobody_who_has_stopped() -> None:
 
 
 def test_a_leader_told_to_go_while_it_prepares_waits_for_the_others() -> None:
-    member = mb.Member(mb.Config("g", 0, 2, "n", "i0"), 0.0)
+    member = mb.Member(MemberConfig("g", 0, 2, "n", "i0"), 0.0)
     for event in (mb.Gone(), mb.Connected(), m.Accepted("L", 1)):
         member.handle(event, 0.0)
     member.handle(m.Prepare(Epoch(1, "L"), ("i0", "i1"), ("a", "b")), 0.0)
@@ -258,7 +261,7 @@ class TestAGroupThatHasGivenUp:
         assert not leader.it.lingers(0.0)
 
     def test_but_not_for_ever(self) -> None:
-        assert not self.gave_up(linger=0.0).it.lingers(c.HEARING_SECONDS)
+        assert not self.gave_up(linger=0.0).it.lingers(HEARING_SECONDS)
         assert not self.gave_up(linger=30.0).it.lingers(30.0)
 
     @pytest.mark.parametrize("closes", ["", "reset"])
@@ -290,7 +293,7 @@ class TestALeaderThatIsGoneForGood:
         self, limit: float | None, exits: list[int], before: bool
     ) -> None:
         last = (Epoch(1, "L"), ("i0", "i1")) if before else None
-        member = mb.Member(mb.Config("g", 1, 2, "n", "inc", join_timeout=60.0, rejoin_timeout=limit, last=last), 0.0)
+        member = mb.Member(MemberConfig("g", 1, 2, "n", "inc", join_timeout=60.0, rejoin_timeout=limit, last=last), 0.0)
         actions: list[Any] = member.handle(mb.Gone(), 0.0)
         if not before:
             epoch = Epoch(1, "L")
@@ -309,7 +312,7 @@ class TestALeaderThatIsGoneForGood:
 
     def test_a_leader_that_came_back_is_not_given_up(self) -> None:
         last = (Epoch(1, "L"), ("i0", "i1"))
-        member = mb.Member(mb.Config("g", 1, 2, "n", "inc", join_timeout=60.0, rejoin_timeout=60.0, last=last), 0.0)
+        member = mb.Member(MemberConfig("g", 1, 2, "n", "inc", join_timeout=60.0, rejoin_timeout=60.0, last=last), 0.0)
         actions: list[Any] = []
         for event in (mb.Gone(), mb.Connected(), m.Accepted("M", 1)):
             actions += member.handle(event, 0.0)

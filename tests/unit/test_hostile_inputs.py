@@ -24,6 +24,7 @@ from launcher.engines.file import schema
 from launcher.errors import ConfigError
 from launcher.group import member as me
 from launcher.group import messages as m
+from launcher.group.config import MemberConfig
 from launcher.group.events import Say
 from launcher.guard import channel
 from launcher.log import stamp
@@ -114,7 +115,7 @@ def test_a_hello_always_fits() -> None:
 
 
 def seated() -> me.Member:
-    machine = me.Member(me.Config("g", 1, 2, "pod-1", "own"), 0.0)
+    machine = me.Member(MemberConfig("g", 1, 2, "pod-1", "own"), 0.0)
     machine.address = "10.0.0.2"
     for event in (me.Gone(), me.Connected(), m.Accepted("l", 1), m.Ack(1, 1)):
         machine.handle(event, 0.0)

@@ -1,0 +1,39 @@
+"""After the group has given up: who has heard why, and how long the leader stays for those that have not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from launcher.group import messages as m
+
+HEARING_SECONDS = 2.0  #: for members to hear that the group has given up, and to hang up
+
+
+class LastWords:
+    """``abort`` is what every rank must hear."""
+
+    def __init__(self, abort: m.Abort, size: int, now: float) -> None:
+        self.abort = abort
+        self._since = now
+        self._untold = set(range(1, size))  # ranks that may not have heard
+        self._late: dict[int, int] = {}  # connections of those that came to hear it, and their ranks
+
+    def came(self, conn: int, rank: int) -> None:
+        """A rank comes to hear why. It hangs up when it has."""
+        self._late[conn] = rank
+
+    def closed(self, conn: int, seated: int | None, why: str) -> None:
+        """A connection ended, of the seat of rank ``seated`` perhaps: in good order (no ``why``) if it has heard."""
+        rank = self._late.pop(conn, seated)
+        if rank is not None and not why:
+            self._untold.discard(rank)
+
+    def awaited(self, seated: Iterable[int], linger: float, now: float) -> bool:
+        """Whether the leader must stay.
+
+        Those that are here are waited for until they have hung up, which they do when they exit; the others, and those
+        whose connection broke, for as long as ``linger`` says: only this launcher can tell them.
+        """
+        here = {*seated, *self._late.values()} & self._untold
+        waited = now - self._since
+        return bool(here and waited < HEARING_SECONDS) or bool(self._untold and waited < linger)
