@@ -1,10 +1,10 @@
-"""What stands after ``--``: read far enough to refuse what the launcher owns, never rewritten.
+"""The engine's arguments after ``--``: read far enough to refuse what the launcher owns, never rewritten.
 
-The engines parse their arguments with argparse, so an option has more spellings than one: its aliases, ``--x=v``, an
-unambiguous abbreviation (``--tensor`` for ``--tensor-parallel-size``), ``_`` for ``-`` (vLLM), ``-n2`` for a one-letter
-alias. All of them are known here; how many values an engine's own option takes is not, and need not be.
+The engines use argparse, so an option has several spellings: aliases, ``--x=v``, an unambiguous abbreviation
+(``--tensor`` for ``--tensor-parallel-size``), ``_`` for ``-`` (vLLM), ``-n2`` for a one-letter alias. This module knows
+them all. It does not know how many values an engine's option takes, and need not.
 
-Pure functions. An engine's own ``--config`` file is read in ``engine_config``.
+Pure functions. ``engine_config`` reads an engine's own ``--config`` file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from launcher.settings import Settings, flag_of
 
 MASK = "***"
 _NUMBER = re.compile(r"^-\d+(\.\d+)?$")
-#: An option and its value, or an option and a blank, in one word.
+#: An option and its value, or an option and a trailing blank, in one word.
 _GLUED = re.compile(r"(--?[A-Za-z][\w.-]*)(\s.*)", re.DOTALL)
 _SECRET_WORDS = frozenset(
     {
@@ -35,7 +35,7 @@ _SECRET_WORDS = frozenset(
         "dockerconfigjson",
     }
 )
-#: at the end of a name only: RAY_AUTH_MODE is none
+#: At the end of a name only: RAY_AUTH_MODE is no secret.
 _SECRET_ENDS = re.compile(r"(?:password|passwd|(?:^|[-_.])(?:auth|pass))$")
 _SECRET_IN_JSON = re.compile(
     r'("[^"]*(?:secret|password|passwd|credential|api_?key|access_?key|_token)[^"]*"\s*:\s*)"[^"]*"', re.IGNORECASE
@@ -49,13 +49,13 @@ class Owned:
 
     names: tuple[str, ...]  #: every spelling, the long one first
     what: str  #: what it is, in words: "the tensor parallel size"
-    setting: str = ""  #: field of Settings that says it; empty: the launcher derives it
-    default: str = ""  #: the engine's value where the setting is not said
+    setting: str = ""  #: the field of Settings that decides it; empty: the launcher derives it
+    default: str = ""  #: the engine's value where the setting is not given
     why: str = ""  #: for an option without a setting: where the launcher takes it from
     passed_on: bool = True  #: with a setting: the engine gets what the user gave; False: the plan works it out
 
     def value(self, settings: Settings) -> str:
-        """What the launcher will tell the engine."""
+        """The value that the engine gets."""
         said = getattr(settings, self.setting) if self.setting else None
         if isinstance(said, tuple):
             return " ".join(said) or self.default
@@ -78,7 +78,7 @@ class Given:
 
 
 def refuse_glued(word: str, where: str = "") -> None:
-    """Raises UsageError for an option and its value, or a trailing blank, in one word: a common slip in YAML lists."""
+    """Raises UsageError for an option with its value, or with a trailing blank, in one word: common in YAML lists."""
     match = _GLUED.fullmatch(word)
     if match is None:
         return
@@ -109,7 +109,7 @@ def given(args: Sequence[str]) -> tuple[Given, ...]:
 
 
 def last(args: Sequence[str], *names: str) -> str | None:
-    """The value of an option that the user gave under any of ``names``; the last one counts, as in argparse."""
+    """The value that the user gave an option under any of ``names``; the last one counts, as in argparse."""
     values = [g.value for g in given(args) if g.name in names]
     return values[-1] if values else None
 
@@ -121,7 +121,7 @@ def has(args: Sequence[str], *names: str) -> bool:
 
 
 def without(args: Sequence[str], *names: str) -> tuple[str, ...]:
-    """``args`` less an option and its values, for a rank on which the engine refuses it."""
+    """``args`` without an option and its values, for a rank on which the engine rejects it."""
     kept: list[str] = []
     dropping = False
     for arg in args:
@@ -133,10 +133,10 @@ def without(args: Sequence[str], *names: str) -> tuple[str, ...]:
 
 
 def refuse_owned(args: Sequence[str], owned: Iterable[Owned], settings: Settings, where: str = "--") -> None:
-    """Raises UsageError for an option that is the launcher's to set, in any spelling; both values are named.
+    """Raises UsageError for an option that the launcher sets, in any spelling; the message has both values.
 
     Args:
-        where: what the user wrote the arguments after: ``--``, or ``--ray-args``.
+        where: what the arguments follow: ``--``, or ``--ray-args``.
     """
     table = tuple(owned)
     for arg in args:
@@ -172,7 +172,7 @@ def passed_on(owned: Iterable[Owned], settings: Settings) -> tuple[str, ...]:
 
 
 def mask(argv: Sequence[str]) -> tuple[str, ...]:
-    """``argv`` for a person's eyes: values of options that are named like a secret become ``***``."""
+    """``argv`` for display: values of options that are named like a secret become ``***``."""
     shown: list[str] = []
     secret = False
     for arg in argv:
@@ -192,16 +192,16 @@ def is_secret(name: str) -> bool:
 
 
 def holds_password(text: str) -> bool:
-    """Whether a value has a URL's password in it (``https://user:password@host``), and no ``$(VARIABLE)`` for it."""
+    """Whether a value holds a URL with a password (``https://user:password@host``) that is no ``$(VARIABLE)``."""
     found = _USERINFO.search(text)
     return found is not None and not found[0].partition("://")[2].partition(":")[2].startswith("$(")
 
 
 def facts(args: Sequence[str], leave_out: Iterable[str] = ()) -> dict[str, str]:
-    """One fact an option, for the fingerprint: equal on all ranks, and no secret in clear.
+    """One fact for each option, for the fingerprint; secrets and long values are hashed.
 
     Args:
-        leave_out: options that may rightly differ between pods (``--host $(POD_IP)``).
+        leave_out: options that may differ between pods (``--host $(POD_IP)``).
     """
     skipped = set(leave_out)
     found: dict[str, list[str]] = {}
@@ -242,7 +242,7 @@ def exact(name: str, owned: Sequence[Owned]) -> Owned | None:
 
 
 def _inverses(name: str) -> Iterator[str]:
-    """What a name switches off or on: ``--no-x`` of ``--x``, ``--disable-x`` of ``--enable-x`` and the other way."""
+    """The name that this one negates: ``--x`` for ``--no-x``, ``--enable-x`` for ``--disable-x`` and vice versa."""
     if name.startswith("--no-"):
         yield "--" + name[5:]
     elif name.startswith("--disable-"):
@@ -252,7 +252,7 @@ def _inverses(name: str) -> Iterator[str]:
 
 
 def _owner(name: str, owned: Sequence[Owned]) -> Owned | None:
-    """Whose option a spelling is, as argparse would decide: exact, then abbreviation, then ``-n2``."""
+    """The option that a spelling means to argparse: exact, then an abbreviation, then ``-n2``."""
     match = exact(name, owned)
     if match is not None:
         return match
@@ -266,7 +266,7 @@ def _owner(name: str, owned: Sequence[Owned]) -> Owned | None:
 
 
 def _off(owned: Owned) -> set[str]:
-    """The spellings that switch it off."""
+    """The spellings that turn it off."""
     on = [n for n in owned.names if n.startswith("--")]
     return {"--no-" + n[2:] for n in on} | {"--disable-" + n[9:] for n in on if n.startswith("--enable-")}
 
@@ -280,7 +280,7 @@ def example(flag: str, value: str | None) -> str:
 
 
 def _owned_error(option: Given, owned: Owned, settings: Settings, where: str, glued: str = "") -> UsageError:
-    """``glued``: the option's name, where it and its value were one word."""
+    """``glued``: the option's name, if it and its value were one word."""
     value = " ".join(option.values)
     text = option.text if "=" in option.text or not value or glued else f"{option.text} {value}"
     text += " (one word with a blank in it)" if glued else ""

@@ -1,7 +1,7 @@
-"""Where an engine's API listens and how its truth is asked, read from the user's own engine arguments.
+"""Where an engine's API listens and how its health is checked, read from the user's engine arguments.
 
-Both vLLM and SGLang serve with uvicorn under the same option names. A FastAPI root path does not move the routes (the
-prefix is stripped where it is there), so it changes nothing here.
+vLLM and SGLang both serve with uvicorn and name their options alike. FastAPI's root path does not move the routes (a
+prefix is stripped if it is there), so it changes nothing here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LISTENING = ("--host", "--uds", "--ssl-keyfile", "--ssl-certfile", "--ssl-cert-r
 
 @dataclass(frozen=True)
 class Names:
-    """The metric names of an engine. A name may carry labels, ``a{b="c"}``: only samples that have them count."""
+    """The metric names of an engine. With labels, as in ``a{b="c"}``, only samples that have them count."""
 
     running: tuple[str, ...]
     waiting: tuple[str, ...]
@@ -45,16 +45,16 @@ def is_tls(args: Sequence[str]) -> bool:
 
 
 def asks_client_certificate(args: Sequence[str]) -> bool:
-    """mTLS: the launcher has no certificate to show, so nothing can be asked (ssl.CERT_REQUIRED is 2)."""
+    """Whether mTLS is required (ssl.CERT_REQUIRED is 2): the launcher has no certificate, so it cannot ask."""
     return last(args, "--ssl-cert-reqs") == "2"
 
 
 def health(
     args: Sequence[str], bind: str, port: int, names: Names, model: str | None, *, timeout: float = 5.0, dead: int = 0
 ) -> Health:
-    """How to ask this engine. Everything is None where a client certificate would be needed.
+    """How to check this engine. Everything is None where a client certificate is required.
 
-    Where the API asks for a key there is no canary; /health and /metrics stay open in both engines.
+    An API with a key gets no canary; /health and /metrics stay open in both engines.
     """
     if asks_client_certificate(args):
         return Health()
@@ -77,24 +77,24 @@ def health(
 
 
 def _everywhere(args: Sequence[str], bind: str) -> bool:
-    """Whether the API is meant to listen on all addresses: one of its own was neither given nor is it a socket file."""
+    """Whether the API listens on all addresses: no other was given, and it is no Unix socket."""
     return last(args, "--uds") is None and (last(args, "--host") or bind) in ("", "0.0.0.0", "::")
 
 
 def gate(health: Health) -> Gate:
-    """A server counts as ready when its health endpoint says so; one that cannot be asked, when it runs."""
+    """A server is ready when its health endpoint answers 200; one that cannot be asked, when it runs."""
     return Gate("http", health.url) if health.url else Gate()
 
 
 def needs_key(args: Sequence[str]) -> bool:
-    """Whether the API asks for a key."""
+    """Whether the API requires a key."""
     return any(g.name == "--api-key" for g in given(args))
 
 
 def refuse_silent(args: Sequence[str], without_http: Sequence[str]) -> None:
-    """Raises ConfigError for an API that has no HTTP: nothing would tell when it serves, or that it hangs.
+    """Raises ConfigError for an engine without an HTTP API: the launcher could not tell when it serves or hangs.
 
-    ``without_http``: options of this engine that leave no HTTP API, as ``--grpc`` or ``--api-server-count 0``.
+    ``without_http``: options of this engine that leave no HTTP API, such as ``--grpc`` or ``--api-server-count 0``.
     """
     for entry in without_http:
         name, _, value = entry.partition(" ")
@@ -108,7 +108,7 @@ def refuse_silent(args: Sequence[str], without_http: Sequence[str]) -> None:
 
 
 def notes(settings: Settings) -> tuple[str, ...]:
-    """What cannot be asked, and why, in words."""
+    """Warnings about what cannot be checked, and why."""
     args = settings.engine_args
     if asks_client_certificate(args):
         return ("--ssl-cert-reqs 2 asks for a client certificate: the launcher cannot ask the engine's health",)

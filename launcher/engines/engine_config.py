@@ -1,8 +1,8 @@
 """An engine's own ``--config`` file: read far enough to see that it does not contradict the launcher.
 
-vLLM and SGLang take a YAML file of options, and the command line goes before it: a ``tensor-parallel-size: 4`` there
-would be overridden in silence. So it is compared. YAML needs a library that the launcher does without: top-level
-``key: value`` lines are enough, for that is where the owned options are. The only file that an engine's check reads.
+vLLM and SGLang take a YAML file of options, and the command line wins over it: a ``tensor-parallel-size: 4`` there
+would be overridden silently, so it is compared. The launcher has no YAML library and reads top-level ``key: value``
+lines only, which is where the owned options are. This is the only file that an engine's check reads.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def check(settings: Settings, facts: NodeFacts, owned: Iterable[Owned]) -> tuple
     """Compare the file that ``-- --config PATH`` names, if any, with the settings; returns warnings.
 
     Raises:
-        ConfigError: it says otherwise than the launcher, or can't be read (a warning where the engine is not installed:
-            then this is no pod).
+        ConfigError: it contradicts the launcher, or cannot be read. (Where the engine is not installed this is no pod,
+            and an unreadable file is a warning.)
     """
     path = arguments.last(settings.engine_args, "--config")
     if path is None:
@@ -43,7 +43,7 @@ def check(settings: Settings, facts: NodeFacts, owned: Iterable[Owned]) -> tuple
 
 
 def compare_config(path: str, entries: Mapping[str, str], owned: Iterable[Owned], settings: Settings) -> None:
-    """Raises ConfigError where an engine's own config file says otherwise than the launcher about an owned option."""
+    """Raises ConfigError where an engine's own config file contradicts the launcher about an owned option."""
     for key, value in entries.items():
         match = arguments.exact("--" + key.replace("_", "-"), tuple(owned))
         if match is None:
@@ -65,7 +65,7 @@ def compare_config(path: str, entries: Mapping[str, str], owned: Iterable[Owned]
 
 
 def refuse_in_config(path: str, entries: Mapping[str, str], names: Iterable[str]) -> None:
-    """Raises ConfigError for what decides where the engine listens: that must stand where the launcher can see it."""
+    """Raises ConfigError for options that decide where the engine listens: the launcher reads them after ``--``."""
     for key, value in entries.items():
         name = "--" + key.replace("_", "-")
         if name in names:
@@ -76,10 +76,10 @@ def refuse_in_config(path: str, entries: Mapping[str, str], names: Iterable[str]
 
 
 def read_config(path: str) -> Mapping[str, str]:
-    """The top-level ``key: value`` entries of a YAML file, as text; nested values are left out. Reads the file.
+    """The top-level ``key: value`` entries of a YAML file, as text, without nested values. Reads the file.
 
     Raises:
-        ConfigError: it can't be read, or is no YAML mapping.
+        ConfigError: it cannot be read, or is not a YAML mapping.
     """
     try:
         with Path(path).open("rb") as file:

@@ -1,7 +1,7 @@
-"""The engine's part of what must be equal on all ranks, as named facts, so that a mismatch is a named diff.
+"""The engine's part of what must be equal on all ranks: named facts, so that a mismatch is a named diff.
 
-"rank 3: engine.args.max-model-len 4096, group has 8192" is what a person reads when one pod of a rollout is older.
-Facts that nobody could find out are left out. No secret is in it: their values, and those of long options, are hashed.
+When one pod of a rollout is older, a person reads "rank 3: engine.args.max-model-len 4096, group has 8192". Unknown
+facts are left out. Secrets and long values are hashed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from launcher.model import Fingerprint, NodeFacts
 from launcher.settings import Settings
 
 NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
-#: what a pod may have of its own: addresses and files of its own node
+#: Options that may differ between pods: addresses and files of the node.
 PER_POD = ("--host", "--uds", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--download-dir")
 _MAX_CONFIG_JSON = 16 * 1024 * 1024
 
@@ -34,7 +34,7 @@ def fingerprint(
     Args:
         distribution: whose version is the engine's.
         backend: how the ranks find each other (``ray`` adds Ray's and Python's version: Ray refuses a mix of either).
-        version: the engine's version where it was said instead of asked.
+        version: the engine's version where --engine-version gives it.
         args: the engine arguments, if not the settings' own.
     """
     versions = facts.versions
@@ -62,14 +62,14 @@ def fingerprint(
     return {name: value for name, value in found.items() if value}
 
 
-#: options of ``ray start`` that may differ between pods
+#: Options of ``ray start`` that may differ between pods.
 PER_POD_RAY = ("--node-ip-address", "--node-name", "--num-cpus", "--memory", "--object-store-memory", "--temp-dir")
 
 
 def model_identity(path: str) -> Fingerprint:
-    """The hash of a local model's ``config.json``, so that two mounts of one path are told apart. Reads that file.
+    """The hash of a local model's ``config.json``, which tells two mounts of one path apart. Reads that file.
 
-    Empty for a name on a hub, and where the file cannot be read: the engine itself will say so better.
+    Empty for a name on a hub, and where the file cannot be read: the engine reports that better.
     """
     try:
         with open(os.path.join(path, "config.json"), "rb") as file:

@@ -1,6 +1,6 @@
-"""Limits of time that engines set themselves, recognised in their last lines and told as what they are.
+"""Timeouts of the engines themselves, recognised in their last lines and named in the failure.
 
-An overloaded machine or a slow model folder makes an engine run into its own timeouts, many of them hard-coded; the
+On an overloaded machine or with a slow model folder an engine runs into its own timeouts, many of them hard-coded; the
 traceback then looks like a bug of the engine or of the launcher. Read from vLLM 0.32.0 and 0.33.0, SGLang 0.5.23, Ray
 2.60.0 and torch 2.13; docs/troubleshooting.md lists the same.
 """
@@ -19,19 +19,19 @@ PEERS = "a rank is overloaded, hangs or cannot be reached"
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit. ``says`` recognises what the engine prints; its group ``n`` is the number of ``unit`` that ran out."""
+    """One timeout. ``says`` matches what the engine prints; its group ``n`` counts the ``unit`` that ran out."""
 
     engine: str
-    what: str  #: what had to be done in time
-    prints: str  #: as the engine prints it, cut to what matters
+    what: str  #: what had to happen in time
+    prints: str  #: what the engine prints, shortened
     says: str  #: a regular expression
-    seconds: int  #: where the line does not tell; 0: several settings make it
+    seconds: int  #: if the line has no number; 0: it depends on several settings
     why: str = SLOW
-    raise_it: str = ""  #: how the limit is raised; empty: it is hard-coded
-    unit: int = 1  #: seconds that one of ``n`` stands for; 0: milliseconds
+    raise_it: str = ""  #: what raises it; empty: it is hard-coded
+    unit: int = 1  #: seconds in one unit of ``n``; 0: milliseconds
 
     def ran_out(self, line: str) -> int | None:
-        """The seconds that ran out, if this line says so."""
+        """The seconds that ran out, if this line tells of this timeout."""
         found = re.search(self.says, line)
         if found is None:
             return None
@@ -199,14 +199,14 @@ LIMITS = (
     ),
 )
 
-#: How an engine ends that gave up waiting: by itself, whatever the code.
+#: How an engine that gave up waiting ends: by itself, with any code.
 _BY_ITSELF = (CauseKind.EXITED, CauseKind.SIGNALLED, CauseKind.DIED, CauseKind.HEALTH)
 
 
 def explained(cause: Cause) -> Cause:
-    """The same cause, with the engine's own limit named if its last lines tell that one ran out.
+    """The same cause, which names the engine's own timeout if its last lines show that one ran out.
 
-    ``Cause.limit`` is set where slowness alone explains it: then the next attempt waits longer.
+    ``Cause.limit`` is set if slowness alone explains it: the next attempt then waits longer.
     """
     if cause.kind not in _BY_ITSELF:
         return cause

@@ -1,6 +1,6 @@
-"""Ports that move with the epoch, so that a process of an earlier one can't meet a process of the next.
+"""Ports that change with the epoch, so that a process of one epoch never reaches a process of the next.
 
-A frozen machine can thaw into the next epoch (DESIGN, "one epoch"); its engine then knocks at a port where nobody is.
+A frozen machine can thaw after the next epoch has begun; its engine then dials a port on which nothing listens.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ def of_epoch(
     slots: int = 16,
     taken: Collection[int] = (),
 ) -> int:
-    """One of ``slots`` ports from ``base`` on, another for each epoch; epoch 1 has ``base`` itself.
+    """One of ``slots`` ports from ``base`` on, a different one for each epoch; epoch 1 gets ``base`` itself.
 
     Args:
         footprint: the ports that the engine uses, counted from the one returned.
-        taken: ports that are somebody else's; a slot that touches one is passed over.
+        taken: ports that are in use otherwise; a slot that overlaps one is skipped.
+
     Raises:
-        ConfigError: every slot touches a taken port or lies beyond 65535.
+        ConfigError: every slot overlaps a taken port or exceeds 65535.
     """
     free = [
         port
@@ -43,5 +44,5 @@ def of_epoch(
 
 
 def taken(settings: Settings, *more: int) -> frozenset[int]:
-    """The ports that the settings give away, less the master port."""
+    """The ports that the settings assign, without the master port."""
     return frozenset({settings.group_port, settings.agent_port, settings.ray_port, *more})

@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).resolve().parents[1] / "reference" / "__main__.py"
 MODEL = "reference"
 API_PORT = 8000
 PEER_PORT = 29500
-LEAVING = 2.0  #: seconds of the grace that stopping all ranks takes
+LEAVING = 2.0  #: seconds of --grace reserved for stopping all ranks
 
 OWNED = (
     Owned(("--rank",), "the rank", why="from the pod's identity"),
@@ -72,8 +72,8 @@ class ReferenceEngine(Engine):
         peer_port = ports.of_epoch(
             settings.master_port or PEER_PORT, shared.epoch, slots=64, taken=ports.taken(settings, port)
         )
-        # -I -S: neither the working directory, PYTHONPATH nor site-packages decide what runs, and the start is faster.
-        # The program adds the folder that it lies in, so a launcher that is only on PYTHONPATH works too.
+        # -I -S: neither the working directory, PYTHONPATH nor site-packages change what runs, and it starts faster. The
+        # program adds its own folder to sys.path, so a launcher that is only on PYTHONPATH works too.
         argv = [self.interpreter(settings), "-I", "-S", str(PROGRAM)]
         argv += ["--rank", str(rank), "--size", str(size), "--peers", ",".join(shared.addresses)]
         argv += ["--peer-port", str(peer_port), "--epoch", str(shared.epoch.n), "--epoch-token", str(shared.epoch)]
@@ -90,7 +90,7 @@ class ReferenceEngine(Engine):
             gate = Gate("http", endpoint.base_url(args, context.bind, port) + "/health")
         else:
             gate = Gate("tcp", host_port(own, peer_port))
-        # What the user says comes last: of an option given twice the engine takes the last one.
+        # The user's arguments come last: if an option is given twice, the last one counts.
         process = Process(name="reference", argv=(*argv, *args), gate=gate, vital=("reference: work",))
         return Plan(
             rank=rank,
@@ -101,19 +101,19 @@ class ReferenceEngine(Engine):
         )
 
     def fingerprint(self, settings: Settings, facts: NodeFacts) -> Fingerprint:
-        # No facts of the node: GPUs that differ are no reason to wait for an engine that uses none.
+        # Without facts of the node: this engine uses no GPU, so GPUs may differ.
         found = fingerprint(settings, NodeFacts(), distribution="", version=__version__)
         return {**found, "engine": self.name, "model": settings.model or MODEL}
 
 
 def _workers(settings: Settings, identity: Identity) -> int:
-    """Worker processes in each rank: tp x pp x dp over the ranks where they can share it evenly, else one."""
+    """Worker processes in each rank: tp x pp x dp over the ranks if that is even, else one."""
     share, rest = divmod(settings.world, identity.size)
     return share if share and not rest else 1
 
 
 def _drain(settings: Settings) -> float:
-    """Seconds that a terminated rank 0 may take to finish its requests."""
+    """Seconds after TERM that rank 0 may take to finish its requests."""
     return max(1.0, settings.grace - settings.drain_settle - LEAVING)
 
 

@@ -1,7 +1,7 @@
 """Do the parallel sizes fit the pods? Checked before anything starts, with every number in the error.
 
-An engine finds out late and says it badly: vLLM's placement group waits 30 minutes, SGLang asserts after the model was
-downloaded. No engine is known here; an engine says which factors make its world and what a pod must divide.
+Engines find out late and report it badly: vLLM's placement group waits 30 minutes, SGLang asserts after it has
+downloaded the model. This module knows no engine: each passes the factors that make its world.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class World:
 
 
 def world(settings: Settings, names: Sequence[str] = ("tp", "pp", "dp")) -> World:
-    """tp x pp x dp as the settings say them; what was not said counts as 1."""
+    """tp x pp x dp from the settings; a size that is not given counts as 1."""
     return World(tuple((f"--{name}", getattr(settings, name) or 1) for name in names))
 
 
 def gpus(settings: Settings, facts: NodeFacts) -> int | None:
-    """GPUs of a pod: what the user said, else what was found; None: nobody knows."""
+    """GPUs of a pod: --gpus-per-pod, else what was detected; None: unknown."""
     return facts.gpus if settings.gpus_per_pod is None else settings.gpus_per_pod
 
 

@@ -1,12 +1,11 @@
-"""What the engine's interpreter has installed, asked in a few tens of milliseconds and without importing any of it.
+"""What the engine's interpreter has installed, found in tens of milliseconds and without importing any of it.
 
-The launcher lives apart from the engine, so it asks the engine's own Python, once, through importlib.metadata:
-importing torch to learn its version takes seconds and may touch the GPU. The interpreter is not run with ``-I`` or
-``-E``: PYTHONPATH and user sites are how some images install their engine. The script takes the working directory out
-of ``sys.path`` itself, because a checkout that lies there would otherwise answer for the installed package (``-P`` does
-that from 3.11 only).
+The launcher runs in another interpreter, so it asks the engine's Python once, through importlib.metadata: importing
+torch for its version takes seconds and may touch the GPU. The interpreter runs without ``-I`` and ``-E``, because some
+images install their engine by PYTHONPATH or in a user site. The script removes the working directory from ``sys.path``
+itself, because a checkout there would hide the installed package (``-P`` needs Python 3.11).
 
-Nothing is run here: ``argv`` says what to run, ``parse`` reads what it printed.
+This module runs nothing: ``argv`` is the command, ``parse`` reads its output. ``Release`` compares versions.
 """
 
 from __future__ import annotations
@@ -45,22 +44,22 @@ print("LAUNCHER-VERSIONS " + json.dumps(versions))
 """
 
 PREFIX = "LAUNCHER-VERSIONS "
-TIMEOUT = 30.0  #: seconds; a cold network file system is slow, a healthy disk answers in 0.1 s
+TIMEOUT = 30.0  #: seconds; a cold network file system is slow, a local disk takes 0.1 s
 _MAX_OUTPUT = 64 * 1024
 _MAX_VERSION = 100
 _RELEASE = re.compile(r"^\s*v?(?:\d+!)?(\d+(?:\.\d+)*)(?:[._-]?post(\d+))?", re.IGNORECASE)
 
 
 def argv(interpreter: str, distributions: Sequence[str]) -> tuple[str, ...]:
-    """What to run; it prints one line and ends with 0, also where nothing is installed."""
+    """The command. It prints one line and exits with 0, also where nothing is installed."""
     return (interpreter, "-c", SCRIPT, *distributions)
 
 
 def parse(output: str, interpreter: str) -> Mapping[str, str]:
-    """The versions from what ``argv`` printed; other lines (a chatty sitecustomize) are passed over.
+    """The versions in the output of ``argv``; other lines (a chatty sitecustomize) are skipped.
 
     Raises:
-        ConfigError: no answer is in it, or one that makes no sense.
+        ConfigError: there is no answer in it, or an invalid one.
     """
     if len(output) > _MAX_OUTPUT:
         output = output[-_MAX_OUTPUT:]
@@ -79,9 +78,9 @@ def parse(output: str, interpreter: str) -> Mapping[str, str]:
 
 
 def cache_key(interpreter: str) -> tuple[str, float, float]:
-    """What a cached answer depends on: the interpreter (symlinks kept: a venv is one) and its mtime. Reads the disk.
+    """What a cached answer depends on: the interpreter (not resolved: a venv's is a symlink) and its mtime.
 
-    Its site-packages count too, where they stand beside it: ``pip install`` touches them and not the interpreter.
+    The ``lib`` folder beside it counts too: ``pip install`` changes that and not the interpreter. Reads the disk.
     """
     path = os.path.abspath(interpreter)
     return path, _mtime(path), _mtime(os.path.join(os.path.dirname(os.path.dirname(path)), "lib"))
@@ -100,10 +99,10 @@ def _mtime(path: str) -> float:
 def installed(
     settings: Settings, facts: NodeFacts, distribution: str, newest: str, called: str
 ) -> tuple[Release, tuple[str, ...]]:
-    """The engine that will run, and what is to be said about it; ``newest`` where nobody could ask the interpreter.
+    """The engine's release and warnings about it; ``newest`` where the interpreter could not be asked.
 
     Raises:
-        ConfigError: the interpreter was asked and has none.
+        ConfigError: the interpreter was asked and does not have the engine.
     """
     text = facts.versions.get(distribution)
     if text is None and facts.versions_known:
@@ -124,9 +123,9 @@ def installed(
 
 @dataclass(frozen=True)
 class Release:
-    """A version of an engine, as far as its abilities are concerned: release numbers and post release.
+    """A version of an engine: release numbers and post release.
 
-    ``.dev``, ``rc`` and the local part (``+cu129``) are left out: a development build has what its release will have.
+    ``.dev``, ``rc`` and the local part (``+cu129``) do not count: a development build has what its release will have.
     """
 
     text: str
@@ -144,7 +143,7 @@ class Release:
 
     @property
     def is_known(self) -> bool:
-        """False for what a source tree without tags calls itself (``0.1.dev1+g12ab``, ``dev``): it is new, not old."""
+        """False for a build from a source tree without tags (``0.1.dev1+g12ab``, ``dev``): it is new, not old."""
         return bool(self.numbers) and not (self.numbers[:2] in ((0, 0), (0, 1)) and "dev" in self.text)
 
     def __str__(self) -> str:
@@ -152,7 +151,7 @@ class Release:
 
 
 def release(text: str) -> Release:
-    """Reads a version; one that can't be read has no numbers and ``is_known`` is False."""
+    """Parse a version. One that cannot be parsed has no numbers, and its ``is_known`` is False."""
     match = _RELEASE.match(text)
     if match is None:
         return Release(text, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -65,6 +66,8 @@ class Mine(Engine):
         if MEMBER == "__init__":
             broken()
     def plan(self, context, rank):
+        if MEMBER == "epoch" and len(context.shared.epoch.leader) > 1:
+            broken()
         return Plan(rank, (Stage("engine", (Process("mine", ("true",)),)),))
     def __getattribute__(self, name):
         if name != MEMBER:
@@ -190,6 +193,26 @@ def test_every_command(folder: Path, tmp_path: Path, command: str, broken: str) 
     said = done.stdout + done.stderr
     assert done.returncode == ExitCode.CONFIG, said
     assert "mine" in said and re.search(r"my-\s*engines 1\.2", said) and "Traceback" not in said, said
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_a_plan_that_fails_in_the_first_epoch_only(folder: Path) -> None:
+    """With real addresses, after the group has formed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "--engine", "mine", "--agent-port", str(free_port())],
+        env={**plugins.environment(folder), "BROKEN": "epoch exits"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == ExitCode.CONFIG, said
+    assert "engine mine: plan() failed: SystemExit: no licence" in said and "Traceback" not in said
 
 
 def test_ctrl_c_stays_what_it_is(imported: pytest.MonkeyPatch) -> None:

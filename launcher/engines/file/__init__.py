@@ -1,1 +1,1 @@
-"""Engines that a TOML file describes: its schema, the placeholders in it, and the plan that comes of it."""
+"""Engines that a TOML file describes: its schema, its placeholders, and the plan."""

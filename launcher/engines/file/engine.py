@@ -1,8 +1,7 @@
 """An engine without Python: the plan that an engine file declares (docs/engine-file.md).
 
-The file is read once (``schema.py``), its placeholders are filled for each rank (``placeholders.py``), and what comes
-out is a plan like that of any other engine. The variables that ``{env:NAME}`` may use are taken when the file is read,
-so that planning itself stays a pure function.
+The file is read once (``schema.py``) and its placeholders are filled for each rank (``placeholders.py``). The variables
+for ``{env:NAME}`` are taken when the file is read, so that planning stays a pure function.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def load_engine_file(path: str, environ: Mapping[str, str] | None = None) -> Dec
     Args:
         environ: what ``{env:NAME}`` reads; the process's own environment by default.
     Raises:
-        ConfigError: the file is not a whole and right engine file; the place in it and the fix are named.
+        ConfigError: the file is no valid engine file; the message names the place in it and the fix.
     """
     return DeclarativeEngine(load(path), dict(os.environ if environ is None else environ))
 
@@ -61,7 +60,7 @@ class DeclarativeEngine(Engine):
             owned = (Owned((option,), option, why=f"{self.file.path} says it") for option in self.file.owned)
             arguments.refuse_owned(settings.engine_args, owned, settings)
         self._ports_apart(settings)
-        # Whatever has no value on this rank shows here, before the group is formed; addresses are not known yet.
+        # A placeholder without a value on this rank is an error here, before the group forms; no address is known yet.
         addresses = tuple(f"<rank {rank}>" for rank in range(identity.size))
         self.plan(PlanContext(settings, identity, facts, Shared(Epoch(1, ""), addresses)), identity.rank)
         fits = topology.check(settings, facts, identity.size, topology.world(settings)) if self.file.topology else None
@@ -126,7 +125,7 @@ class DeclarativeEngine(Engine):
         return Values(context, rank, api, master, self.interpreter(settings), numbers, self.environ)
 
     def _gate(self, spec: GateSpec | None, values: Values, health: str | None) -> Gate:
-        """What the file says; else the health of the leader's last command, else that it was started."""
+        """The file's gate; else, for the leader's last command, its health; else that it was started."""
         if spec is None:
             return Gate("http", health) if health else Gate()
         target = ""
@@ -227,7 +226,7 @@ class DeclarativeEngine(Engine):
 
 
 def _filled(value: Any, values: Values) -> Any:
-    """The body of the canary. Braces in it are JSON's, so only a text that is ``{model}`` or the like is replaced."""
+    """The body of the canary. Its braces are JSON's, so only a whole text such as ``{model}`` is replaced."""
     if isinstance(value, dict):
         filled = {key: _filled(item, values) for key, item in value.items()}
         return {key: item for key, item in filled.items() if item is not None}
@@ -243,8 +242,8 @@ def _uses(slot: Slot, port: str) -> bool:
 
 
 def _pattern(template: Template, values: Values) -> str:
-    """A regular expression with its values; in them nothing has a meaning of its own."""
-    filled = fill(template, values)  # says what has no value
+    """A regular expression with its values, which are escaped."""
+    filled = fill(template, values)  # raises for what has no value
     if not template.slots:
         return filled
     parts = (

@@ -1,8 +1,8 @@
-"""Regular expressions of engine files: what they may hold, so that no line of an engine can keep the launcher busy.
+"""Regular expressions of gates: which ones are allowed, so that no line of an engine can block the launcher.
 
-Python's ``re`` tries every way to match. Nested repeats take exponential time, several long ones in a row the product
-of their lengths; there is no way to stop it, and the lease does not wait. So a pattern is refused unless its worst case
-on a line is harmless (some tenths of a second).
+Python's ``re`` backtracks. Nested repeats take exponential time, several long ones in a row the product of their
+lengths; a match cannot be interrupted, and the lease would run out. So a pattern is rejected unless its worst case on
+one line is harmless (some tenths of a second).
 """
 
 from __future__ import annotations

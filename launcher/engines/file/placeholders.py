@@ -1,8 +1,8 @@
 """Placeholders in the commands of an engine file: ``"{workers:rpc}"`` becomes ``10.0.0.2:50052,10.0.0.3:50052``.
 
-A template is read once, with the file, so that a mistyped placeholder is an error before anything starts; it is filled
-for each rank with what is then known. A placeholder may have no value on a rank (no workers in a group of one, no
-``--model``): then a list of its own inside of the command is left out, and anywhere else it is an error.
+Templates are parsed with the file, so that a mistyped placeholder is an error before anything starts, and filled for
+each rank. If a placeholder has no value on a rank (no workers in a group of one, no ``--model``), a nested list that
+holds it is left out of the command; anywhere else it is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.engines import arguments
 from launcher.engines.base import PlanContext
 from launcher.errors import ConfigError
 
-#: every placeholder, what it is, and what stands after its colon
+#: Every placeholder: what it is, and what may follow its colon.
 PLACEHOLDERS: Mapping[str, str] = {
     "model": "--model",
     "served_model_name": "the first --served-model-name, else --model",
@@ -42,7 +42,7 @@ PLACEHOLDERS: Mapping[str, str] = {
 }
 ARGS = "args"
 HOSTS = ("leader", "address", "addresses", "workers", "bind")
-PORT_NAMES = ("port", "master_port")  #: names that stand for a port after a colon, besides those of [ports]
+PORT_NAMES = ("port", "master_port")  #: names of ports after a colon, besides those of [ports]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Template:
-    """A text with placeholders, and where it stands (``my.toml: leader.command[2]``)."""
+    """A text with placeholders, and its place in the file (``my.toml: leader.command[2]``)."""
 
     where: str
     parts: tuple[str | Slot, ...]
@@ -74,7 +74,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Command:
-    """The elements of a command; one that is a tuple is left out as a whole where a placeholder in it has no value."""
+    """The elements of a command; a tuple among them is left out if a placeholder in it has no value."""
 
     elements: tuple[Template | tuple[Template, ...], ...]
 
@@ -90,7 +90,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Values:
-    """What placeholders stand for on one rank."""
+    """The values of placeholders on one rank."""
 
     context: PlanContext
     rank: int
@@ -101,12 +101,12 @@ class Values:
     environ: Mapping[str, str] = field(repr=False)
 
     def of(self, slot: Slot) -> str | None:
-        """The value of a placeholder; None: it has none."""
+        """The value of a placeholder; None if it has none."""
         value = _VALUES[slot.name](self, slot.detail)
         return None if value in (None, "") else value
 
     def number(self, detail: str) -> int:
-        """The port that stands after a colon."""
+        """The port after a colon."""
         if is_whole(detail):
             return int(detail)
         return {"port": self.port, "master_port": self.master_port, **self.ports}[detail]

@@ -1,7 +1,7 @@
-"""The TOML of an engine file, read and checked as a whole: every key known, every value of its type, no part missing.
+"""The TOML of an engine file, parsed and validated: every key known, every value of its type, no part missing.
 
-What is wrong is said with the file, the place in it (``leader.command[2]``), the value and what to write instead. The
-meaning of it all is in docs/engine-file.md; the plan that comes of it is made in ``engine.py``.
+Errors name the file, the place in it (``leader.command[2]``), the value and what to write instead. docs/engine-file.md
+describes the format; ``engine.py`` makes the plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 LARGEST = 1 << 20
-MOST_SECONDS = 1e9  #: compared before it is converted: a whole number of 400 digits is no float
+MOST_SECONDS = 1e9  #: compared before conversion: a whole number of 400 digits does not fit a float
 LEADER, WORKER, ALL = "leader", "worker", "all"
 API = "api"  #: the port of [ports] that --port overrides
 GATES = ("started", "exited", "line", "pattern", "tcp", "http")
@@ -97,7 +97,7 @@ class HealthSpec:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An engine file, whole and right in itself."""
+    """A valid engine file."""
 
     path: str
     name: str
@@ -117,8 +117,8 @@ class EngineFile:
 
     @property
     def digest(self) -> str:
-        """What tells one content from another."""
-        import hashlib  # OpenSSL comes with it, and only a group compares digests
+        """A hash of the content, for the fingerprint."""
+        import hashlib  # it loads OpenSSL, and only a group needs the digest
 
         return "sha256:" + hashlib.sha256(self.content).hexdigest()[:12]
 
@@ -139,7 +139,7 @@ def load(path: str) -> EngineFile:
     """An engine file from the disk.
 
     Raises:
-        ConfigError: it cannot be read, is not TOML or not a whole engine file.
+        ConfigError: it cannot be read, or is no valid engine file.
     """
     try:
         raw = files.read(path, LARGEST)
@@ -155,7 +155,7 @@ def parse(raw: bytes, path: str) -> EngineFile:
     try:
         content = tomllib.loads(raw.decode())
         check_document(content)
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a date that is none, a number that is too long
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, an invalid date, a number that is too long
         raise ConfigError(f"{path} is not TOML: {error}", "mend the file there") from None
     top = Table(path, "", content, TOP)
     ports = {name: _port(top, name) for name in top.table("ports")}
@@ -181,7 +181,7 @@ def parse(raw: bytes, path: str) -> EngineFile:
 
 
 class Table:
-    """One table of the file, whose keys are all known. Errors name the place and the value."""
+    """One table of the file, with known keys only. Errors name the place and the value."""
 
     def __init__(self, path: str, where: str, content: Mapping[str, Any], keys: Collection[str] | None) -> None:
         self.path, self.where, self.content = path, where, content

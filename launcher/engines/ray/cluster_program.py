@@ -1,4 +1,4 @@
-"""A Ray cluster from the inside: start this pod's node, or wait until Ray itself counts what is needed.
+"""Ray, in the engine's interpreter: start this pod's node, or wait until Ray counts the nodes and GPUs needed.
 
     cluster_program.py start [OPTIONS] -- start ...        `ray start ...`, in this process
         --lean                                             without what an engine does not need
@@ -6,18 +6,17 @@
         --count HOST:PORT NODES GPUS IP,IP...              count meanwhile, in a thread (the head)
     cluster_program.py wait HOST:PORT NODES GPUS [IP,IP...]    count, and nothing else
 
-Runs in the engine's interpreter, which has Ray; the launcher's has not. Two things make it faster than `ray`:
+The launcher's interpreter has no Ray; the engine's has. Two things make this faster than the `ray` command:
 
 - `ray start` of a worker asks for the head every 2 s; a worker here asks every 50 ms before it calls Ray (`--after`).
 - The `ray` command imports the job, state and serve commands (half of its start-up time), and a head starts a
   dashboard server (which it waits for), a client server on port 10001 and an autoscaler monitor. An engine needs none
-  of them, and each is one more way in. `--lean` leaves them out. Ray itself goes on without each of them where its
-  optional dependencies are missing, and it is made to believe that; the planner asks for it only of releases that were
-  tried.
+  of them, and each is another way in. `--lean` leaves them out: Ray runs without each of them when its optional
+  dependencies are missing, and this makes Ray believe they are. The planner uses it only for releases that were tested.
 
-Counting ends with a line that begins with READY. It is one connection to the GCS, where others start an interpreter and
-join the cluster as a driver every 5 s. On the leader it is a thread of the head's own process, for an interpreter with
-Ray takes a second of CPU time and 70 MB to start.
+Counting ends with a line that begins with READY. It takes one connection to the GCS, where other scripts start an
+interpreter and join the cluster as a driver every 5 s. On the leader a thread of the head's process counts, because an
+interpreter with Ray takes a second of CPU time and 70 MB to start.
 """
 
 from __future__ import annotations
@@ -75,9 +74,9 @@ def start(own: list[str], ray_arguments: list[str]) -> int:
 
 
 def lean_cli() -> Any:
-    """Ray's command line without what an inference engine does not use."""
+    """Ray's command line without the parts that an inference engine does not use."""
     for name in OPTIONAL:
-        # An import of it is then an ImportError, which Ray expects there and passes over.
+        # Importing it now raises ImportError, which Ray expects there and ignores.
         sys.modules[name] = None  # type: ignore[assignment]
     try:
         cli: Any = importlib.import_module("ray.scripts.scripts")
@@ -92,10 +91,10 @@ def lean_cli() -> Any:
         # no client server; the second name is the one up to 2.4x
         (cli, "get_ray_client_dependency_error", lambda: left_out),
         (cli, "check_ray_client_dependencies_installed", lambda: False),
-        # the minimal agent, as `pip install ray` has it
+        # the minimal agent, as in `pip install ray`
         (utils, "get_dashboard_dependency_error", lambda: left_out),
         (utils, "check_dashboard_dependencies_installed", lambda: False),
-        # what it returns when a dashboard cannot be started
+        # its result when a dashboard cannot be started
         (services, "start_api_server", lambda *a, **k: (None, None)),
     ]
     for module, name, answer in answers:
@@ -105,7 +104,7 @@ def lean_cli() -> Any:
 
 
 def wait_for_head(address: str) -> None:
-    """Until the head's own node is in the GCS: `ray start` looks only every 2 s, and gives up after 40."""
+    """Wait until the head's own node is in the GCS: `ray start` polls every 2 s, and gives up after 40 s."""
     wait_for_port(address)
     nodes = counter(address)
     said = time.monotonic()
@@ -139,10 +138,10 @@ def wait_for_port(address: str) -> None:
 
 
 def count_beside(what: list[str]) -> None:
-    """`wait`, beside `ray start`: the whole process ends if it fails, for nobody would count then."""
+    """`wait`, beside `ray start`: if it fails, the whole process exits, for nothing else would count."""
     try:
         wait_for_port(what[0])
-        if counter(what[0]) is None:  # needs `ray.init`, which a process that starts a head should not do
+        if counter(what[0]) is None:  # that takes `ray.init`, which must not run in a process that starts a head
             code = subprocess.call([sys.executable, os.path.abspath(__file__), "wait", *what])
         else:
             code = wait(what[0], int(what[1]), float(what[2]), what[3].split(","))
@@ -154,7 +153,7 @@ def count_beside(what: list[str]) -> None:
 
 
 def wait(address: str, size: int, gpus: float, expected: list[str]) -> int:
-    """Until `size` nodes are alive and have `gpus` GPUs together; says what is missing whenever that changes."""
+    """Wait until `size` nodes with `gpus` GPUs in all are alive; print what is missing whenever that changes."""
     importlib.import_module("ray")  # 1 s, while the head comes up
     wait_for_port(address)
     nodes = counter(address) or public_counter(address)
@@ -195,7 +194,7 @@ def missing(alive: list[Node], size: int, have: float, gpus: float, expected: li
 
 
 def counter(address: str) -> Callable[[], list[Node]] | None:
-    """A function that lists the cluster's nodes, without joining it; None where this Ray has other insides."""
+    """A function that lists the nodes without joining the cluster; None if this Ray has other internals."""
     try:
         raylet = importlib.import_module("ray._raylet")
         check_token(raylet.GcsClient, address)
@@ -213,7 +212,7 @@ def counter(address: str) -> Callable[[], list[Node]] | None:
 
 
 def check_token(client: Any, address: str) -> None:
-    """Ask once in the way that tells a refused token from a GCS that is not up yet; the state calls both the latter."""
+    """Ask once in a way that tells a refused token from a GCS that is not up; to GlobalState both look the same."""
     try:
         client(address=address)
     except Exception as error:
@@ -221,7 +220,7 @@ def check_token(client: Any, address: str) -> None:
 
 
 def public_counter(address: str) -> Callable[[], list[Node]]:
-    """The same by Ray's public API: two seconds slower, and it is a driver of the cluster while it waits."""
+    """The same by Ray's public API: two seconds slower, and a driver of the cluster while it waits."""
     ray = importlib.import_module("ray")
     ray.init(address=address, log_to_driver=False, configure_logging=False)
     table: Callable[[], list[Node]] = ray.nodes
@@ -251,5 +250,5 @@ if __name__ == "__main__":
         code = 130
     if sys.argv[1:2] == ["wait"]:
         sys.stdout.flush()
-        os._exit(code or 0)  # Ray's threads take their time to end
+        os._exit(code or 0)  # Ray's threads are slow to end
     sys.exit(code)

@@ -4,12 +4,12 @@
                 starts its node, and waits for the head inside
     engine      vLLM, on the leader
 
-Each of Ray's processes takes a second of CPU time to start, so they start side by side, and as few as can be. Nothing
-of the engine is started before Ray itself has counted. GPUs are counted too, because vLLM's placement group waits 30
-minutes for a missing one.
+Each of Ray's processes takes a second of CPU time to start, so they start in parallel, and as few as possible. The
+engine starts only after Ray has counted its nodes and GPUs: vLLM's placement group waits 30 minutes for a missing one.
 
-A Ray cluster that is started by hand is open: whoever reaches its port runs code in it. From 2.52 on Ray knows a token;
-each epoch has its own (``RAY_AUTH_MODE=token``), which also keeps a thawed node of an earlier epoch out.
+A Ray cluster that is started by hand is open: anyone who reaches its port can run code in it. From 2.52 on Ray has
+token authentication; each epoch has its own token (``RAY_AUTH_MODE=token``), which also keeps out a thawed node of an
+earlier epoch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from launcher.model import Gate, NodeFacts, Port, Process, Stage
 from launcher.settings import Settings
 
 CLUSTER = str(Path(__file__).with_name("cluster_program.py"))
-READY = "ray-ready:"  # what the program prints when Ray has counted
+READY = "ray-ready:"  # as in cluster_program.py
 TOKEN = "2.52.0"  #: first with RAY_AUTH_MODE=token
-#: the releases that a lean head was tried with, by hand: 2.43.0, 2.52.1, 2.60.0
+#: The range in which a lean head was tested: 2.43.0, 2.52.1, 2.60.0.
 LEAN_FROM, LEAN_BEFORE = "2.43.0", "2.61.0"
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # From 2.5x on a node that is told to go waits 30 s for Ray Serve to move away. vLLM is gone by then.
+    # From 2.5x on, a node that receives SIGTERM waits 30 s for Ray Serve to drain; there is none.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 #: Variables of Ray, and why a plan sets them.
@@ -54,17 +54,17 @@ OWNED = (
     Owned(("--port",), "Ray's port", "ray_port", "6379"),
     Owned(("--block",), "whether ray start stays", why="it must, to be watched"),
 )
-#: options of ``ray start`` that a worker refuses or that mean nothing there
+#: Options of ``ray start`` that a worker rejects or ignores.
 HEAD_ONLY = (
     *("--include-dashboard", "--dashboard-host", "--dashboard-port", "--ray-client-server-port", "--no-monitor"),
     *("--autoscaling-config", "--system-config", "--redis-shard-ports", "--storage", "--temp-dir"),
 )
-#: whoever asks for one of these wants the whole of Ray
+#: With one of these, nothing of Ray is left out.
 WHOLE = ("--include-dashboard", "--dashboard-host", "--dashboard-port", "--ray-client-server-port")
 
 
 def has_token(version: str | None) -> bool:
-    """Whether this Ray knows token authentication; an unknown one is taken for new."""
+    """Whether this Ray has token authentication; an unknown version is assumed to be new."""
     return version is None or release(version).at_least(TOKEN)
 
 
@@ -99,7 +99,7 @@ def stages(context: PlanContext, rank: int, engine: Process, *, gpus: int) -> tu
 
 
 def environment(context: PlanContext) -> Mapping[str, str]:
-    """What every process of the cluster is told: where it is, and its token where this Ray knows one."""
+    """Variables of every process of the cluster: its address, and the token if this Ray has authentication."""
     found = {"RAY_ADDRESS": _address(context)}
     if context.shared.token and has_token(context.facts.versions.get("ray")):
         found |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": context.shared.token}
@@ -107,12 +107,12 @@ def environment(context: PlanContext) -> Mapping[str, str]:
 
 
 def ports(settings: Settings, rank: int) -> tuple[Port, ...]:
-    """The fixed ports; the others of Ray's are random, its workers' from 10002 to 19999."""
+    """The fixed ports. Ray chooses the others at random, those of workers from 10002 to 19999."""
     return (Port(settings.ray_port, "ray-gcs"),) if rank == 0 else ()
 
 
 def temp_dir(context: PlanContext) -> str:
-    """A folder of this epoch, the same on all ranks: short, for a socket's path may have 107 bytes."""
+    """A folder of this epoch, the same on all ranks. Short: the path of a Unix socket has at most 107 bytes."""
     name = f"{context.identity.group} {context.shared.epoch.n} {context.shared.epoch.leader}"
     return "/tmp/ray-" + hashlib.sha256(name.encode()).hexdigest()[:6]
 
@@ -149,7 +149,7 @@ def _start(lean: bool) -> tuple[str, ...]:
 
 
 def _in_cluster(context: PlanContext, engine: Process, name: str, arguments: tuple[str, ...], gate: Gate) -> Process:
-    """A Ray process. Ray's workers inherit its environment, so the engine's own is in it."""
+    """A Ray process. Ray's workers inherit its environment, so it has the engine's too."""
     return Process(
         name=name,
         argv=(context.settings.python or "python3", CLUSTER, *arguments),
@@ -166,7 +166,7 @@ def _address(context: PlanContext) -> str:
 
 
 def _gpus(settings: Settings) -> tuple[str, ...]:
-    """Ray finds the GPUs itself; it is told only what the user said."""
+    """Ray detects GPUs itself; it gets only what the user gave."""
     if settings.gpus_per_pod is None or has(settings.ray_args, "--num-gpus"):
         return ()
     return ("--num-gpus", str(settings.gpus_per_pod))

@@ -1,13 +1,13 @@
-"""SGLang: the arguments of every rank. Each pod runs the same server; rank 0's speaks, the others' health says nothing.
+"""SGLang: the arguments of every rank. Each pod runs the same server; only rank 0's health means anything.
 
 Read from the wheels of 0.4.4.post1, 0.4.10.post2, 0.5.9 and 0.5.23:
 
 - ``python -m sglang.launch_server`` works in all of them (``sglang serve`` only from 0.5.9).
-- tp x pp divides by the pods. Data-parallel replicas do not span pods; with ``--enable-dp-attention`` (or, later,
-  ``--attn-dp-size``) the data parallel groups lie inside the tensor parallel group and add no GPUs.
-- The rendezvous uses its port, +1 to +6 and +13 with DP attention, so the epochs' ports lie 32 apart.
-- Tokens are counted into ``generation_tokens_total`` only when a request ends; what moves meanwhile is
-  ``realtime_tokens_total`` (0.5.9) or the gauges ``num_used_tokens`` and ``token_usage``.
+- The number of pods must divide tp x pp. Data-parallel replicas do not span pods; with ``--enable-dp-attention`` (or,
+  later, ``--attn-dp-size``) the data parallel groups lie inside the tensor parallel group and add no GPUs.
+- The rendezvous uses its port, with DP attention also +1 to +6 and +13, so the epochs' ports are 32 apart.
+- ``generation_tokens_total`` grows only when a request ends; meanwhile ``realtime_tokens_total`` (0.5.9) or the gauges
+  ``num_used_tokens`` and ``token_usage`` change.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUIET_PROBES = "0.5.8"  #: first that can leave paths out of its access log
 QUIET_FLAG = "--uvicorn-access-log-exclude-prefixes"
 PORT = 30000
 DIST_PORT = 20000
-#: /health makes a token unless others are being made, looks once a second, and answers 503 itself after 20 s
+#: /health generates a token unless a request is running, checks once a second, and answers 503 after 20 s.
 HEALTH_TIMEOUT = 25.0
 _FOOTPRINT = (0, 1, 2, 3, 4, 5, 6, 13)
 _STRIDE = 32

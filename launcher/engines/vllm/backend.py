@@ -1,7 +1,7 @@
-"""How vLLM's ranks find each other: which backend, in which form, and why, or why not at all.
+"""How vLLM's ranks find each other: which backend, in which form, and the reasons.
 
-``auto`` takes Ray where the engine's interpreter has it, else mp where this vLLM can do it. When nobody could ask the
-interpreter (``launcher plan`` on a laptop) the newest vLLM without Ray is assumed, and that is said.
+``auto`` takes Ray if the engine's interpreter has it, else mp if this vLLM supports it. If the interpreter could not be
+asked (``launcher plan`` on a laptop), the newest vLLM without Ray is assumed, with a warning.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def choose(settings: Settings, size: int, facts: NodeFacts) -> Backend:
     """Which form ``size`` pods take.
 
     Raises:
-        ConfigError: this vLLM, or this interpreter, cannot do what was asked; the versions are in the message.
+        ConfigError: this vLLM or this interpreter does not support it; the versions are in the message.
     """
     engine, warnings = versions.installed(settings, facts, "vllm", NEWEST, "vLLM")
     if size == 1:
@@ -64,7 +64,7 @@ def choose(settings: Settings, size: int, facts: NodeFacts) -> Backend:
 
 
 def asked(settings: Settings, facts: NodeFacts) -> str:
-    """``ray`` or ``mp`` as the fingerprint says it, for a group of more than one; errors are left to ``choose``."""
+    """``ray`` or ``mp`` for the fingerprint, in a group of more than one pod; ``choose`` reports the errors."""
     if settings.backend != "auto":
         return settings.backend
     engine, _ = versions.installed(settings, facts, "vllm", NEWEST, "vLLM")
@@ -101,7 +101,7 @@ def _name(settings: Settings, facts: NodeFacts, engine: Release, size: int) -> t
 
 def _auto_takes_ray(facts: NodeFacts, engine: Release) -> bool:
     if not facts.versions_known:
-        return not engine.at_least(NNODES)  # so old that Ray was the only way, and part of it
+        return not engine.at_least(NNODES)  # releases that need Ray, and depend on it
     return "ray" in facts.versions and not (engine.local == "cpu" and engine.at_least(NNODES))
 
 

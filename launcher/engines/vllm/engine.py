@@ -2,15 +2,15 @@
 
 What the releases have was read from their wheels (0.8.5 to 0.33):
 
-- ``python -m vllm.entrypoints.cli.main serve`` is what the ``vllm`` script calls, in all of them. The module is used,
-  because the script belongs to whatever interpreter its first line names, and may not exist. ``api_server`` would
-  ignore ``--headless``. ``-P`` (Python 3.11) keeps a checkout named ``vllm`` in the working directory out, as the
-  script does.
-- Several pods with mp: ``--nnodes`` and its kin from 0.11.2. Whole data-parallel replicas in each pod go by
-  ``--data-parallel-size-local`` and ``--headless``, which is older (0.10.2) and what vLLM documents.
-  ``--data-parallel-start-rank`` stands on headless ranks only: without ``--headless`` it silently means hybrid load
+- ``python -m vllm.entrypoints.cli.main serve`` is what the ``vllm`` script calls, in all of them. The plan uses the
+  module, because the script runs in whatever interpreter its first line names, and may not exist. ``api_server``
+  ignores ``--headless``. ``-P`` (Python 3.11) keeps a checkout named ``vllm`` in the working directory off
+  ``sys.path``, as the script does.
+- Several pods with mp: ``--nnodes``, ``--node-rank``, ``--master-addr`` from 0.11.2. Whole data-parallel replicas in
+  each pod use ``--data-parallel-size-local`` and ``--headless``, which are older (0.10.2) and what vLLM documents.
+  ``--data-parallel-start-rank`` is for headless ranks only: without ``--headless`` it silently means hybrid load
   balancing.
-- Ray: one ``vllm serve`` on the leader; ``--nnodes`` is rejected there.
+- Ray: one ``vllm serve`` on the leader, which rejects ``--nnodes``.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class VLLMEngine(Engine):
             name="vllm",
             argv=(*_command(context, backend.release), *_arguments(context, backend, rank)),
             gate=endpoint.gate(health),
-            vital=("VLLM::",),  # EngineCore, Worker, APIServer: vLLM itself may take long to miss one
+            vital=("VLLM::",),  # EngineCore, Worker, APIServer: vLLM may notice a missing one late
             # A Service named "vllm" puts VLLM_PORT=tcp://... into every pod, and the engine dies of it (vllm#34199).
-            # As a number it breaks several nodes, so it is taken out in any case.
+            # A number breaks groups of several pods, so it is always unset.
             unset=("VLLM_PORT",),
             defaults=_defaults(settings, backend),
         )
@@ -124,7 +124,7 @@ class VLLMEngine(Engine):
 
 
 def _needs(settings: Settings) -> tuple[str, ...]:
-    """What options of the user need beside them."""
+    """Warnings about options that need something besides."""
     options = arguments.given(settings.engine_args)
     written = {o.name.partition(".")[0] for o in options} | {f"{o.name} {o.value}" for o in options}
     return tuple(f"'-- {option}': {what}" for option, what in NEEDS.items() if option in written)
@@ -136,7 +136,7 @@ def _command(context: PlanContext, release: Release) -> tuple[str, ...]:
 
 
 def python(settings: Settings, facts: NodeFacts) -> tuple[str, ...]:
-    """The interpreter, with the working directory kept out of ``sys.path`` where this Python can do that."""
+    """The interpreter, with ``-P`` (no working directory in ``sys.path``) where this Python has it."""
     interpreter = settings.python or "python3"
     numbers = tuple(int(n) for n in facts.versions.get("python", "").split(".")[:2] if is_whole(n))
     return (interpreter, "-P") if numbers >= (3, 11) else (interpreter,)
@@ -153,7 +153,7 @@ def _arguments(context: PlanContext, backend: Backend, rank: int) -> tuple[str, 
     if rank == 0 and backend.release.at_least(QUIET_PROBES) and not has(own, *ACCESS_LOG, "--config"):
         flags += [ACCESS_LOG[0], "/health,/metrics"]
     flags += _distributed(context, backend, rank)
-    # vLLM refuses a count of API servers on a headless rank, where there are none.
+    # A headless rank has no API servers, and vLLM rejects a count of them there.
     return (*flags, *(without(own, *_API_SERVERS) if "--headless" in flags else own))
 
 
@@ -210,15 +210,15 @@ def _rpc_port(context: PlanContext) -> int:
 
 
 def shutdown_timeout(settings: Settings) -> int:
-    """Seconds that vLLM may finish requests in after TERM: the pod's grace less the settling and 2 s for the rest."""
+    """Seconds after TERM that vLLM may take to finish requests: --grace less --drain-settle and 2 s for the rest."""
     return max(0, int(settings.grace - settings.drain_settle - 2))
 
 
 def _defaults(settings: Settings, backend: Backend) -> Mapping[str, str]:
     found = {}
     if backend.release.at_least("0.14.1"):
-        # 600 s from the first process on, weights included: a slow disk then makes endless restarts (lws#725). The
-        # launcher watches the start itself, by progress.
+        # The default is 600 s, loading included: with a slow disk the engine restarts endlessly (lws#725). The launcher
+        # watches the progress of the start itself.
         found["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(settings.startup_timeout or 24 * 3600))
     if backend.form is Form.RAY_SPAN:
         found["VLLM_RAY_DP_PACK_STRATEGY"] = "span"
@@ -234,7 +234,7 @@ def _world(settings: Settings) -> topology.World:
 
 
 def _ray_gpus(settings: Settings, facts: NodeFacts) -> int:
-    """GPUs that Ray must count before vLLM starts; 0: none are asked for (a CPU engine)."""
+    """GPUs that Ray must count before vLLM starts; 0: none are needed (a CPU engine)."""
     none = topology.gpus(settings, facts) == 0 and not has(settings.ray_args, "--num-gpus")
     return 0 if none else _world(settings).size
 

@@ -51,7 +51,7 @@ REASONS = {
 #: With these there is no HTTP API (entrypoints/launchers/cli_args.py, 0.32).
 WITHOUT_HTTP = ("--grpc", "--api-server-count 0", "-asc 0")
 
-#: What some options need beside them; name and, where it matters, value.
+#: What some options need besides: name and, where it matters, value.
 NEEDS = {
     "--enable-fault-tolerance": "it works with external load balancing only, which the launcher does not set up",
     "--enable-elastic-ep": "it scales within Ray and changes the number of ranks; the launcher keeps --size pods",
@@ -60,8 +60,8 @@ NEEDS = {
     "or prefills",
 }
 
-#: What /health answers, without a body, to EngineDeadError and to nothing else. (A middleware of 0.32 answers 503, too,
-#: while expert parallel ranks are added or taken away, with words.) Over Ray it is the first sign of a dead worker.
+#: /health answers this without a body for EngineDeadError and for nothing else. (A middleware of 0.32 answers 503 with
+#: a body while expert parallel ranks are added or removed.) Over Ray it is the first sign of a dead worker.
 DEAD = 503
 
 METRICS = Names(
