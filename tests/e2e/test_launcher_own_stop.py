@@ -49,8 +49,6 @@ def ended(process: subprocess.Popen[str]) -> str:
 
 
 def runs(group: Group) -> None:
-    if group.size > 1:
-        group.addresses = [f"127.0.0.{rank + 2}" for rank in range(group.size)]  # `launcher local`, not the reference
     until("the group runs", lambda: all(group.status(r).get("ready") for r in range(group.size)))
 
 
