@@ -626,7 +626,7 @@ class Coordinator:
 
     def _watch_run(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
-        if (self._this.served(now) or 0.0) >= STEADY:
+        if self.phase is Phase.RUNNING and (self._this.served(now) or 0.0) >= STEADY:
             self.history.first = None  # the trouble before is over
 
     def _watch_start(self, conn: int, tick: Tick, now: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import deque
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
+from launcher.group.budget import STEADY
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Closed, Hang, Say, Tick
 from launcher.group.fences import Fences
@@ -64,7 +67,18 @@ def brought_to(phase: c.Phase) -> tuple[c.Coordinator, Epoch]:
 
 def looks(machine: Any) -> str:
     """Everything that a machine knows, but what it did last."""
-    return repr({name: value for name, value in sorted(vars(machine).items()) if name != "_out"})
+    return repr(_deep(machine))
+
+
+def _deep(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _deep(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, deque)):
+        return [_deep(one) for one in value]
+    if not type(value).__module__.startswith("launcher.group") or isinstance(value, Enum):
+        return value
+    passing = ("_out", "answers", "_gap")
+    return {name: _deep(one) for name, one in sorted(vars(value).items()) if name not in passing}
 
 
 IN_EPOCH = [c.Phase.PREPARING, c.Phase.STARTING, c.Phase.RUNNING, c.Phase.DRAINING, c.Phase.STOPPING]
@@ -84,6 +98,14 @@ def test_a_leader_counts_no_word_of_another_epoch(phase: c.Phase, other: Epoch) 
         for rank in range(2):
             assert leader.handle(word, rank, NOW) == [], word
             assert looks(leader) == before, word
+
+
+def test_the_failure_of_an_epoch_that_served_long_is_the_first_though_all_were_lost_at_once() -> None:
+    leader, epoch = brought_to(c.Phase.RUNNING)
+    leader.handle(Tick(), LOCAL, NOW + 2 * STEADY)
+    (ended,) = leader.history.ended
+    assert (leader.phase, ended.epoch) == (c.Phase.WAITING, epoch)
+    assert leader.history.first == ended.cause
 
 
 def test_a_stage_is_done_once_and_in_its_turn() -> None:
