@@ -184,7 +184,7 @@ def test_every_command(folder: Path, tmp_path: Path, command: str, broken: str) 
     done = subprocess.run(
         [sys.executable, "-m", "launcher", *COMMANDS[command], *engine],
         cwd=tmp_path,
-        env={**plugins.environment(folder), "BROKEN": broken},
+        env={**plugins.environment(folder), "BROKEN": broken, "LAUNCHER_AGENT_PORT": str(free_port())},
         capture_output=True,
         text=True,
         timeout=300,
