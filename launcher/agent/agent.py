@@ -179,11 +179,11 @@ class Agent:
 
     async def _linger(self) -> None:
         """The group has given up: wait until all ranks have heard it, those that come late included."""
-        leader, said = self.coordinator, False
+        leader, logged = self.coordinator, False
         while leader is not None and leader.lingers(time.monotonic()) and not self._hurried.is_set():
-            if not said and time.monotonic() - leader.phase_since > HEARING_SECONDS:
-                said = True
-                self.log("stays to tell the ranks that are away", {"at_most_s": round(leader.config.linger, 1)})
+            if not logged and time.monotonic() - leader.phase_since > HEARING_SECONDS:
+                logged = True
+                self.log("lingering to tell absent ranks", {"at_most_s": round(leader.config.linger, 1)})
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._hurried.wait(), LOOK_AGAIN)
 
@@ -305,7 +305,7 @@ class Agent:
         elif isinstance(report, guard.SignalReceived):
             self._signal(report.number)
         elif isinstance(report, guard.Dropped):
-            self.log("output was dropped: nobody read it fast enough", {"bytes": report.bytes}, "warning")
+            self.log("output was dropped: it was not read fast enough", {"bytes": report.bytes}, "warning")
         elif isinstance(report, guard.GuardLost):
             self._guard_lost()
 
@@ -324,7 +324,7 @@ class Agent:
         """The guard was killed: kill at once what it guarded, and exit, because nothing can be reaped without it."""
         self.engine.kill_without_guard()
         self._last_words(CauseKind.AGENT, "the launcher's guard process was killed; the engine was ended")
-        os.set_blocking(2, False)  # nobody may read it, and the guard no longer writes there for us
+        os.set_blocking(2, False)  # it may not be read, and the guard no longer writes there for us
         with contextlib.suppress(OSError):
             os.write(2, b"launcher: the guard process was killed; the engine was ended\n")
         os._exit(128 + signal.SIGKILL)

@@ -168,7 +168,7 @@ class EngineRunner:
         self._tell(me.Able(epoch))
 
     def _plan_of(self, shared: Shared) -> Plan | None:
-        """This epoch's plan; None: there is none, and the leader was told why."""
+        """This epoch's plan; None: it cannot be made, and the leader knows why."""
         try:
             shared = steps.with_token(
                 shared, self._context.secrets, self._context.identity.group, self.adapter.epoch_token
@@ -180,14 +180,14 @@ class EngineRunner:
             return self.plan_for(shared)
         except LauncherError as error:
             self._unable(shared.epoch, str(error), retry=False)
-        except Exception as error:  # of a plug-in's engine, or over what the leader said of this epoch
+        except Exception as error:  # in a plug-in, or over the epoch's values from the leader
             self._log.block([f"launcher: {line}" for line in traceback.format_exc().splitlines()])
             text = f"the engine's plan for this epoch cannot be made: {type(error).__name__}: {error}"[:500]
             self._unable(shared.epoch, text, retry=False)
         return None
 
     def _taken_ports(self, plan: Plan, shared: Shared) -> str | None:
-        """A port of the plan that is in use, in words; None: the leader was told that this can't work."""
+        """The first port of the plan that is in use; None: a port cannot work, and the leader knows why."""
         try:
             return own_ports.taken_ports(plan, shared.addresses[self._rank])
         except LauncherError as error:
@@ -309,10 +309,10 @@ class EngineRunner:
         self._context.guard.send(guard.Stop(name, None, grace) if grace > 0 else guard.Kill(name, None))
 
     async def _stopped(self, report: guard.Stopped) -> None:
-        """The guard says that nothing runs: clean up what the epoch left, then the member may say so.
+        """The guard reports that nothing runs: clean up what the epoch left, then report it to the member.
 
-        Each wait may see a later stop come. That one looks around itself, and what was seen here says nothing any more:
-        by the time that it is known, the next epoch's engine may run.
+        A later stop may come during each wait. It cleans up by itself, and this one's result no longer counts: the next
+        epoch's engine may be running by then.
         """
 
         def latest() -> bool:
@@ -342,7 +342,7 @@ class EngineRunner:
     # ------------------------------------------------------------------------------------------------ from the guard
 
     def hear(self, report: guard.Report) -> None:
-        """What the guard says of processes and stops."""
+        """Handle a report of the guard on processes and stops."""
         self.ordered.set()
         if isinstance(report, guard.Started):
             self.watch.started(report)

@@ -169,10 +169,10 @@ class HealthWatch:
         self._verdict = HealthVerdict(process, what, settings.health_failures, settings.unresponsive_timeout)
         self._progress = Progress(health, settings.hang_timeout)
         self._page: Samples | None = None  # the latest that could be read
-        self._shut_out = ""  # why nobody else reaches the API
+        self._shut_out = ""  # why the API is unreachable from outside
         self._over = False
         self._well_at = time.monotonic()
-        self._said, self._said_at = "", float("-inf")
+        self._logged, self._logged_at = "", float("-inf")
         self.ok = False
         self.slow = False  #: it does not answer in time, but requests make progress
         self.words = ""  #: why it is unhealthy
@@ -302,8 +302,8 @@ class HealthWatch:
     def _tell(self, text: str) -> None:
         """Log when a state begins, changes or ends, but not each time that it comes and goes."""
         now = time.monotonic()
-        if text != self._said and now - self._said_at >= SAY_EVERY:
-            self._said, self._said_at = text, now
+        if text != self._logged and now - self._logged_at >= SAY_EVERY:
+            self._logged, self._logged_at = text, now
             if text:
                 self._inputs.say(text, {"health": self.words}, "warning")
             else:
@@ -397,7 +397,7 @@ class HealthWatch:
 
 
 def _failure(reply: probe.Reply, limit: float, took: float) -> tuple[CheckFailure, str]:
-    """How a check failed, and a text that says so."""
+    """How a check failed, and the text for it."""
     if reply.error == probe.REFUSED:
         return CheckFailure.REFUSED, reply.words
     if reply.status and took < PROMPT:

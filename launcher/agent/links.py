@@ -112,7 +112,7 @@ class Links:
     # ------------------------------------------------------------------------------------------- all other ranks
 
     def connect(self) -> None:
-        """Make the link to rank 0; the member says when it connects."""
+        """Make the link to rank 0. It connects when the member orders it."""
         from launcher.group.link import MemberLink
 
         tell, who, log = self._context.tell, self._context.identity, self._context.log

@@ -31,7 +31,7 @@ class PreflightWatch:
         self._environ = environ
         self._log = log
         self._on = settings.preflight == "on"
-        self._told: tuple[str, ...] = ()
+        self._logged: tuple[str, ...] = ()
         self.findings: tuple[Finding, ...] = ()  #: about this pod
         self.differences: tuple[Finding, ...] = ()  #: between the pods, on the leader
 
@@ -60,6 +60,6 @@ class PreflightWatch:
 
         self.differences = compare.odd_ones(facts)
         for f in self.differences:
-            if f.what not in self._told:
+            if f.what not in self._logged:
                 self._log(f"the pods differ: {f.what}", {"why": f.why, "fix": f.fix}, "warning")
-        self._told = tuple(f.what for f in self.differences)
+        self._logged = tuple(f.what for f in self.differences)

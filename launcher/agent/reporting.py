@@ -74,9 +74,9 @@ class Reporter:
         if phase != self.phase:
             self.enter(phase)
         if member.state not in AWAY:  # there the leader is waited for, and its link logs it
-            told = news.phase in ("gathering", "mismatched", "fenced", "stopping")
+            shown = news.phase in ("gathering", "mismatched", "fenced", "stopping")
             bound = {} if news.wait is None else {"at_most_s": round(news.wait, 1)}
-            self._log.waiting(news.text if told else "", bound)
+            self._log.waiting(news.text if shown else "", bound)
         first = self._coordinator.history.first if self._coordinator is not None else news.first_failure
         stopping = phase in ("stopping", "aborted") or member.state is me.State.STOPPING
         if first is not None and not stopping and not finished:  # until then better evidence may come
@@ -200,7 +200,7 @@ class Reporter:
         )
 
     def _waiting_for(self) -> str:
-        """On the leader what it knows now, on a worker what the leader said last."""
+        """On the leader what it knows now, on a worker the latest text of the leader."""
         if self._coordinator is not None:
             now = time.monotonic()
             return waiting_for(self._coordinator.waiting_for(), self._coordinator.wait_left(now), now)

@@ -31,7 +31,7 @@ POLL_FIRST, POLL_LAST = (
     0.05,
     1.0,
 )  #: seconds between checks of a gate: often at first, then rarely while the engine loads
-REMIND_FIRST, REMIND_LAST = 60.0, 300.0  #: seconds after which the log says what a gate waits for, doubling
+REMIND_FIRST, REMIND_LAST = 60.0, 300.0  #: seconds to log lines about a closed gate, doubling
 
 
 @dataclass
@@ -45,7 +45,7 @@ class StageProcess:
     gate_open: bool = False
     ended: bool = False
     since: float = field(default_factory=time.monotonic)
-    remind: float = REMIND_FIRST  #: seconds after ``since`` after which the log says what it waits for
+    remind: float = REMIND_FIRST  #: seconds from ``since`` to the next log line about its gate
     lines: LastLines = field(default_factory=LastLines)  #: of both streams, as they came
     streams: dict[int, Lines] = field(default_factory=lambda: {1: Lines(), 2: Lines()})
 

@@ -90,7 +90,7 @@ class Startup:
         self._links.visitors = server.listen(pages, sockets, self._links.shares.visits)
 
     async def learn(self) -> None:
-        """Learn what the hello says: own address, versions, GPUs. Raises LauncherError if the plan can't work."""
+        """Learn what the hello contains: own address, versions, GPUs. Raises LauncherError if the plan can't work."""
         settings, who, log = self._context.settings, self._context.identity, self._context.log
         adapter, member = self._engine.adapter, self._member
         leader: tuple[str, ...] = ()

@@ -70,7 +70,7 @@ class StateFile:
         self.before = self._read() if folder else SavedState()
         self._now = self.before
         self.trouble = ""  #: why the file could not be written
-        self._told = False
+        self._reported = False
         self._lock = threading.Condition()
         self._waiting: bytes | None = None  # what the thread has yet to write; only the newest counts
         self._writing = False
@@ -78,7 +78,7 @@ class StateFile:
     def save(self, **changes: Any) -> bool:
         """Write what changed. False if that failed for the first time (``trouble`` says why)."""
         if self._folder is None or all(getattr(self._now, name) == value for name, value in changes.items()):
-            return self._first_word()  # called after every event
+            return self._unless_first_trouble()  # called after every event
         self._now = now = replace(self._now, **changes)
         body = asdict(now) | {
             "last": epoch_text(*now.last) if now.last else None,
@@ -89,16 +89,17 @@ class StateFile:
         if not behind:
             self._start_writing()
             self.settle(WRITE_SECONDS)
-        return self._first_word()
+        return self._unless_first_trouble()
 
     def settle(self, seconds: float) -> None:
         """Wait until all that was saved is on the disk, at most ``seconds``."""
         with self._lock:
             self._lock.wait_for(lambda: not self._writing, seconds)
 
-    def _first_word(self) -> bool:
-        first = bool(self.trouble) and not self._told
-        self._told = self._told or first
+    def _unless_first_trouble(self) -> bool:
+        """False once: when the file could not be written for the first time."""
+        first = bool(self.trouble) and not self._reported
+        self._reported = self._reported or first
         return not first
 
     # ------------------------------------------------------------------------------------------------ the writing
