@@ -20,7 +20,7 @@ from typing import Any
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.config import MemberConfig
-from launcher.group.events import Closed, Hang, Note, Say, Tick
+from launcher.group.events import Closed, Hang, Note, Send, Tick
 from launcher.group.lease import Terms
 from launcher.group.link import MemberLink
 from launcher.model import Cause, CauseKind
@@ -93,7 +93,7 @@ class One:
             self._act(action)
 
     def _act(self, action: Any) -> None:
-        if isinstance(action, Say):
+        if isinstance(action, Send):
             if isinstance(action.message, m.Hello):
                 self._greeted = time.monotonic()
             self._link.say(action.message)

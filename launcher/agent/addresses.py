@@ -68,7 +68,7 @@ class Addresses:
         if not address or not own or address == own or is_loopback(address) or is_loopback(own):
             return
         guessed = self._identity.address is None and self._context.settings.interface is None
-        waiting = self._coordinator is not None and self._coordinator.phase is co.Phase.WAITING
+        waiting = self._coordinator is not None and self._coordinator.phase is co.GroupPhase.WAITING
         if not (guessed and waiting and holder(address, interfaces())):
             if (rank, address) not in self._elsewhere:
                 self._elsewhere.add((rank, address))

@@ -32,7 +32,7 @@ from launcher.common.text import signal_name
 from launcher.errors import ExitCode, LauncherError
 from launcher.group import coordinator as co
 from launcher.group import member as me
-from launcher.group.events import Hang, Note, Say, SayAll, Tick
+from launcher.group.events import Hang, Note, Send, SendAll, Tick
 from launcher.group.last_words import HEARING_SECONDS
 from launcher.group.own_gap import own_gap
 from launcher.group.roster import LOCAL
@@ -232,7 +232,7 @@ class Agent:
         if isinstance(action, Hang):
             self._links.hang_up(action.conn)
             return
-        conns = action.conns if isinstance(action, SayAll) else (action.conn,)
+        conns = action.conns if isinstance(action, SendAll) else (action.conn,)
         if LOCAL in conns:
             self._queue.append(partial(self._member_hears, action.message))
         self._links.say_to_members(conns, action.message)
@@ -240,7 +240,7 @@ class Agent:
     def _member_acts(self, action: Any) -> None:
         if isinstance(action, Note):
             self.log(action.event, action.fields, action.level)
-        elif isinstance(action, Say):
+        elif isinstance(action, Send):
             self._say_to_leader(action.message)
         elif isinstance(action, me.SetDeadline):
             self.guard.send(guard.Deadline(action.at))
@@ -354,7 +354,7 @@ class Agent:
     async def _beat(self) -> None:
         """Let time pass for the state machines, and look around: in one loop, because waking up costs the most."""
         pressure = self.context.pressure
-        tick, look_at = self.member.config.terms.beat / 2, 0.0
+        tick, look_at = self.member.config.terms.tick, 0.0
         pause = min(tick, SCAN_EVERY)
         pressure.beat(time.monotonic(), pause)
         while True:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.group.ends import End
+from launcher.group.ends import RankEnd
 from launcher.group.metrics import Durations
 from launcher.model import EMPTY, Cause, Identity
 
@@ -41,7 +41,7 @@ class EndedEpoch:
 
     failure: FailureRecord
     served: float | None  #: seconds; None: it never served
-    ends: tuple[End, ...]
+    ends: tuple[RankEnd, ...]
 
 
 @dataclass(frozen=True)

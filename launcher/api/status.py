@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.api.snapshot import EndedEpoch, FailureRecord, MemberRow, Snapshot
-from launcher.group.ends import End
+from launcher.group.ends import RankEnd
 from launcher.log import stamp
 
 
@@ -64,7 +64,7 @@ def ended_object(ended: EndedEpoch) -> dict[str, Any]:
     }
 
 
-def end_object(end: End) -> dict[str, Any]:
+def end_object(end: RankEnd) -> dict[str, Any]:
     """How a rank ended."""
     cause = end.cause
     return {

@@ -59,7 +59,7 @@ class Errors:
             self.protocol += 1
 
 
-class Prepared:
+class EncodedMessage:
     """One message of the leader, encoded once for all who get it."""
 
     def __init__(self, text: str, sealed: bool) -> None:
@@ -167,7 +167,7 @@ class Wire(asyncio.BufferedProtocol):
             self.ws.send_text(said if self.seal_out is None else self.seal_out.tag(digest_of(said)) + said)
             self.flush()
 
-    def write(self, messages: list[Prepared]) -> None:
+    def write(self, messages: list[EncodedMessage]) -> None:
         """Messages of the leader that are ready to be sent. One that reads too slowly is cut off."""
         transport = self._transport
         if transport is None or self._finished or not messages or self.ws.state is not State.OPEN:

@@ -47,9 +47,9 @@ from launcher.group.budget import STEADY, Budget
 from launcher.group.config import CoordinatorConfig, StageLimit
 from launcher.group.dispatch import by_state
 from launcher.group.drain import LEADER_ALONE, LEADER_GRACE, LEAST_STOP_GRACE, STOP_RESERVE, stop_share
-from launcher.group.ends import End
+from launcher.group.ends import RankEnd
 from launcher.group.epoch import EpochState
-from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
+from launcher.group.events import Closed, Hang, Note, Send, SendAll, Tick
 from launcher.group.fences import Fences
 from launcher.group.history import History
 from launcher.group.last_words import LastWords
@@ -64,7 +64,7 @@ PREPARE_SECONDS = 120.0  #: members bound their own preparation; this is for one
 LOOK_PER_SEAT = 20e-6  #: seconds between two passes over MANY seats, for each seat: they may cost 5 % of the time
 
 
-class Phase(str, Enum):
+class GroupPhase(str, Enum):
     WAITING = "waiting"
     PREPARING = "preparing"
     STARTING = "starting"
@@ -84,7 +84,7 @@ class Wait(str, Enum):
     BACKOFF = "backoff"  #: the next attempt comes soon
 
 
-Action = Say | SayAll | Hang | Note
+Action = Send | SendAll | Hang | Note
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class Pause:
 Answer = Callable[[int, Any, float], None]
 
 #: Where each phase may lead. Every single step is held to this.
-LEADS: Mapping[Phase, frozenset[Phase]] = {
-    Phase.WAITING: frozenset({Phase.PREPARING, Phase.ABORTED}),
-    Phase.PREPARING: frozenset({Phase.STARTING, Phase.STOPPING}),
-    Phase.STARTING: frozenset({Phase.RUNNING, Phase.STOPPING}),
-    Phase.RUNNING: frozenset({Phase.DRAINING, Phase.STOPPING}),
-    Phase.DRAINING: frozenset({Phase.STOPPING}),
-    Phase.STOPPING: frozenset({Phase.WAITING, Phase.ABORTED}),
-    Phase.ABORTED: frozenset(),
+LEADS: Mapping[GroupPhase, frozenset[GroupPhase]] = {
+    GroupPhase.WAITING: frozenset({GroupPhase.PREPARING, GroupPhase.ABORTED}),
+    GroupPhase.PREPARING: frozenset({GroupPhase.STARTING, GroupPhase.STOPPING}),
+    GroupPhase.STARTING: frozenset({GroupPhase.RUNNING, GroupPhase.STOPPING}),
+    GroupPhase.RUNNING: frozenset({GroupPhase.DRAINING, GroupPhase.STOPPING}),
+    GroupPhase.DRAINING: frozenset({GroupPhase.STOPPING}),
+    GroupPhase.STOPPING: frozenset({GroupPhase.WAITING, GroupPhase.ABORTED}),
+    GroupPhase.ABORTED: frozenset(),
 }
 
 
@@ -139,7 +139,7 @@ class Coordinator:
 
     def __init__(self, config: CoordinatorConfig, now: float, rng: random.Random) -> None:
         self.config = config
-        self.phase = Phase.WAITING
+        self.phase = GroupPhase.WAITING
         self.phase_since = now
         self.wait = Wait.GATHERING
         self.roster = Roster(config.group, config.size)
@@ -153,7 +153,7 @@ class Coordinator:
         self.put_off = 0.0  #: seconds so far for which deadlines of a start did not count: this machine was starved
         self.abort: m.Abort | None = None  #: the group gives up when this epoch is over, or has given up
         self._last_words: LastWords | None = None  # the group has given up
-        self.answers = by_state(Phase, self._table())
+        self.answers = by_state(GroupPhase, self._table())
         self._rng = rng
         self._gap = OwnGap(config.terms, now)
         self._born = now
@@ -176,7 +176,7 @@ class Coordinator:
             self._publish(now)
         return self._out
 
-    def _go(self, phase: Phase, now: float) -> None:
+    def _go(self, phase: GroupPhase, now: float) -> None:
         if phase not in LEADS[self.phase]:
             raise AssertionError(f"{self.phase.value} may not lead to {phase.value}")
         self.phase, self.phase_since = phase, now
@@ -209,7 +209,7 @@ class Coordinator:
     @property
     def shown_phase(self) -> str:
         """The phase in the word that people see."""
-        return self.wait.value if self.phase is Phase.WAITING else self.phase.value
+        return self.wait.value if self.phase is GroupPhase.WAITING else self.phase.value
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -224,7 +224,7 @@ class Coordinator:
     def relocate(self, address: str) -> None:
         """Rank 0's own address turned out to be another one. Only between epochs: an epoch's addresses are fixed."""
         seat = self.seats.get(0)
-        if seat is not None and self.phase is Phase.WAITING:
+        if seat is not None and self.phase is GroupPhase.WAITING:
             seat.hello = replace(seat.hello, address=address)
 
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:
@@ -273,7 +273,7 @@ class Coordinator:
     def _explain_death(self, hello: m.Hello, died: Cause) -> None:
         """A launcher that was killed is back and says how: the end of an epoch that it was in, and of no other."""
         rank, replaces = hello.rank, hello.dead
-        stopping = self.phase is Phase.STOPPING
+        stopping = self.phase is GroupPhase.STOPPING
         if stopping and self._this.was_lost_for(rank, replaces):
             self._this.ends.explain(rank, died)
         elif (replaces or not stopping) and self.history.refine(rank, died, replaces):
@@ -293,7 +293,7 @@ class Coordinator:
         self.roster.add(Seat(conn, hello, contact, now if heard is None else heard))
         self._say(conn, m.Accepted(self.config.incarnation, contact.mark(now)))
         self._note("member joined", member=hello.rank, address=hello.address, incarnation=hello.incarnation)
-        if self.phase is Phase.WAITING:
+        if self.phase is GroupPhase.WAITING:
             self._look(conn, hello, now)
 
     def _return(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
@@ -348,7 +348,7 @@ class Coordinator:
         left = seat.leaving is not None
         self._note("member left" if left else "member gone", member=rank, why=closed.why)
         self._remove(rank, Cause(CauseKind.LOST, rank, closed.why), now)
-        if self.phase is Phase.WAITING:
+        if self.phase is GroupPhase.WAITING:
             self._look(conn, closed, now)
 
     def _lose(self, conn: int, closed: Closed, now: float) -> None:
@@ -389,10 +389,10 @@ class Coordinator:
             self._this.freeze(seat.contact.at)
 
     def _gone_from_epoch(self, cause: Cause, now: float, noticed: float = 0.0) -> None:
-        if self.phase in (Phase.PREPARING, Phase.STARTING, Phase.RUNNING, Phase.DRAINING):
+        if self.phase in (GroupPhase.PREPARING, GroupPhase.STARTING, GroupPhase.RUNNING, GroupPhase.DRAINING):
             self._end(cause, now, noticed)
-        elif self.phase is Phase.STOPPING:
-            self._this.ends.add(End(cause, now, now), now)
+        elif self.phase is GroupPhase.STOPPING:
+            self._this.ends.add(RankEnd(cause, now, now), now)
             self._over_if_all_stopped(now)
 
     # --------------------------------------------------------------------------------------------------- leases
@@ -416,11 +416,11 @@ class Coordinator:
             self.fences.clear_foreign(seat.clears, contact.at)
         elif not self._look_due:
             self._beat_only = True
-        if self._look_due and self.phase is Phase.WAITING:
+        if self._look_due and self.phase is GroupPhase.WAITING:
             self._look(conn, ping, now)
 
     def _in_epoch(self) -> bool:
-        return self.phase not in (Phase.WAITING, Phase.ABORTED)
+        return self.phase not in (GroupPhase.WAITING, GroupPhase.ABORTED)
 
     def _freshness(self, now: float) -> float:
         """F, the oldest contact of all members of the epoch."""
@@ -456,7 +456,7 @@ class Coordinator:
         self._look_due = False
         self._look_at = now + (LOOK_PER_SEAT * len(self.seats) if len(self.seats) > MANY else 0.0)
         self._watch(conn, Tick(), now)
-        if self.phase is not Phase.WAITING:
+        if self.phase is not GroupPhase.WAITING:
             return  # a newcomer that took a silent member's rank completed the group
         fenced = self.fences.stand(now)
         seats, terms = self.seats.values(), self.config.terms
@@ -498,7 +498,7 @@ class Coordinator:
         name = Epoch(self.highest_n, self.config.incarnation)
         self.latest = epoch = EpochState(name, seats, self.config.terms, self._counted(now))
         token, values = self.config.mint(name)
-        self._go(Phase.PREPARING, now)
+        self._go(GroupPhase.PREPARING, now)
         self._note("epoch begins", of_epoch=str(name), members=len(seats))
         for seat in self.seats.values():
             if seat.contact.owed:
@@ -513,7 +513,7 @@ class Coordinator:
         if all(s.part.done >= -1 for s in self.seats.values()):
             if not self.stages:
                 raise AssertionError("an epoch without stages")
-            self._go(Phase.STARTING, now)
+            self._go(GroupPhase.STARTING, now)
             self._start(0, now)
 
     def _start(self, stage: int, now: float) -> None:
@@ -536,7 +536,7 @@ class Coordinator:
         if self.stage + 1 < len(self.stages):
             self._start(self.stage + 1, now)
             return
-        self._go(Phase.RUNNING, now)
+        self._go(GroupPhase.RUNNING, now)
         self._this.ready_at = now
         self._note("group runs", of_epoch=str(self.epoch), size=self.config.size)
         self._say_all(m.Running(self._this.name))
@@ -590,11 +590,11 @@ class Coordinator:
         rank = seat.hello.rank
         text = f"rank {rank} cannot read what this leader says ({message.text}): run one release of the launcher on all"
         cause = Cause(CauseKind.UNABLE, rank, text[: m.MOST_WORDS])
-        if self.phase is Phase.WAITING:
+        if self.phase is GroupPhase.WAITING:
             self._give_up(cause, int(ExitCode.CONFIG), cause.text, now)
             return
         self.abort = m.Abort(cause, int(ExitCode.CONFIG), cause.text)
-        if self.phase is not Phase.STOPPING:
+        if self.phase is not GroupPhase.STOPPING:
             self._end(cause, now)
 
     def _also_failed(self, conn: int, message: m.Failed | m.Unable, now: float) -> None:
@@ -603,9 +603,9 @@ class Coordinator:
             return
         cause = replace(message.cause, rank=seat.hello.rank)
         if isinstance(message, m.Failed):
-            self._this.ends.add(End(cause, *self._when(seat, message, now), message.told), now)
+            self._this.ends.add(RankEnd(cause, *self._when(seat, message, now), message.told), now)
         else:
-            self._this.ends.add(End(cause, now, now), now)
+            self._this.ends.add(RankEnd(cause, now, now), now)
 
     def _stopped_unasked(self, conn: int, message: m.Stopped, now: float) -> None:
         seat = self._current(conn, message.epoch)
@@ -619,19 +619,19 @@ class Coordinator:
 
     def _watch_prepare(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
-        if self.phase is Phase.PREPARING and self._counted(now) - self._this.stage_since > PREPARE_SECONDS:
+        if self.phase is GroupPhase.PREPARING and self._counted(now) - self._this.stage_since > PREPARE_SECONDS:
             late = [r for r, s in sorted(self.seats.items()) if s.part.done < -1]
             text = f"{named(late)} did not answer prepare within {PREPARE_SECONDS:g} s"
             self._end(Cause(CauseKind.TIMEOUT, late[0], text), now)
 
     def _watch_run(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
-        if self.phase is Phase.RUNNING and (self._this.served(now) or 0.0) >= STEADY:
+        if self.phase is GroupPhase.RUNNING and (self._this.served(now) or 0.0) >= STEADY:
             self.history.first = None  # the trouble before is over
 
     def _watch_start(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
-        if self.phase is not Phase.STARTING:
+        if self.phase is not GroupPhase.STARTING:
             return
         c, stage = self.config, self.stages[self.stage]
         waited = self._counted(now) - self._this.stage_since
@@ -664,7 +664,7 @@ class Coordinator:
         if seat is None:
             return
         seat.leaving = now + message.grace  # it exits at once: nothing runs there
-        if self.phase is Phase.WAITING:
+        if self.phase is GroupPhase.WAITING:
             self._consider(conn, message, now)
 
     def _leaves(self, conn: int, message: m.Leaving, now: float) -> Seat | None:
@@ -694,7 +694,7 @@ class Coordinator:
         epoch.drain_by = by if epoch.drain_by is None else min(epoch.drain_by, by)
         if first:
             epoch.cause = cause = _drain_cause(seat.hello.rank)
-            self._go(Phase.DRAINING, now)
+            self._go(GroupPhase.DRAINING, now)
             self._note("draining", member=seat.hello.rank, at_most_s=round(max(0.0, by - now), 1))
             self._say_all(m.Drain(epoch.name, cause, max(0.0, by - now)))
         if message.grace <= 0:
@@ -712,7 +712,7 @@ class Coordinator:
     def _watch_drain(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
         by = self._this.drain_by
-        if self.phase is not Phase.DRAINING or by is None or now < by:
+        if self.phase is not GroupPhase.DRAINING or by is None or now < by:
             return
         leader = self.seats[0]
         if not leader.part.told_stop:
@@ -759,14 +759,14 @@ class Coordinator:
         """
         epoch = self._this
         drained = cause.kind is CauseKind.DRAIN
-        was_draining = self.phase is Phase.DRAINING
+        was_draining = self.phase is GroupPhase.DRAINING
         if was_draining:
             self._measure_drain(cause, now)
         if not drained:
             self.measures.detected.add(noticed)
-            epoch.ends.add(End(cause, *(when or (now, now))), now)
+            epoch.ends.add(RankEnd(cause, *(when or (now, now))), now)
         epoch.cause = cause
-        self._go(Phase.STOPPING, now)
+        self._go(GroupPhase.STOPPING, now)
         if not drained:
             self._note("epoch failed", level="error", of_epoch=str(epoch.name), cause=str(cause))
         if was_draining and not drained:
@@ -780,7 +780,7 @@ class Coordinator:
                 seat.part.told_stop = True
                 conns.append(seat.conn)
         if conns:
-            self._out.append(SayAll(tuple(conns), m.Stop(epoch.name, cause, grace)))
+            self._out.append(SendAll(tuple(conns), m.Stop(epoch.name, cause, grace)))
         self._over_if_all_stopped(now)
 
     def _measure_drain(self, cause: Cause, now: float) -> None:
@@ -797,12 +797,12 @@ class Coordinator:
 
     def _watch_stop(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
-        if self.phase is Phase.STOPPING:
+        if self.phase is GroupPhase.STOPPING:
             self._over_if_all_stopped(now)
 
     def _over_if_all_stopped(self, now: float) -> None:
         """All that can be heard have stopped, and had said before what they know; the lost are behind fences."""
-        if any(s.joined for s in self.seats.values()) or self.phase is not Phase.STOPPING:
+        if any(s.joined for s in self.seats.values()) or self.phase is not GroupPhase.STOPPING:
             return
         epoch = self._this
         self._settle_cause()
@@ -824,7 +824,7 @@ class Coordinator:
         words = f"the engine is started again after a pause, {self.budget.used(now)} used"
         self._pause = Pause(now if drained else now + verdict.delay, words)
         self._note("epoch over", of_epoch=str(epoch.name), next_in=round(verdict.delay, 2))
-        self._go(Phase.WAITING, now)
+        self._go(GroupPhase.WAITING, now)
         for seat in list(self.seats.values()):
             if seat.leaving is not None:
                 self._say(seat.conn, m.Goodbye())
@@ -846,7 +846,7 @@ class Coordinator:
 
     def _give_up(self, cause: Cause, code: int, reason: str, now: float) -> None:
         self.abort = m.Abort(cause, code, reason[: m.MOST_WORDS])
-        self._go(Phase.ABORTED, now)
+        self._go(GroupPhase.ABORTED, now)
         self._note("giving up", level="error", reason=reason, code=code)
         self._last_words = LastWords(self.abort, self.config.size, now)
         self._say_all(self.abort)
@@ -893,7 +893,7 @@ class Coordinator:
         return seat if seat is not None and seat.joined and epoch == self.epoch else None
 
     def _say(self, conn: int, message: Any) -> None:
-        self._out.append(Say(conn, message))
+        self._out.append(Send(conn, message))
 
     def _turn_away(self, conn: int, why: m.Rejected | m.Abort) -> None:
         """The answer to a hello that is not taken. It is read first; then the connection takes nobody's place."""
@@ -905,16 +905,16 @@ class Coordinator:
     def _say_all(self, message: Any) -> None:
         conns = tuple(s.conn for _, s in sorted(self.seats.items()))
         if conns:
-            self._out.append(SayAll(conns, message))
+            self._out.append(SendAll(conns, message))
 
     def _note(self, event: str, level: str = "info", **fields: object) -> None:
         self._out.append(Note(event, fields, level))
 
     def waiting_for(self) -> str:
         """What is missing for the next epoch, in words; empty while one runs."""
-        if self.phase is Phase.STOPPING:
+        if self.phase is GroupPhase.STOPPING:
             return f"waiting for {named([r for r, s in sorted(self.seats.items()) if s.joined])} to stop"
-        if self.phase is not Phase.WAITING:
+        if self.phase is not GroupPhase.WAITING:
             return ""
         if self.wait is Wait.MISMATCHED:
             absent = f"; waiting for {named(self.missing)}" if self.missing else ""
@@ -930,7 +930,7 @@ class Coordinator:
 
     def wait_left(self, now: float) -> float | None:
         """How long what `waiting_for` says lasts at most, in seconds; None: nobody knows."""
-        if self.phase is not Phase.WAITING or self.wait not in (Wait.FENCED, Wait.BACKOFF):
+        if self.phase is not GroupPhase.WAITING or self.wait not in (Wait.FENCED, Wait.BACKOFF):
             return None
         return max(0.0, (self._pause.until if self.wait is Wait.BACKOFF else self.fences.until) - now)
 
@@ -966,7 +966,7 @@ class Coordinator:
             lost,
         )
         if answered:
-            self._out.append(SayAll(tuple(self.seats[rank].conn for rank in sorted(answered)), news))
+            self._out.append(SendAll(tuple(self.seats[rank].conn for rank in sorted(answered)), news))
 
     @property
     def _over_now(self) -> tuple[Epoch | None, tuple[str, ...]]:

@@ -154,7 +154,7 @@ def named(tail: Sequence[str], own: int, addresses: Mapping[str, int]) -> frozen
 
 
 @dataclass(frozen=True)
-class End:
+class RankEnd:
     """How something of a rank ended. ``since``, ``until``: when, on the leader's clock."""
 
     cause: Cause
@@ -196,13 +196,13 @@ class Ends:
 
     def __init__(self, addresses: Mapping[str, int]) -> None:
         self.addresses = dict(addresses)  #: of the members: address -> rank; one that two ranks have is of no use
-        self.all: list[End] = []
+        self.all: list[RankEnd] = []
         self._grades: list[Grade] = []  # of `all`: each costs a look at all of its lines
         self._count: dict[int, int] = {}
         self.heard_at: float | None = None  #: when the first was heard
         self._decided_at: float | None = None  # when a verdict on running processes was heard, and the stop began
 
-    def add(self, end: End, now: float) -> None:
+    def add(self, end: RankEnd, now: float) -> None:
         """Heard ``now``."""
         if self.heard_at is None and not end.told:
             self.heard_at = now
@@ -225,9 +225,9 @@ class Ends:
                 self._grades[at] = self.all[at].grade
 
     @property
-    def of_each_rank(self) -> tuple[End, ...]:
+    def of_each_rank(self) -> tuple[RankEnd, ...]:
         """For people: one of each rank, what explains the most."""
-        best: dict[int, tuple[Grade, End]] = {}
+        best: dict[int, tuple[Grade, RankEnd]] = {}
         for grade, end in zip(self._grades, self.all, strict=True):
             if end.rank not in best or grade < best[end.rank][0]:
                 best[end.rank] = grade, end
@@ -255,7 +255,7 @@ class Ends:
             first, *rivals = _earliest_first(first, rivals, silent)
         return self._in_words(first, [end for end in rivals if end.rank != first.rank])
 
-    def _before_the_verdict(self, found: list[End], grades: Mapping[int, Grade]) -> list[End]:
+    def _before_the_verdict(self, found: list[RankEnd], grades: Mapping[int, Grade]) -> list[RankEnd]:
         """Where running processes were judged: without the ends that our own stop brought about on other ranks.
 
         A stop reaches one rank after the other, and a process that loses its neighbour may end before our TERM comes.
@@ -265,7 +265,7 @@ class Ends:
         if decided is None:
             return found
 
-        def led_to_it(end: End) -> bool:
+        def led_to_it(end: RankEnd) -> bool:
             if end.cause.kind in _VERDICTS:
                 return True
             if end.told:
@@ -278,13 +278,13 @@ class Ends:
 
         return [end for end in found if led_to_it(end)]
 
-    def _beside(self, first: End, equals: list[End]) -> list[End]:
+    def _beside(self, first: RankEnd, equals: list[RankEnd]) -> list[RankEnd]:
         """Those of the same grade that may have been earlier."""
         return [
             end for end in equals if end.timed and first.timed and end.rank != first.rank and end.since <= first.until
         ]
 
-    def _named(self, candidates: list[End]) -> list[End]:
+    def _named(self, candidates: list[RankEnd]) -> list[RankEnd]:
         """Those of the candidates that another rank's last words name; else all. The likeliest first."""
         if len(candidates) > 1:
             names = self._names
@@ -299,9 +299,9 @@ class Ends:
         """Ranks that another one's last words blame."""
         return frozenset().union(*(named(e.own_lines, e.rank, self.addresses) for e in self.all))
 
-    def _in_words(self, first: End, rivals: list[End]) -> Cause:
+    def _in_words(self, first: RankEnd, rivals: list[RankEnd]) -> Cause:
         """The cause with who else it may have been, and with who ended because of it."""
-        others: dict[int, End] = {}
+        others: dict[int, RankEnd] = {}
         for end in self.all:
             if end.rank != first.rank and not end.told:
                 others.setdefault(end.rank, end)
@@ -317,7 +317,7 @@ class Ends:
         return cause
 
 
-def in_a_line(end: End) -> str:
+def in_a_line(end: RankEnd) -> str:
     """A rank's end with the word that explains it."""
     peer = next((line for line in reversed(end.own_lines) if blames_peer(line)), "")
     word = peer or (end.cause.tail[-1] if end.cause.tail else "")
@@ -325,13 +325,13 @@ def in_a_line(end: End) -> str:
     return f"{text[:120]}{SAYING}{word.strip()[:66]}" if word else text[:LONGEST_LINE]
 
 
-def _without_followers(heard: Sequence[End]) -> list[End]:
+def _without_followers(heard: Sequence[RankEnd]) -> list[RankEnd]:
     """All but those of which another end of the same rank, heard before, tells more.
 
     A launcher that is lost had said why its engine ended, and left to begin anew. Of a process nobody knows how it
     ended: its root may have ended first and taken it along.
     """
-    kept: list[End] = []
+    kept: list[RankEnd] = []
     before: dict[int, list[Cause]] = {}
     for end in heard:
         own, cause = before.setdefault(end.rank, []), end.cause
@@ -343,7 +343,7 @@ def _without_followers(heard: Sequence[End]) -> list[End]:
     return kept
 
 
-def _silently_before(first: End, found: Sequence[End], grades: Mapping[int, Grade]) -> list[End]:
+def _silently_before(first: RankEnd, found: Sequence[RankEnd], grades: Mapping[int, Grade]) -> list[RankEnd]:
     """Ends with 0 that may have been earlier than one with a code, when that one says nothing of its own trouble.
 
     An engine may end with 0 although nobody asked it to, and its neighbours with a code because of it. They say so if
@@ -355,7 +355,7 @@ def _silently_before(first: End, found: Sequence[End], grades: Mapping[int, Grad
     return sorted((e for e in zeros if e.since <= first.until), key=lambda e: e.since)
 
 
-def _earliest_first(first: End, rivals: list[End], silent: list[End]) -> list[End]:
+def _earliest_first(first: RankEnd, rivals: list[RankEnd], silent: list[RankEnd]) -> list[RankEnd]:
     """The likeliest of them first: an end with 0 only if its whole interval lies earlier, for most of them follow."""
     earliest, *others = silent
     if earliest.since < first.since and earliest.until < first.until:
@@ -363,7 +363,7 @@ def _earliest_first(first: End, rivals: list[End], silent: list[End]) -> list[En
     return [first, *rivals, *silent]
 
 
-def _against(first: End, found: Sequence[End], grades: Mapping[int, Grade]) -> list[End]:
+def _against(first: RankEnd, found: Sequence[RankEnd], grades: Mapping[int, Grade]) -> list[RankEnd]:
     """Ends of a lower grade that were certainly earlier: the evidence points both ways."""
     if grades[id(first)] is Grade.STOPPED:
         return sorted((e for e in found if not e.told), key=lambda e: e.until)[:1]

@@ -28,7 +28,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Say:
+class Send:
     """Send a message."""
 
     conn: int
@@ -36,7 +36,7 @@ class Say:
 
 
 @dataclass(frozen=True)
-class SayAll:
+class SendAll:
     """Send one message to many: encoded once."""
 
     conns: tuple[int, ...]

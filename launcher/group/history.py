@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from launcher.group.budget import STEADY
-from launcher.group.ends import End
+from launcher.group.ends import RankEnd
 from launcher.model import Cause, CauseKind, Epoch
 
 
@@ -27,7 +27,7 @@ class Ended:
     at: float
     served: float | None
     member: str = ""
-    ends: tuple[End, ...] = ()
+    ends: tuple[RankEnd, ...] = ()
 
 
 class History:
@@ -48,7 +48,7 @@ class History:
         at: float,
         served: float | None,
         member: str = "",
-        ends: tuple[End, ...] = (),
+        ends: tuple[RankEnd, ...] = (),
     ) -> None:
         if self.ended and self.ended[-1].epoch != self.first_epoch:
             self.ended[-1] = replace(self.ended[-1], ends=())

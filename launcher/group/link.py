@@ -36,7 +36,16 @@ from launcher.common.addresses import host_port
 from launcher.common.places import Places
 from launcher.group import messages as m
 from launcher.group import proof
-from launcher.group.connection import CLOSE_SECONDS, SILENT, Allowance, Errors, LinkError, Prepared, Unexpected, Wire
+from launcher.group.connection import (
+    CLOSE_SECONDS,
+    SILENT,
+    Allowance,
+    EncodedMessage,
+    Errors,
+    LinkError,
+    Unexpected,
+    Wire,
+)
 
 HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
 OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much
@@ -92,7 +101,7 @@ class LeaderLink:
         self._guests: dict[Wire, asyncio.TimerHandle] = {}  # who has not said hello, and until when he may
         self._members: dict[int, Wire] = {}
         self._numbers: dict[Wire, int] = {}
-        self._unsent: dict[Wire, list[Prepared]] = {}
+        self._unsent: dict[Wire, list[EncodedMessage]] = {}
         self._next = 0
         self._acceptor: Acceptor | None = None
         self._open: set[Wire] = set()
@@ -122,9 +131,9 @@ class LeaderLink:
         there = [wire for wire in map(self._members.get, conns) if wire is not None]
         if not there:
             return
-        prepared = Prepared(m.encode(message), self._secret is not None)
+        encoded = EncodedMessage(m.encode(message), self._secret is not None)
         for wire in there:
-            self._unsent.setdefault(wire, []).append(prepared)
+            self._unsent.setdefault(wire, []).append(encoded)
             if isinstance(message, m.Accepted):
                 self._know(wire.peer[0])
 

@@ -32,7 +32,7 @@ from launcher.group import messages as m
 from launcher.group.config import MemberConfig
 from launcher.group.dispatch import by_state
 from launcher.group.epoch import MemberEpoch
-from launcher.group.events import Closed, Hang, Note, Say, Tick
+from launcher.group.events import Closed, Hang, Note, Send, Tick
 from launcher.group.lease import LeaderContact, Pings
 from launcher.group.own_gap import OwnGap
 from launcher.model import Cause, CauseKind, Epoch, Shared
@@ -339,7 +339,7 @@ class Member:
         if self._leader.connected:
             if self.latest is not None and self.leader == self.latest.name.leader:
                 self.latest.spoke = now
-            self._out.append(Say(LINK, message))
+            self._out.append(Send(LINK, message))
 
     def _note(self, event: str, level: str = "info", **fields: object) -> None:
         self._out.append(Note(event, fields, level))

@@ -13,7 +13,7 @@ from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
-from launcher.group.events import Closed, Hang, Say, SayAll, Tick
+from launcher.group.events import Closed, Hang, Send, SendAll, Tick
 from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
 from launcher.settings import Settings
@@ -108,10 +108,10 @@ def helpful(rng: random.Random, machine: co.Coordinator, conn: int, mark: int, s
     """What a member on this connection would say that goes along."""
     epoch = machine.epoch or Epoch(1, OWN)
     said = {
-        co.Phase.PREPARING: (m.Prepared(epoch),),
-        co.Phase.STARTING: (m.StageDone(epoch, machine.stage),),
-        co.Phase.DRAINING: (m.Drained(epoch), m.Stopped(epoch)),
-        co.Phase.STOPPING: (m.Stopped(epoch),),
+        co.GroupPhase.PREPARING: (m.Prepared(epoch),),
+        co.GroupPhase.STARTING: (m.StageDone(epoch, machine.stage),),
+        co.GroupPhase.DRAINING: (m.Drained(epoch), m.Stopped(epoch)),
+        co.GroupPhase.STOPPING: (m.Stopped(epoch),),
     }
     if conn not in machine.roster.by_conn:
         hello = m.Hello("g", conn, SIZE, f"m{conn}", f"10.0.0.{conn}", last_epoch=machine.epoch)
@@ -142,9 +142,9 @@ def coordinator(rng: random.Random) -> None:
         else:
             event = decoded(rng, m.MEMBER_SAYS, machine.epoch)
         for action in machine.handle(event, conn, now):
-            if isinstance(action, (Say, SayAll)):
+            if isinstance(action, (Send, SendAll)):
                 check_sent(action.message, m.LEADER_SAYS, m.MAX_FROM_LEADER)
-                for one in action.conns if isinstance(action, SayAll) else (action.conn,):
+                for one in action.conns if isinstance(action, SendAll) else (action.conn,):
                     marks[one] = getattr(action.message, "mark", marks.get(one, 0))
             elif isinstance(action, Hang):
                 marks.pop(action.conn, None)
@@ -196,7 +196,7 @@ def member(rng: random.Random) -> None:
         else:
             event = decoded(rng, m.LEADER_SAYS, epoch)
         for action in machine.handle(event, now):
-            if isinstance(action, Say):
+            if isinstance(action, Send):
                 sent = getattr(action.message, "seq", sent)
                 check_sent(action.message, m.MEMBER_SAYS, m.MAX_FROM_MEMBER)
             elif isinstance(action, me.Dial):
@@ -216,7 +216,7 @@ def check_hello(before: SavedState) -> None:
         machine.replace(before.incarnation)
     machine.news = m.News("gathering", charges=tuple(map(float, before.charges)), first_failure=before.first_failure)
     machine.handle(me.Gone(), 0.0)
-    (hello,) = (a.message for a in machine.handle(me.Connected(), 1.0) if isinstance(a, Say))
+    (hello,) = (a.message for a in machine.handle(me.Connected(), 1.0) if isinstance(a, Send))
     check_sent(hello, m.MEMBER_SAYS, m.MAX_FROM_MEMBER)
 
 

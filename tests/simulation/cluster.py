@@ -133,7 +133,7 @@ class Cluster:
         self.ever_unable = False
         self.hold_for = 0.0
         self.held_hellos = 0  #: so many new connections are held up, their hello in them
-        self.ambushes: list[tuple[c.Phase, float, Callable[[], None]]] = []  #: faults that wait for a phase
+        self.ambushes: list[tuple[c.GroupPhase, float, Callable[[], None]]] = []  #: faults that wait for a phase
         self.leader_n = 0
         self._names = 0
         self._nodes = 0
@@ -294,7 +294,7 @@ class Cluster:
     def unable_of(self, pod: Pod) -> bool | None:
         return self.unable.get(pod.rank)
 
-    def on_phase(self, phase: c.Phase) -> None:
+    def on_phase(self, phase: c.GroupPhase) -> None:
         due = [a for a in self.ambushes if a[0] is phase]
         self.ambushes = [a for a in self.ambushes if a[0] is not phase]
         for _, delay, fault in due:

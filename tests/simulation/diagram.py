@@ -19,7 +19,7 @@ from launcher.group.config import CoordinatorConfig, MemberConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 
-P, S = c.Phase, mb.State
+P, S = c.GroupPhase, mb.State
 
 COORDINATOR: Mapping[tuple[Enum, Enum], str] = {
     (P.WAITING, P.PREPARING): "all present, alike and fresh, nobody leaving, no fence, back-off over",

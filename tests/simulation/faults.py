@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from launcher.group.coordinator import Phase
+from launcher.group.coordinator import GroupPhase
 from launcher.model import CauseKind
 from tests.simulation.cluster import OTHER, Cluster, Trouble
 from tests.simulation.network import EVERYBODY
@@ -503,6 +503,13 @@ FAULTS: dict[Callable[[Cluster], None], float] = {
     unable: 2,
 }
 
-AMBUSHES = (Phase.PREPARING, Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.STOPPING, Phase.WAITING)
+AMBUSHES = (
+    GroupPhase.PREPARING,
+    GroupPhase.STARTING,
+    GroupPhase.RUNNING,
+    GroupPhase.DRAINING,
+    GroupPhase.STOPPING,
+    GroupPhase.WAITING,
+)
 
 __all__ = ["AMBUSHES", "FAULTS", "aftermath"]

@@ -123,7 +123,7 @@ class NeverHangsUp(c.Coordinator):
 @leader("a member that is lost while it stops leaves a fence, too", "cut_off_as_another_fails")
 class NoFenceWhileStopping(c.Coordinator):
     def _give_up_seat(self, seat: Seat) -> None:
-        joined, seat.part.joined = seat.joined, seat.joined and self.phase is not c.Phase.STOPPING
+        joined, seat.part.joined = seat.joined, seat.joined and self.phase is not c.GroupPhase.STOPPING
         super()._give_up_seat(seat)
         seat.part.joined = joined
 
@@ -702,7 +702,7 @@ class AllAtOnce(c.Coordinator):
 class DrainsAtOnce(c.Coordinator):
     def _drain(self, conn: int, message: m.Leaving, now: float) -> None:
         super()._drain(conn, message, now)
-        if self.phase is c.Phase.DRAINING:
+        if self.phase is c.GroupPhase.DRAINING:
             self._stop_leader_first(now)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.group.coordinator import Phase
+from launcher.group.coordinator import GroupPhase
 from launcher.group.member import State
 from launcher.group.messages import Leaving
 from launcher.model import CauseKind
@@ -47,7 +47,7 @@ class Plot:
     """``act`` happens a moment after the group has first come to ``phase``."""
 
     act: Callable[[Cluster], None]
-    phase: Phase = Phase.RUNNING
+    phase: GroupPhase = GroupPhase.RUNNING
     more: Mapping[str, Any] = field(default_factory=dict)  #: of the plan, over PLAIN
     lasts: float = 3 * LEASE
     after: float = 0.01  #: the moment
@@ -61,7 +61,7 @@ class Plot:
         """Set the scene; when faults end."""
         net, world = cluster.net, cluster.world
         net.base, net.jitter, net.prompt, net.gives_up = 0.0005, 0.0005, True, 1e9
-        after = world.between(*self.runs) if self.phase is Phase.RUNNING else self.after
+        after = world.between(*self.runs) if self.phase is GroupPhase.RUNNING else self.after
         cluster.ambushes.append((self.phase, after, lambda: self.act(cluster)))
         return 8 + self.lasts
 
@@ -314,7 +314,7 @@ def _leader_is_lost(cluster: Cluster) -> None:
 
 def _worker_again(cluster: Cluster) -> None:
     if cluster.calm_at is None:
-        cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: _rank_fails(cluster, 2)))
+        cluster.ambushes.append((GroupPhase.RUNNING, 0.3, lambda: _rank_fails(cluster, 2)))
         cluster.wanted.add(1)
         cluster.make_pod(1)
 
@@ -473,7 +473,7 @@ def two_leaders_one_number(cluster: Cluster) -> None:
     """An epoch is made by a leader whose words are held up from that moment; its members find a new leader, which knows
     of no such epoch and gives the same number to another. Then what the old one had said comes through."""
     cluster.world.at(0.0, _one_dies, cluster)
-    cluster.ambushes.append((Phase.PREPARING, 0.0, lambda: _gagged(cluster)))
+    cluster.ambushes.append((GroupPhase.PREPARING, 0.0, lambda: _gagged(cluster)))
 
 
 def _gagged(cluster: Cluster) -> None:
@@ -489,7 +489,7 @@ def budget_spent(cluster: Cluster) -> None:
     """Whenever the group runs, a process ends, and each end is charged."""
     if cluster.calm_at is None:
         _one_dies(cluster)
-        cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: budget_spent(cluster)))
+        cluster.ambushes.append((GroupPhase.RUNNING, 0.3, lambda: budget_spent(cluster)))
 
 
 def cannot_prepare(cluster: Cluster) -> None:
@@ -507,13 +507,13 @@ def gives_up_while_one_is_away(cluster: Cluster) -> None:
     """A process ends, and when the group runs again a launcher is killed: that is once too often, and the next launcher
     of that pod, which does not know it, looks for its leader."""
     _one_dies(cluster)
-    cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: _kill_agent(cluster, _pod(cluster, 1))))
+    cluster.ambushes.append((GroupPhase.RUNNING, 0.3, lambda: _kill_agent(cluster, _pod(cluster, 1))))
 
 
 def gives_up_as_one_is_reset(cluster: Cluster) -> None:
     """A process ends once too often; at that very moment a member's connection is reset."""
-    cluster.ambushes.append((Phase.ABORTED, 0.0, lambda: _reset(cluster)))
-    cluster.ambushes.append((Phase.RUNNING, 0.3, lambda: _one_dies(cluster)))
+    cluster.ambushes.append((GroupPhase.ABORTED, 0.0, lambda: _reset(cluster)))
+    cluster.ambushes.append((GroupPhase.RUNNING, 0.3, lambda: _one_dies(cluster)))
     _one_dies(cluster)
 
 
@@ -610,7 +610,7 @@ def leaves_and_one_is_lost(cluster: Cluster) -> None:
     _isolate(cluster, _pod(cluster, 1))
     cluster.world.at(0.5 * LEASE, _new_leader, cluster)
     cluster.world.at(0.5 * LEASE, _second, cluster)
-    cluster.ambushes.append((Phase.WAITING, 0.01, lambda: _told_to_go(cluster, old)))
+    cluster.ambushes.append((GroupPhase.WAITING, 0.01, lambda: _told_to_go(cluster, old)))
 
 
 PLOTS: dict[str, Plot] = {
@@ -635,11 +635,11 @@ PLOTS: dict[str, Plot] = {
     "told_late": Plot(told_late),
     "one_leaves_slowly": Plot(one_leaves_slowly, more={"longest_request": 0.5}, lasts=2 * LEASE),
     "lost_while_gathering": Plot(lost_while_gathering),
-    "ended_while_preparing": Plot(ended_while_preparing, Phase.PREPARING, {"prepare_time": (0.0, 12.0)}),
+    "ended_while_preparing": Plot(ended_while_preparing, GroupPhase.PREPARING, {"prepare_time": (0.0, 12.0)}),
     "one_is_newer": Plot(one_is_newer),
     "leader_agent_killed": Plot(leader_agent_killed),
     "acks_held": Plot(acks_held),
-    "half_open": Plot(half_open, Phase.PREPARING, {"prepare_time": (9.0, 10.0)}),
+    "half_open": Plot(half_open, GroupPhase.PREPARING, {"prepare_time": (9.0, 10.0)}),
     "hello_unanswered": Plot(hello_unanswered),
     "back_too_soon": Plot(back_too_soon, more={"term_time": (0.7, 0.9), "lease": 20.0}),
     "old_charges": Plot(old_charges, more={"restart_window": 5.0}),
@@ -659,7 +659,7 @@ PLOTS: dict[str, Plot] = {
     "fails_in_a_drain": Plot(fails_in_a_drain, more={"longest_request": 0.5}, lasts=2 * LEASE),
     "fails_as_it_ends_unserved": Plot(
         fails_as_it_ends_unserved,
-        Phase.STARTING,
+        GroupPhase.STARTING,
         {"start_time": (2.0, 3.0), "term_time": (0.7, 0.9), "max_restarts": 0},
     ),
     "stalled_and_alone": Plot(stalled_and_alone),
@@ -677,13 +677,13 @@ PLOTS: dict[str, Plot] = {
     "late_hello": Plot(late_hello, lasts=4 * LEASE),
     "late_hello_of_a_superseded_one": Plot(late_hello_of_a_superseded_one, lasts=4 * LEASE),
     "late_hello_of_a_lost_one": Plot(late_hello_of_a_lost_one, more={"kill_time": (1.5, 1.9)}, lasts=4 * LEASE),
-    "stalled_before_start": Plot(stalled_before_start, Phase.STARTING, after=0.0),
-    "stalled_while_preparing": Plot(stalled_while_preparing, Phase.PREPARING, {"prepare_time": (0.02, 0.02)}),
+    "stalled_before_start": Plot(stalled_before_start, GroupPhase.STARTING, after=0.0),
+    "stalled_while_preparing": Plot(stalled_while_preparing, GroupPhase.PREPARING, {"prepare_time": (0.02, 0.02)}),
     "two_leaders_one_number": Plot(two_leaders_one_number, lasts=4 * LEASE),
     "budget_spent": Plot(budget_spent, more={"max_restarts": 2}),
     "fails_and_fails": Plot(budget_spent, more={"restart_backoff": 2.0}),
-    "never_ready": Plot(never_ready, Phase.PREPARING, after=0.0),
-    "cannot_prepare": Plot(cannot_prepare, Phase.PREPARING, after=0.0),
+    "never_ready": Plot(never_ready, GroupPhase.PREPARING, after=0.0),
+    "cannot_prepare": Plot(cannot_prepare, GroupPhase.PREPARING, after=0.0),
     "leader_replaced_and_one_away": Plot(leader_replaced_and_one_away, more={"join_timeout": 10.0}),
     "never_whole": Plot(never_whole, more={"join_timeout": 10.0}),
     "agents_killed_and_one_away": Plot(agents_killed_and_one_away, more={"join_timeout": 10.0}),

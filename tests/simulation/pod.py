@@ -17,7 +17,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
-from launcher.group.events import Closed, Hang, Note, Say, SayAll, Tick
+from launcher.group.events import Closed, Hang, Note, Send, SendAll, Tick
 from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
 from tests.simulation.network import End
@@ -496,9 +496,9 @@ class Agent:
         self.truth.led(self, event, conn, actions, before)
         for action in actions:
             kind = type(action)
-            if kind is Say:
+            if kind is Send:
                 self._tell(action.conn, action.message)
-            elif kind is SayAll:
+            elif kind is SendAll:
                 for to in action.conns:
                     self._tell(to, action.message)
             elif kind is Hang:
@@ -545,7 +545,7 @@ class Agent:
                 self.knows_failure |= member.cause.kind is not CauseKind.DRAIN
         for action in actions:
             does = type(action)
-            if does is Say:
+            if does is Send:
                 self._say(action.message)
             elif does is Note:
                 self.world.note(self.pod.name, action.event, dict(action.fields))

@@ -27,7 +27,7 @@ from launcher.errors import ExitCode
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
-from launcher.group.events import Hang, Say, SayAll, Tick
+from launcher.group.events import Hang, Send, SendAll, Tick
 from launcher.group.history import Ended
 from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
@@ -96,7 +96,7 @@ class Truth:
         self.ran = 0
         self.drains = 0
         self._first: dict[str, Cause] = {}
-        self._phase: dict[str, c.Phase] = {}
+        self._phase: dict[str, c.GroupPhase] = {}
         self._ended: dict[str, Ended] = {}  #: by leader: its latest epoch's end, as it tells now
         #: by leader: members of an epoch that were seated again; False: by a hello held up until they were dead
         self._lived_on: dict[tuple[str, Epoch, int], bool] = {}
@@ -381,11 +381,11 @@ class Truth:
         knew, (seats, *state) = before
         knows, has = _remembered(leader, agent.local), _seated(leader)
         rank = leader.roster.by_conn.get(conn)
-        accepted = any(type(a) is Say and a.conn == conn and type(a.message) is m.Accepted for a in actions)
+        accepted = any(type(a) is Send and a.conn == conn and type(a.message) is m.Accepted for a in actions)
         if conn == LOCAL and accepted and seats.get(0, ("",))[0] == event.incarnation:
             return  # rank 0 is back: it has the one connection inside this process, whatever became of its seat
         if rank is None or (rank in seats and seats[rank][1] == conn):  # refused, asked about, or of no use
-            if leader.phase is not c.Phase.ABORTED and (knew, (seats, *state)) != (knows, has):
+            if leader.phase is not c.GroupPhase.ABORTED and (knew, (seats, *state)) != (knows, has):
                 changed = _difference((*knew, seats, *state), (*knows, *has))
                 self.world.broken("unmoved", f"{changed} by {event}, which is refused")
         elif seats.get(rank, ("",))[0] != event.incarnation and knew != knows:  # a new seat
@@ -403,10 +403,10 @@ class Truth:
         made, accepts, hangs = None, False, False
         for action in actions:
             does = type(action)
-            if does is Say or does is SayAll:
+            if does is Send or does is SendAll:
                 message = action.message
                 word = type(message)
-                if does is SayAll:
+                if does is SendAll:
                     self.restarts.said(agent, message)
                     if word is m.Prepare:
                         made = message.epoch
@@ -435,19 +435,19 @@ class Truth:
         answered = kind is m.Ping and self._proven(leader, conn)
         if ended is not None and (tells_else or answered):
             self._deaths_explained(leader, ended)
-        if leader.phase is c.Phase.WAITING and kind is Tick:
+        if leader.phase is c.GroupPhase.WAITING and kind is Tick:
             self._waits_for_the_absent(leader)
             self.restarts.waits(agent, leader)
             self.restarts.gathers(agent, leader)
             self._not_fenced_for_nothing(leader)
-        phase = self._phase.get(name, c.Phase.WAITING)
+        phase = self._phase.get(name, c.GroupPhase.WAITING)
         if leader.phase is not phase:
             self._phase[name] = leader.phase
             self.world.note(f"leader {agent.pod.name}", f"is {leader.phase.value}", str(leader.epoch))
             self.cluster.on_phase(leader.phase)
-            if leader.phase is c.Phase.ABORTED:
+            if leader.phase is c.GroupPhase.ABORTED:
                 self.restarts.gave_up(agent, leader)
-            if leader.phase is c.Phase.RUNNING:
+            if leader.phase is c.GroupPhase.RUNNING:
                 self.ran += 1
         first = leader.history.first
         if first is not self._first.get(name):
@@ -611,7 +611,7 @@ class Truth:
     def _leaves_in_order(self, agent: Agent) -> None:
         """A leader exits: its epoch is over, and whoever is seated has been told so (if nothing keeps words back)."""
         leader = agent.coordinator
-        if leader is None or leader.epoch is None or leader.phase is not c.Phase.WAITING:
+        if leader is None or leader.epoch is None or leader.phase is not c.GroupPhase.WAITING:
             return
         if self.calm(self.epochs[leader.epoch].made_at):
             told = {s.hello.incarnation for s in leader.seats.values() if leader.epoch is not None}

@@ -112,7 +112,7 @@ class Restarts:
         self.charges.append(self.world.now)
         books.charges = [at for at in books.charges if now - at <= self.cluster.plan.restart_window] + [now]
         self._count_point(books, ended.cause, attempt, served)
-        if leader.phase is c.Phase.ABORTED:
+        if leader.phase is c.GroupPhase.ABORTED:
             return
         if len(books.charges) > self.cluster.plan.max_restarts:
             self.world.broken("budget", f"{len(books.charges)} restarts are charged, and the group does not give up")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from launcher.group.coordinator import Phase
+from launcher.group.coordinator import GroupPhase
 from launcher.group.member import State
 from tests.simulation.cluster import Cluster, Rules
 from tests.simulation.faults import AMBUSHES, FAULTS
@@ -186,7 +186,7 @@ def _whole(cluster: Cluster) -> bool:
     if leader is None or leader.agent is None or leader.agent.coordinator is None:
         return False
     coordinator = leader.agent.coordinator
-    return coordinator.phase is Phase.RUNNING and all(
+    return coordinator.phase is GroupPhase.RUNNING and all(
         a.member.state is State.RUNNING and a.member.epoch == coordinator.epoch for a in agents
     )
 

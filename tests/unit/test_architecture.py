@@ -35,8 +35,8 @@ ALLOWED_IMPORTS: Mapping[tuple[str, str], str] = {
 }
 #: names of two classes, with the reason
 ALLOWED_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("Answer", "Config", "End", "Frames", "Names", "Phase", "Ping", "Port"), "to be renamed"),
-    **dict.fromkeys(("Prepared", "Say", "Stage", "Stop", "Stopped", "Table"), "to be renamed"),
+    **dict.fromkeys(("Answer", "Frames", "Names", "Ping", "Port"), "to be renamed"),
+    **dict.fromkeys(("Stop", "Stopped", "Table"), "to be renamed"),
 }
 #: modules of a circle, with the reason
 ALLOWED_CIRCLES: Mapping[frozenset[str], str] = {}

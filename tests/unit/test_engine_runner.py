@@ -20,7 +20,7 @@ from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.config import MemberConfig
-from launcher.group.events import Say
+from launcher.group.events import Send
 from launcher.guard import channel as guard
 from launcher.log import Log
 from launcher.model import Cause, CauseKind, Epoch, Identity, NodeFacts, Plan, Process, Stage
@@ -107,7 +107,7 @@ class Pod:
                 self.engine.stop(action.grace, action.cause)
             elif isinstance(action, me.SetDeadline):
                 self.deadline = action.at
-            elif isinstance(action, Say) and not isinstance(action.message, m.Ping):
+            elif isinstance(action, Send) and not isinstance(action.message, m.Ping):
                 self.said.append(action.message)
 
     def hear(self, *events: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from launcher.group import coordinator as c
 from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, StageLimit
-from launcher.group.events import Say, SayAll
+from launcher.group.events import Send, SendAll
 from launcher.model import Cause, CauseKind
 
 
@@ -21,7 +21,7 @@ def test_a_long_reason_of_one_that_can_never_take_part_is_read_by_the_others() -
 
     def hear(event: Any, conn: int) -> None:
         for action in leader.handle(event, conn, 0.0):
-            if isinstance(action, (Say, SayAll)):
+            if isinstance(action, (Send, SendAll)):
                 said.append(m.decode(m.encode(action.message), m.LEADER_SAYS))
 
     for conn in (0, 1):

@@ -10,7 +10,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
-from launcher.group.events import Say, SayAll, Tick
+from launcher.group.events import Send, SendAll, Tick
 from launcher.model import Cause, CauseKind
 
 BOOM = Cause(CauseKind.EXITED, 0, "boom", "engine", 1)
@@ -37,7 +37,7 @@ class Alone:
             machine = (lambda e: self.leader.handle(e, 0, self.now)) if leads else self._follow
             for action in machine(event):
                 answer = self._answer(action)
-                if isinstance(action, (Say, SayAll)):
+                if isinstance(action, (Send, SendAll)):
                     todo.append((not leads, action.message))
                 elif answer is not None:
                     todo.append((False, answer))
@@ -63,11 +63,11 @@ class Alone:
         while self.now < end and self.exit is None:
             self.now += 0.5
             for action in self.leader.handle(Tick(), 0, self.now):
-                self.tell(action.message) if isinstance(action, (Say, SayAll)) else None
+                self.tell(action.message) if isinstance(action, (Send, SendAll)) else None
             self.tell(Tick())
 
     def fails(self) -> None:
-        assert self.leader.phase is c.Phase.RUNNING and self.member.epoch is not None
+        assert self.leader.phase is c.GroupPhase.RUNNING and self.member.epoch is not None
         self.tell(mb.Broke(self.member.epoch, BOOM))
 
 
@@ -98,7 +98,7 @@ def test_a_new_leader_does_not_date_old_charges_anew() -> None:
     assert two.leader.budget.charged(two.now) == 0
     two.fails()
     two.goes_on(10.0)
-    assert two.exit is None and two.leader.phase is c.Phase.RUNNING
+    assert two.exit is None and two.leader.phase is c.GroupPhase.RUNNING
 
 
 def test_news_that_was_held_up_makes_no_charge_younger() -> None:
@@ -107,7 +107,7 @@ def test_news_that_was_held_up_makes_no_charge_younger() -> None:
     member.handle(mb.Gone(), 0.0)
     member.handle(mb.Connected(), 0.0)
     member.handle(m.Accepted("leader", 1), 0.0)
-    ping = next(a.message.seq for a in member.handle(Tick(), 5.0) if isinstance(a, Say))
+    ping = next(a.message.seq for a in member.handle(Tick(), 5.0) if isinstance(a, Send))
     member.handle(m.Ack(ping, 2), 5.1)
     member.handle(m.News("backoff", charges=(0.0, 5.0)), 5.2)
     assert member.charges(6.0) == (1.0, 6.0), "by the ping that was acked, at 5.0"

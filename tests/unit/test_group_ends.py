@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from launcher.group.ends import MOST_BECAUSE, WINDOW, Blame, End, Ends, Grade, blame, in_trouble, named
+from launcher.group.ends import MOST_BECAUSE, WINDOW, Blame, Ends, Grade, RankEnd, blame, in_trouble, named
 from launcher.model import TOLD_TO_STOP, Cause, CauseKind
 
 OOM, SIGNALLED, EXITED, DIED = CauseKind.OOM, CauseKind.SIGNALLED, CauseKind.EXITED, CauseKind.DIED
@@ -23,11 +23,11 @@ def end(
     tail: tuple[str, ...] = (),
     told: bool = False,
     doubt: float = 0.01,
-) -> End:
-    return End(Cause(kind, rank, f"{kind.value} {code}", "engine", code, tail), at - doubt, at, told)
+) -> RankEnd:
+    return RankEnd(Cause(kind, rank, f"{kind.value} {code}", "engine", code, tail), at - doubt, at, told)
 
 
-def judged(*ends: End) -> Cause:
+def judged(*ends: RankEnd) -> Cause:
     """In all orders of arrival, which makes no difference."""
     found = set()
     for order in permutations(ends):
@@ -70,7 +70,7 @@ def judged(*ends: End) -> Cause:
         (end(2, code=0, at=10.0), end(1, at=10.1, tail=LOST_2)),
     ],
 )
-def test_which_explains_the_other(first: End, other: End) -> None:
+def test_which_explains_the_other(first: RankEnd, other: RankEnd) -> None:
     told = judged(first, other)
     assert (told.rank, told.kind, told.code) == (first.rank, first.cause.kind, first.cause.code)
     assert not told.rivals
@@ -267,8 +267,8 @@ def test_grades_are_of_the_kinds_of_evidence() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [CauseKind.HEALTH, CauseKind.HANG, CauseKind.STALL, CauseKind.TIMEOUT])
-def test_what_our_stop_brings_about_explains_no_verdict(kind: CauseKind, other: End, explains: bool) -> None:
-    cause = judged(End(Cause(kind, 0, "seen while it ran"), 9.99, 10.0), other)
+def test_what_our_stop_brings_about_explains_no_verdict(kind: CauseKind, other: RankEnd, explains: bool) -> None:
+    cause = judged(RankEnd(Cause(kind, 0, "seen while it ran"), 9.99, 10.0), other)
     assert (cause.rank == 1) is explains, cause
 
 
@@ -283,7 +283,7 @@ def test_what_our_stop_brings_about_explains_no_verdict(kind: CauseKind, other: 
     ],
 )
 @pytest.mark.parametrize("kind", [CauseKind.HEALTH, CauseKind.HANG, CauseKind.STALL, CauseKind.TIMEOUT])
-def test_no_effect_of_our_stop_takes_the_place_of_a_verdict(kind: CauseKind, effect: End) -> None:
+def test_no_effect_of_our_stop_takes_the_place_of_a_verdict(kind: CauseKind, effect: RankEnd) -> None:
     """Not even of an engine that had errors in its last lines before it was stopped."""
     told = judged(end(0, kind, None, at=9.0), effect, end(2, code=1, at=10.3, tail=RESET))
     assert (told.rank, told.kind, told.rivals) == (0, kind, ())

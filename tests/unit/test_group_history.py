@@ -7,8 +7,8 @@ import random
 from launcher.group import messages as m
 from launcher.group.budget import STEADY
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
-from launcher.group.coordinator import Coordinator, Phase
-from launcher.group.events import Closed, Say, SayAll, Tick
+from launcher.group.coordinator import Coordinator, GroupPhase
+from launcher.group.events import Closed, Send, SendAll, Tick
 from launcher.group.history import History
 from launcher.group.member import Connected, Gone, Member
 from launcher.model import Cause, CauseKind, Epoch
@@ -161,7 +161,7 @@ class TestTheLeaderTakes:
 
     def test_what_it_tells_has_a_time_and_a_next_step(self) -> None:
         self.told((1, Cause(CauseKind.EXITED, 1, "ended with 1", code=1), 1.0, 0.0))
-        news = [a.message for a in self.actions if isinstance(a, SayAll) and isinstance(a.message, m.News)][-1]
+        news = [a.message for a in self.actions if isinstance(a, SendAll) and isinstance(a.message, m.News)][-1]
         assert (news.phase, news.first_epoch, news.first_age) == ("backoff", 1, 0.0)
         assert news.text == "the engine is started again after a pause, 1 of 10 restarts used"
         assert news.wait is not None and 0 < news.wait <= 0.5
@@ -173,7 +173,7 @@ class TestTheLeaderTakes:
         for rank in range(3):
             leader.handle(m.Ping(2, leader.seats[rank].contact.mark(6.0)), rank, 6.0)
         leader.handle(Tick(), 0, 6.1)
-        assert leader.phase is Phase.PREPARING and leader.epoch is not None
+        assert leader.phase is GroupPhase.PREPARING and leader.epoch is not None
         leader.handle(Closed("reset"), 2, 6.2)
         for rank in range(2):
             leader.handle(m.Stopped(leader.epoch), rank, 6.3)
@@ -182,7 +182,7 @@ class TestTheLeaderTakes:
         for rank in range(3):
             seat = leader.seats[rank]
             out += leader.handle(m.Ping(3, seat.contact.mark(8.0)), seat.conn, 8.0)
-        news = [a.message for a in out if isinstance(a, SayAll) and isinstance(a.message, m.News)][-1]
+        news = [a.message for a in out if isinstance(a, SendAll) and isinstance(a.message, m.News)][-1]
         assert leader.shown_phase == "fenced"
         assert news.text == "waiting for the lease of rank 2 to run out: something may still run there"
         assert news.wait is not None and 5 < news.wait < 10
@@ -200,9 +200,9 @@ class TestAMemberTellsTheNextLeader:
         member.handle(m.News("draining", first_failure=failure, first_epoch=4, first_age=101.5), 11.0)
         assert member.first_at == -90.0, "the same failure stays where it was"
         member.handle(Closed("reset"), 20.0)
-        (said,) = [a.message for a in member.handle(Connected(), 30.0) if isinstance(a, Say)]
+        (said,) = [a.message for a in member.handle(Connected(), 30.0) if isinstance(a, Send)]
         assert (said.first_failure, said.first_epoch, said.first_age) == (failure, 4, 120.0)
         leader = Coordinator(CoordinatorConfig("g", 3, "next"), 500.0, random.Random(1))
-        (accepted, *_) = [a.message for a in leader.handle(said, 1, 500.0) if isinstance(a, Say)]
+        (accepted, *_) = [a.message for a in leader.handle(said, 1, 500.0) if isinstance(a, Send)]
         leader.handle(m.Ping(1, accepted.mark), 1, 500.0)
         assert (leader.history.first, leader.history.first_n, leader.history.first_at) == (failure, 4, 380.0)

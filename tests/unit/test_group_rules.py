@@ -14,7 +14,7 @@ from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.budget import STEADY
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
-from launcher.group.events import Closed, Hang, Say, Tick
+from launcher.group.events import Closed, Hang, Send, Tick
 from launcher.group.fences import Fences
 from launcher.group.lease import Terms
 from launcher.group.roster import CHALLENGE_SECONDS, LOCAL
@@ -37,27 +37,27 @@ def seated() -> c.Coordinator:
     return leader
 
 
-def brought_to(phase: c.Phase) -> tuple[c.Coordinator, Epoch]:
+def brought_to(phase: c.GroupPhase) -> tuple[c.Coordinator, Epoch]:
     leader = seated()
     for rank in range(2):
         leader.handle(m.Ping(1, 1 << 40), rank, NOW)
     leader.handle(Tick(), LOCAL, NOW)
     epoch = leader.epoch
     assert epoch is not None
-    steps: dict[c.Phase, list[Any]] = {
-        c.Phase.PREPARING: [],
-        c.Phase.STARTING: [m.Prepared(epoch)],
-        c.Phase.RUNNING: [m.StageDone(epoch, 0), m.StageDone(epoch, 1)],
-        c.Phase.DRAINING: [],
-        c.Phase.STOPPING: [],
+    steps: dict[c.GroupPhase, list[Any]] = {
+        c.GroupPhase.PREPARING: [],
+        c.GroupPhase.STARTING: [m.Prepared(epoch)],
+        c.GroupPhase.RUNNING: [m.StageDone(epoch, 0), m.StageDone(epoch, 1)],
+        c.GroupPhase.DRAINING: [],
+        c.GroupPhase.STOPPING: [],
     }
     for upto, words in steps.items():
         for word in words:
             for rank in range(2):
                 leader.handle(word, rank, NOW)
-        if upto is c.Phase.DRAINING:
+        if upto is c.GroupPhase.DRAINING:
             leader.handle(m.Leaving(30.0), 1, NOW)
-        if upto is c.Phase.STOPPING:
+        if upto is c.GroupPhase.STOPPING:
             leader.handle(m.Failed(epoch, CAUSE), 0, NOW)
         if upto is phase:
             break
@@ -81,12 +81,18 @@ def _deep(value: Any) -> Any:
     return {name: _deep(one) for name, one in sorted(vars(value).items()) if name not in passing}
 
 
-IN_EPOCH = [c.Phase.PREPARING, c.Phase.STARTING, c.Phase.RUNNING, c.Phase.DRAINING, c.Phase.STOPPING]
+IN_EPOCH = [
+    c.GroupPhase.PREPARING,
+    c.GroupPhase.STARTING,
+    c.GroupPhase.RUNNING,
+    c.GroupPhase.DRAINING,
+    c.GroupPhase.STOPPING,
+]
 
 
 @pytest.mark.parametrize("phase", IN_EPOCH)
 @pytest.mark.parametrize("other", [Epoch(1, "before"), Epoch(2, "leader")])
-def test_a_leader_counts_no_word_of_another_epoch(phase: c.Phase, other: Epoch) -> None:
+def test_a_leader_counts_no_word_of_another_epoch(phase: c.GroupPhase, other: Epoch) -> None:
     leader, epoch = brought_to(phase)
     assert other != epoch
     before = looks(leader)
@@ -101,15 +107,15 @@ def test_a_leader_counts_no_word_of_another_epoch(phase: c.Phase, other: Epoch) 
 
 
 def test_the_failure_of_an_epoch_that_served_long_is_the_first_though_all_were_lost_at_once() -> None:
-    leader, epoch = brought_to(c.Phase.RUNNING)
+    leader, epoch = brought_to(c.GroupPhase.RUNNING)
     leader.handle(Tick(), LOCAL, NOW + 2 * STEADY)
     (ended,) = leader.history.ended
-    assert (leader.phase, ended.epoch) == (c.Phase.WAITING, epoch)
+    assert (leader.phase, ended.epoch) == (c.GroupPhase.WAITING, epoch)
     assert leader.history.first == ended.cause
 
 
 def test_a_stage_is_done_once_and_in_its_turn() -> None:
-    leader, epoch = brought_to(c.Phase.STARTING)
+    leader, epoch = brought_to(c.GroupPhase.STARTING)
     for rank in range(2):
         leader.handle(m.StageDone(epoch, 1), rank, NOW)
     assert leader.stage == 0
@@ -134,7 +140,7 @@ def test_the_answer_to_another_challenge_does_not_count() -> None:
     rival = leader.seats[1].rival
     assert rival is not None
     actions = leader.handle(m.Answer(rival.nonce), 1, NOW)
-    assert Hang(7) in actions and any(isinstance(a, Say) and isinstance(a.message, m.Rejected) for a in actions)
+    assert Hang(7) in actions and any(isinstance(a, Send) and isinstance(a.message, m.Rejected) for a in actions)
     assert leader.seats[1].rival is None
 
 
@@ -184,7 +190,7 @@ def test_a_member_takes_nothing_of_another_epoch_for_its_own(state: mb.State, ot
         assert member.handle(event, NOW) == [], event
         assert looks(member) == before, event
     if state is not mb.State.STOPPING:  # there the word of its own epoch is still due
-        assert member.handle(m.Stop(other, CAUSE, 1.0), NOW) == [Say(mb.LINK, m.Stopped(other))]
+        assert member.handle(m.Stop(other, CAUSE, 1.0), NOW) == [Send(mb.LINK, m.Stopped(other))]
         assert member.state is state
 
 
@@ -262,4 +268,4 @@ def test_who_has_left_for_another_leader_unnoticed_is_not_known_to_be_clean(back
         leader.handle(m.Hello("g", 1, 3, "new", "10.0.0.9"), 9, late)
         leader.handle(m.Ping(1, 1), 9, late)
         leader.handle(Tick(), LOCAL, late)
-        assert leader.phase is c.Phase.WAITING and leader.wait is c.Wait.FENCED
+        assert leader.phase is c.GroupPhase.WAITING and leader.wait is c.Wait.FENCED

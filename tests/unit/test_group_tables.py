@@ -28,7 +28,7 @@ class Two(Enum):
 class TestTheTables:
     def test_the_coordinator_answers_everything_in_every_phase(self) -> None:
         events = {*m.MEMBER_SAYS.values(), Closed, Tick}
-        for phase in c.Phase:
+        for phase in c.GroupPhase:
             assert set(coordinator().answers[phase]) == events
 
     def test_the_member_answers_everything_in_every_state(self) -> None:
@@ -55,7 +55,7 @@ class TestTheTables:
 
     @pytest.mark.parametrize(
         ("leads", "first", "last"),
-        [(c.LEADS, c.Phase.WAITING, c.Phase.ABORTED), (mb.LEADS, mb.State.CLEANING, mb.State.GONE)],
+        [(c.LEADS, c.GroupPhase.WAITING, c.GroupPhase.ABORTED), (mb.LEADS, mb.State.CLEANING, mb.State.GONE)],
     )
     def test_every_state_is_reached_and_only_the_last_is_final(self, leads: Any, first: Any, last: Any) -> None:
         reached, front = {first}, [first]
@@ -166,13 +166,13 @@ def test_the_coordinator_is_brought_through_all_its_phases() -> None:
             message = said_by_a_member(rng, leader.epoch)
             if rng.random() < 0.6 and leader.epoch is not None:  # the word that leads on
                 done = m.StageDone(leader.epoch, leader.stage)
-                message = m.Prepared(leader.epoch) if leader.phase is c.Phase.PREPARING else done
+                message = m.Prepared(leader.epoch) if leader.phase is c.GroupPhase.PREPARING else done
             if not isinstance(message, (m.Hello, Closed)):
                 leader.handle(message, 0, now)
             elif leader.missing:
                 leader.handle(m.Hello("g", 0, 1, "i0a", "10.0.0.0"), 0, now)
             seen.add(leader.phase)
-    assert seen == set(c.Phase)
+    assert seen == set(c.GroupPhase)
 
 
 def said_to_a_member(rng: random.Random, epoch: Epoch | None) -> Any:

@@ -11,7 +11,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
-from launcher.group.events import Closed, Hang, Say, Tick
+from launcher.group.events import Closed, Hang, Send, Tick
 from launcher.group.last_words import HEARING_SECONDS
 from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
@@ -33,7 +33,7 @@ class Leader:
     def hear(self, event: Any, conn: int, now: float = 0.0) -> list[Any]:
         actions: list[Any] = list(self.it.handle(event, conn, now))
         for action in actions:
-            for to in (action.conn,) if isinstance(action, Say) else getattr(action, "conns", ()):
+            for to in (action.conn,) if isinstance(action, Send) else getattr(action, "conns", ()):
                 self.said.append((to, action.message))
                 self._marks[to] = getattr(action.message, "mark", self._marks.get(to, 0))
         return actions
@@ -138,7 +138,7 @@ def test_a_hello_that_is_refused_again_and_again_keeps_no_fence_up() -> None:
         if beat % 16 == 0:
             leader.hear(hello(0, f"liar{beat}", last_epoch=Epoch(beat, "none"), last_members=("z",)), 10 + beat, now)
         leader.hear(Tick(), LOCAL, now)
-    assert leader.it.phase is c.Phase.PREPARING
+    assert leader.it.phase is c.GroupPhase.PREPARING
     assert leader.it.epoch == Epoch(42, "leader")
 
 
@@ -166,7 +166,7 @@ class TestAMemberThatCannotReadItsLeader:
         leader = Leader(2 if begun else 3)
         for rank in (0, 1):
             leader.join(rank, size=leader.it.config.size)
-        assert (leader.it.phase is c.Phase.PREPARING) is begun
+        assert (leader.it.phase is c.GroupPhase.PREPARING) is begun
         leader.hear(m.Unread(self.WHY), 1)
         leader.hear(Closed(), 1)
         if begun:
@@ -183,14 +183,14 @@ class TestAMemberThatCannotReadItsLeader:
         leader.hear(hello(1, size=3), 1)
         leader.hear(m.Unread(self.WHY), 1)
         leader.hear(m.Unread(self.WHY), 99)
-        assert leader.it.phase is c.Phase.WAITING
+        assert leader.it.phase is c.GroupPhase.WAITING
 
     def test_it_says_so_and_looks_the_leader_up_anew(self) -> None:
         member = mb.Member(MemberConfig("g", 1, 2, "n", "inc"), 0.0)
         for event in (mb.Gone(), mb.Connected(), m.Accepted("L", 1)):
             member.handle(event, 0.0)
         acts: list[Any] = member.handle(mb.Unreadable(self.WHY), 1.0)
-        said, hang, dial = (a for a in acts if type(a) in (Say, Hang, mb.Dial))
+        said, hang, dial = (a for a in acts if type(a) in (Send, Hang, mb.Dial))
         assert said.message == m.Unread(self.WHY)
         assert (type(hang), type(dial)) == (Hang, mb.Dial)
         assert member.state is mb.State.SEEKING
@@ -226,7 +226,7 @@ def test_a_member_tells_the_next_leader_of_nobody_who_has_stopped() -> None:
     assert member.epoch_members == ("i0", "i1", "i2"), "that was another epoch"
     member.handle(m.News("gathering", over=epoch, lost=("i2",)), 0.0)
     member.handle(Closed(), 0.0)
-    (said,) = [a.message for a in member.handle(mb.Connected(), 1.0) if isinstance(a, Say)]
+    (said,) = [a.message for a in member.handle(mb.Connected(), 1.0) if isinstance(a, Send)]
     assert (said.last_epoch, said.last_members) == (epoch, ("i2",))
 
 
@@ -251,7 +251,7 @@ class TestAGroupThatHasGivenUp:
         leader.hear(Closed("reset"), 2)
         for rank in (0, 1):
             leader.hear(m.Stopped(epoch), rank)
-        assert leader.it.phase is c.Phase.ABORTED
+        assert leader.it.phase is c.GroupPhase.ABORTED
         return leader
 
     def test_its_leader_stays_until_the_others_have_hung_up(self) -> None:

@@ -25,7 +25,7 @@ from launcher.errors import ConfigError
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.config import MemberConfig
-from launcher.group.events import Say
+from launcher.group.events import Send
 from launcher.guard import channel
 from launcher.log import stamp
 from launcher.model import Cause, CauseKind, Epoch, Health
@@ -136,7 +136,7 @@ def test_a_leaders_epoch_that_is_not_of_this_group_is_refused(
     incarnations: tuple[str, ...], addresses: tuple[str, ...]
 ) -> None:
     machine = seated()
-    said = [a.message for a in machine.handle(m.Prepare(EPOCH, incarnations, addresses), 0.1) if isinstance(a, Say)]
+    said = [a.message for a in machine.handle(m.Prepare(EPOCH, incarnations, addresses), 0.1) if isinstance(a, Send)]
     assert [type(one) for one in said] == [m.Unable] and not said[0].retry
     assert machine.state is me.State.SEATED
 
