@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import click
 
-from launcher.settings import MOST
+from launcher.settings import MOST, Settings
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.2
@@ -74,123 +75,138 @@ class Shell(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"{value!r} cannot be read: {error}", param, ctx)
 
 
-def _option(*names: str, **more: Any) -> click.Option:
-    return click.Option(names, default=None, **more)
+_SETTINGS = {setting.name: setting for setting in fields(Settings)}
+
+
+def _option(flag: str, help: str = "", *, metavar: str | None = None, default: str | None = None) -> click.Option:
+    """The option of a setting. Its type, its choices and its default are those of the field in `Settings`.
+
+    ``default`` says what stands for a setting that has none, or says it better.
+    """
+    name = flag[2:].replace("-", "_")
+    setting = _SETTINGS[name]
+    kind = str(setting.type).removesuffix(" | None")
+    metavar = metavar or "|".join(setting.metadata.get("choices", ())) or None
+    types: dict[str, Any] = {
+        "int": int,
+        "float": Seconds(),
+        "tuple[str, ...]": Shell() if name == "ray_args" else Words(),
+    }
+    if default is None and kind != "bool" and setting.default not in (None, ()):
+        value: Any = setting.default
+        default = _duration(value) if kind == "float" else str(value)
+    text = " ".join(filter(None, (help, f"[{default}]" if default else "")))
+    return click.Option([flag], default=None, is_flag=kind == "bool", type=types.get(kind), metavar=metavar, help=text)
+
+
+def _duration(seconds: float) -> str:
+    """As people write it: ``10s``, ``300s``, ``30m``, ``1h``."""
+    if seconds >= 600 and not seconds % 60:
+        return f"{seconds / 3600:g}h" if not seconds % 3600 else f"{seconds / 60:g}m"
+    return f"{seconds:g}s" if seconds else "0"
 
 
 ENGINE = (
-    _option(
-        "--engine", metavar="NAME", help="vllm (default), sglang, reference, or one that `launcher engines` lists."
-    ),
-    _option("--engine-file", metavar="FILE", help="A declarative engine: commands for leader and worker, in TOML."),
-    _option("--backend", metavar="auto|ray|mp", help="vLLM across pods: Ray, or its own multiprocessing. [auto]"),
-    _option("--model", metavar="PATH|NAME", help="The model, as the engine takes it."),
-    _option("--served-model-name", type=Words(), help="Name of the model in the API; several by commas."),
-    _option("--tp", type=int, metavar="N", help="Tensor parallel size."),
-    _option("--pp", type=int, metavar="N", help="Pipeline parallel size."),
-    _option("--dp", type=int, metavar="N", help="Data parallel size."),
-    _option("--ep", is_flag=True, help="Expert parallel."),
-    _option("--port", type=int, metavar="PORT", help="The engine's API port. [the engine's own default]"),
-    _option("--python", metavar="PATH", help="The Python that the engine is installed in. [python3]"),
-    _option("--engine-version", metavar="V", help="Say the engine's version, where it is not installed (plan)."),
-    _option("--gpus-per-pod", type=int, metavar="N", help="GPUs of each pod. [detected]"),
-    _option("--handoff", is_flag=True, help="Execute the engine in the launcher's place: no supervision afterwards."),
-    _option("--revision", metavar="TEXT", help="The pod template's revision (controller-revision-hash)."),
-    _option("--require-same-revision", is_flag=True, help="Wait until all pods have one --revision."),
+    _option("--engine", "One that `launcher engines` lists: vllm, sglang, reference, or a plug-in's.", metavar="NAME"),
+    _option("--engine-file", "A declarative engine: commands for leader and worker, in TOML.", metavar="FILE"),
+    _option("--backend", "vLLM across pods: Ray, or its own multiprocessing."),
+    _option("--model", "The model, as the engine takes it.", metavar="PATH|NAME"),
+    _option("--served-model-name", "The model's name in the API; several by commas.", metavar="NAME,..."),
+    _option("--tp", "Tensor parallel size.", metavar="N"),
+    _option("--pp", "Pipeline parallel size.", metavar="N"),
+    _option("--dp", "Data parallel size.", metavar="N"),
+    _option("--ep", "Expert parallel."),
+    _option("--port", "The engine's API port.", metavar="PORT", default="the engine's own default"),
+    _option("--python", "The Python that the engine is installed in.", metavar="PATH", default="python3"),
+    _option("--engine-version", "Assume this engine version, where it is not installed (plan).", metavar="V"),
+    _option("--gpus-per-pod", "GPUs of each pod.", metavar="N", default="detected"),
+    _option("--handoff", "Replace the launcher by the engine: no supervision afterwards."),
+    _option("--revision", "The pod template's revision (controller-revision-hash).", metavar="TEXT"),
+    _option("--require-same-revision", "Wait until all pods have the same --revision."),
 )
 IDENTITY = (
-    _option("--size", type=int, metavar="N", help="Pods in the group."),
-    _option("--rank", type=int, metavar="N", help="This pod's rank; 0 is the leader. [found out]"),
-    _option("--leader", metavar="HOST", help="Name or IP of rank 0. [found out]"),
-    _option("--peers", type=Words(), metavar="HOST,...", help="Names or IPs of all ranks, in order."),
-    _option("--group-id", metavar="TEXT", help="Name of the group. [namespace/leader]"),
-    _option("--ordinal-start", type=int, metavar="N", help="The StatefulSet's .spec.ordinals.start. [0]"),
-    _option("--service", metavar="NAME", help="The headless Service that names the pods."),
-    _option("--namespace", metavar="NAME", help="Namespace of the pods. [POD_NAMESPACE]"),
+    _option("--size", "Pods in the group.", metavar="N"),
+    _option("--rank", "This pod's rank; 0 is the leader.", metavar="N", default="detected"),
+    _option("--leader", "Name or IP of rank 0.", metavar="HOST", default="detected"),
+    _option("--peers", "Names or IPs of all ranks, in order.", metavar="HOST,..."),
+    _option("--group-id", "Name of the group.", metavar="TEXT", default="namespace/leader"),
+    _option("--ordinal-start", "The StatefulSet's .spec.ordinals.start.", metavar="N", default="0"),
+    _option("--service", "The headless Service that names the pods.", metavar="NAME"),
+    _option("--namespace", "Namespace of the pods.", metavar="NAME", default="POD_NAMESPACE"),
     _option(
         "--cluster-domain",
+        "DNS domain of the cluster.",
         metavar="DOMAIN",
-        help="DNS domain of the cluster. [of /etc/resolv.conf, else cluster.local]",
+        default="from /etc/resolv.conf, else cluster.local",
     ),
-    _option("--address", metavar="IP", help="This pod's own IP. [POD_IP, or by the route to the leader]"),
+    _option("--address", "This pod's own IP.", metavar="IP", default="POD_IP, or by the route to the leader"),
 )
 NETWORK = (
-    _option("--interface", metavar="NAME", help="Interface for collectives. [the one that routes to the leader]"),
-    _option("--rdma", metavar="auto|off|require", help="RDMA for collectives. [auto: what is there]"),
-    _option("--preflight", metavar="on|off", help="Look at each start for what often breaks one; at most 2 s. [on]"),
-    _option("--group-port", type=int, metavar="PORT", help="Port of the group's link, on the leader. [9470]"),
-    _option("--agent-port", type=int, metavar="PORT", help="Port of /livez /readyz /metrics /status. [9471]"),
-    _option("--master-port", type=int, metavar="PORT", help="torch.distributed's port. [the engine's own default]"),
-    _option("--ray-port", type=int, metavar="PORT", help="Port of Ray's GCS. [6379]"),
-    _option("--ray-args", type=Shell(), metavar="'ARGS'", help="More options for `ray start`, quoted."),
+    _option("--interface", "Interface for collectives.", metavar="NAME", default="by the route to the leader"),
+    _option("--rdma", "RDMA for collectives.", default="auto: what is there"),
+    _option("--preflight", "Run preflight checks at startup, for at most 2 s."),
+    _option("--group-port", "Port of the group's link, on the leader.", metavar="PORT"),
+    _option("--agent-port", "Port of /livez /readyz /metrics /status.", metavar="PORT"),
+    _option("--master-port", "torch.distributed's port.", metavar="PORT", default="the engine's own default"),
+    _option("--ray-port", "Port of Ray's GCS.", metavar="PORT"),
+    _option("--ray-args", "More options for `ray start`, quoted.", metavar="'ARGS'"),
 )
 GROUP = (
     _option(
         "--join-timeout",
-        type=Seconds(),
-        help="Limit for a first gathering or a lost leader; 0: none. [StatefulSet, LWS: none; else 30m]",
+        "How long to wait for all pods at first, and for a lost leader; 0: no limit.",
+        default="StatefulSet, LWS: no limit; else 30m",
     ),
-    _option("--ray-timeout", type=Seconds(), help="Limit for each Ray stage. [300s]"),
-    _option("--lease", type=Seconds(), help="Silence after which a member's engine is dead. [10s]"),
-    _option("--max-restarts", type=int, metavar="N", help="Restarts in place within the window; 0: none. [10]"),
-    _option("--restart-window", type=Seconds(), help="[1h]"),
-    _option("--restart-backoff", type=Seconds(), help="Longest wait before a restart; from 0.5 s it doubles. [60s]"),
-    _option("--stop-grace", type=Seconds(), help="From TERM to KILL when a failure stops the engine. [3s]"),
-    _option("--grace", type=Seconds(), help="The pod's terminationGracePeriodSeconds. [30s]"),
-    _option("--drain-settle", type=Seconds(), help="Serve on at least this long after SIGTERM. [5s]"),
-    _option("--token-file", metavar="FILE", help="A secret that all pods share; members must prove it."),
-    _option("--state-dir", metavar="DIR", help="An emptyDir for what a restarted container should remember."),
+    _option("--ray-timeout", "Limit for each Ray stage."),
+    _option("--lease", "Silence after which a member counts as dead and its engine is stopped."),
+    _option("--max-restarts", "Restarts in place within the window; 0: none.", metavar="N"),
+    _option("--restart-window", "The window of --max-restarts."),
+    _option("--restart-backoff", "Longest wait before a restart; it starts at 0.5 s and doubles."),
+    _option("--stop-grace", "From SIGTERM to SIGKILL when a failure stops the engine."),
+    _option("--grace", "The pod's terminationGracePeriodSeconds."),
+    _option("--drain-settle", "Keep serving at least this long after SIGTERM."),
+    _option("--token-file", "A secret that all pods share; members must prove it.", metavar="FILE"),
+    _option("--state-dir", "An emptyDir for what must survive a restart of the container.", metavar="DIR"),
 )
 HEALTH = (
-    _option("--startup-timeout", type=Seconds(), help="Limit for the whole start. [none]"),
-    _option("--startup-stall-timeout", type=Seconds(), help="Start-up without any sign of life. [30m]"),
-    _option("--health-interval", type=Seconds(), help="Between health checks. [1s]"),
+    _option("--startup-timeout", "Limit for the whole start.", default="none"),
+    _option("--startup-stall-timeout", "Limit for a start without any sign of progress."),
+    _option("--health-interval", "Between health checks."),
     _option(
         "--health-failures",
-        type=int,
+        "Errors or refused connections in a row that end the epoch while no request is in flight.",
         metavar="N",
-        help="Errors or refused connections in a row that end the epoch while no request is in flight. [3]",
     ),
-    _option(
-        "--unresponsive-timeout",
-        type=Seconds(),
-        help="Health checks fail and no request makes progress; 0: never. [120s]",
-    ),
-    _option("--unready-when-slow", is_flag=True, help="/readyz fails while requests move but health checks time out."),
-    _option("--hang-timeout", type=Seconds(), help="Requests run and no token moves; 0: never. [300s]"),
-    _option("--canary-interval", type=Seconds(), help="Ask an idle engine for one token; 0: never. [0]"),
-    _option("--worker-ready", metavar="group|never", help="When a worker's /readyz is 200. [group]"),
+    _option("--unresponsive-timeout", "Limit while health checks fail and no request makes progress; 0: never."),
+    _option("--unready-when-slow", "/readyz fails while requests make progress but health checks time out."),
+    _option("--hang-timeout", "Limit while requests run and no tokens are produced; 0: never."),
+    _option("--canary-interval", "Ask an idle engine for one token this often; 0: never."),
+    _option("--worker-ready", "When a worker's /readyz is 200."),
 )
 OUTPUT = (
-    _option("--log-format", metavar="text|json", help="[text]"),
-    _option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [info]"),
-    _option("--termination-log", metavar="FILE", help="[/dev/termination-log]"),
-    _option(
-        "--last-lines", metavar="on|off", help="An engine's last lines in the log and the termination message. [on]"
-    ),
-    _option(
-        "--status-details",
-        metavar="none|loopback|all",
-        help="Who reads the details of /status without a token. [loopback]",
-    ),
+    _option("--log-format"),
+    _option("--log-level", "debug, info, warning or error.", metavar="LEVEL"),
+    _option("--termination-log", metavar="FILE"),
+    _option("--last-lines", "Show an engine's last lines in the log and the termination message."),
+    _option("--status-details", "Who may read the details of /status without a token."),
 )
 SECTIONS = (
     ("Engine", ENGINE),
-    ("Who this pod is", IDENTITY),
+    ("Identity", IDENTITY),
     ("Network", NETWORK),
     ("Group", GROUP),
     ("Health", HEALTH),
     ("Output", OUTPUT),
 )
 ALL = tuple(option for _, options in SECTIONS for option in options)
-CONFIG = _option("--config", metavar="FILE", help="Settings from a TOML file: the long option names as keys.")
+CONFIG = click.Option(["--config"], metavar="FILE", help="Settings from a TOML file: the long option names as keys.")
 #: a word before ``--`` that belongs to no option
 STRAY = click.Argument(["engine_args"], nargs=-1, type=click.UNPROCESSED)
 PARAMETERS = (*ALL, CONFIG, STRAY)
 
 #: what only `doctor` takes beside the options of a run
 DOCTOR = (
-    click.Option(["--group"], is_flag=True, help="Over all pods: run this in each of them in place of the engine."),
+    click.Option(["--group"], is_flag=True, help="Check the group: run this in every pod, in place of the engine."),
     click.Option(["--collective"], is_flag=True, help="As --group, and a real all-reduce with the engine's torch."),
     click.Option(["--json", "as_json"], is_flag=True, help="One JSON object for programs."),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -35,26 +36,25 @@ def test_a_flag_goes_before_a_variable_before_a_file_before_the_default(tmp_path
 
 
 def test_every_option_has_a_variable() -> None:
-    samples = {"INTEGER": "3", "duration": "3s"}
+    samples = {"int": "3", "float": "3s", "bool": "true"}
+    kinds = {f.name: f for f in fields(Settings)}
     for parameter in options.ALL:
         name = str(parameter.name)
-        value = (
-            "true"
-            if parameter.is_flag
-            else samples.get(parameter.type.name.upper(), samples.get(parameter.type.name, ""))
-        )
-        text = value or {
-            "backend": "mp",
-            "rdma": "off",
-            "preflight": "off",
-            "worker_ready": "never",
-            "log_format": "json",
-            "last_lines": "off",
-            "status_details": "all",
-        }.get(name, "info")
+        kind = str(kinds[name].type).removesuffix(" | None")
+        text = samples.get(kind) or kinds[name].metadata.get("choices", ("text",))[-1]
         found, warnings = settings([], {f"LAUNCHER_{name.upper()}": text})
         assert name in found.origins, f"{name} has no variable"
         assert not warnings
+
+
+def test_every_setting_has_one_option_and_its_help_names_the_default() -> None:
+    assert sorted(str(o.name) for o in options.ALL) == sorted(
+        f.name for f in fields(Settings) if f.name not in ("engine_args", "origins")
+    )
+    shown = {o.name: o.help or "" for o in options.ALL}
+    assert shown["lease"].endswith("[10s]") and shown["startup_stall_timeout"].endswith("[30m]")
+    assert shown["restart_window"].endswith("[1h]") and shown["restart_backoff"].endswith("[60s]")
+    assert shown["canary_interval"].endswith("[0]") and shown["preflight"].endswith("[on]")
 
 
 @pytest.mark.parametrize(
