@@ -154,15 +154,22 @@ EDITS: dict[str, Callable[[str], Edit]] = {
 
 async def relayed(edit: Edit) -> tuple[Leader, Member]:
     """Both sides talk through a relay until one of them has hung up, or all was said."""
+    seen = dict.fromkeys(FIRST, 0)
+
+    def noting(who: str, n: int, text: bytes) -> list[bytes]:
+        seen[who] = n
+        return edit(who, n, text)
+
     async with Leader() as leader:
-        with Relay((HOST, leader.port), HOST, edit=edit) as relay:
+        with Relay((HOST, leader.port), HOST, edit=noting) as relay:
             member = Member(relay.port)
             await until(lambda: leader.heard)
             for seq in range(1, 7):
                 member.link.say(m.Ping(seq))
                 leader.link.say([1], news(seq))
                 leader.link.flush()
-                await asyncio.sleep(0.01)
+                said = {who: n + seq - 1 for who, n in FIRST.items()}
+                await until(lambda: leader.closed or member.closed or all(seen[w] >= n for w, n in said.items()))  # noqa: B023
             await until(lambda: leader.closed or member.closed or (len(leader.heard), len(member.heard)) == (7, 6))
             await until(lambda: bool(leader.closed) == bool(member.closed))
             member.link.hang()
