@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from launcher.group.lease import Terms
 from launcher.model import Identity
 from launcher.settings import Settings
 
@@ -31,4 +32,4 @@ def linger(settings: Settings, identity: Identity) -> float:
     """
     if identity.waits_forever or not settings.max_restarts:
         return 0.0
-    return min(1.5 * settings.lease + LINGER_MORE, join_timeout(settings, identity) or math.inf)
+    return min(Terms(settings.lease).linger + LINGER_MORE, join_timeout(settings, identity) or math.inf)

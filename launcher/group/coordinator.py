@@ -6,31 +6,32 @@ member like any other: its link is connection 0, inside the process.
 The coordinator is between epochs (WAITING) until every rank has said hello, all are alike, nobody is leaving, the
 back-off is over, and nothing of an earlier epoch can still be running anywhere. Then it makes an epoch:
 
-    PREPARING   every member is told the members and answers `prepared` (no process has been started)
+    PREPARING   every member gets the list of members and answers `prepared` (no process has been started)
     STARTING    stage by stage: `start` to all, `stage_done` from all, the next stage
     RUNNING     the group serves
-    DRAINING    a pod was told to go: no new work; when none is in flight rank 0 is stopped, then the others
+    DRAINING    a pod received SIGTERM: no new requests; when none is in flight rank 0 is stopped, then the others
     STOPPING    the epoch is over: `stop` to all; the next one waits for `stopped` from all
-    ABORTED     the group has given up; whoever comes is told why
+    ABORTED     the group has given up; a member that connects is told why
 
-Why an old epoch's process can't meet a new one's: a member says hello only when nothing of its engine is left, so a
-*seat* is clean when it is taken. A seat becomes unclean with `prepare` and clean with `stopped`. A member that is lost
-while unclean leaves a *fence*: no epoch starts before the lease that it may hold has run out, or before the same
-launcher (or the next one in the very same pod, `replaces`) has said hello and answered on that connection. For epochs
-of a leader before us, whose members we can't see, the fence is counted from when our members last spoke to it
-(`lease.py` says why that is enough). When an epoch is over, its members are told who of it may still run something: so
-they can tell the next leader, and one that leaves in good order leaves no fence.
+Processes of two epochs never run at the same time. A member says hello only when nothing of its engine is left, so a
+new *seat* is clean. It is unclean from `prepare` to `stopped`. A member that is lost while its seat is unclean leaves a
+*fence*: no epoch starts before its lease has certainly run out, or before the same launcher (or the next one in the same
+pod, `replaces`) has said hello and answered on that connection. The members of a former leader's epoch can't be seen;
+their fence is counted from when our members last spoke to that leader (`lease.py` says why that is enough). When an
+epoch is over, the leader tells its members which of them may still run something. They can then tell the next leader,
+and an epoch that ended in good order leaves no fence.
 
 What a hello remembers (`_take_in`) and what it says is clean (`_clear`) counts when its connection has answered: a peer
 that is refused, or that never answers, changes nothing but its own seat.
 
-The table below is complete: every event in every phase has an answer; LEADS says where each phase may lead, and every
-single step is held to it (docs/protocol.md draws both). "stale" says that the message belongs to an epoch that is over,
-or to a phase that has passed, and changes nothing. The first failure decides the end of an epoch; failures that arrive
-within a second of it may explain it better (`history.py`), none is lost.
+The table below is complete: every phase has an answer to every event. LEADS says where each phase may lead, and each
+step is checked against it (docs/protocol.md draws both). `_stale` ignores a message of an epoch that is over or of a
+phase that has passed. The first failure that is heard ends the epoch; which failure explains it is decided when all
+members have stopped (`ends.py`).
 
-Beside it: `roster.py` (who is there, who differs), `fences.py` (what may still run unseen), `lease.py` (how long),
-`budget.py` (whether to try again), `history.py` (what came first), `metrics.py` (what is counted).
+Beside it: `epoch.py` (the state of one epoch), `roster.py` (who is there, who differs), `fences.py` (what may still run
+unseen), `lease.py` (how long), `budget.py` (whether to try again), `history.py` (what came first), `news.py` (when to
+tell the members), `last_words.py` (who has heard why the group gave up), `metrics.py` (what is counted).
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ LEADS: Mapping[GroupPhase, frozenset[GroupPhase]] = {
 
 
 class Coordinator:
-    """State of the group as the leader knows it. Call :meth:`handle` with every event, and with a Tick every beat."""
+    """State of the group as the leader knows it. Call :meth:`handle` with every event, and with a Tick every half beat."""
 
     # fmt: off
     def _table(self) -> Mapping[type[Any], tuple[Answer, ...]]:
@@ -879,7 +880,7 @@ class Coordinator:
     # --------------------------------------------------------------------------------------------------- small ones
 
     def _stale(self, conn: int, message: object, now: float) -> None:
-        """A word of an epoch that is over, or of a phase that has passed."""
+        """Ignore a message of an epoch that is over, or of a phase that has passed."""
 
     def _idle(self, conn: int, tick: Tick, now: float) -> None:
         """Nothing is left to do."""

@@ -1,6 +1,7 @@
-"""What goes into the coordinator and the member besides messages, and what comes out: plain values.
+"""The events that both state machines take besides messages, and the actions that both return: plain values.
 
-Both state machines speak these; `link.py` and `agent/agent.py` turn the actions into bytes, timers and processes.
+`agent/` carries the actions out; what is sent goes through `link.py`. A member's own events and actions are in
+`member.py`.
 """
 
 from __future__ import annotations

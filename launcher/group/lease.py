@@ -85,6 +85,11 @@ class Terms:
         return self.lease
 
     @property
+    def linger(self) -> float:
+        """For a rank that was lost when the group gave up: until its engine has ended, and half a lease more."""
+        return 1.5 * self.lease
+
+    @property
     def f_every(self) -> float:
         """Between two computations of F, each a pass over all members: an older F is lower, so it is safe."""
         return self.beat / 4

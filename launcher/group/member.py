@@ -3,11 +3,11 @@
     CLEANING   something of an earlier engine may be left here: say nothing to anybody
     SEEKING    clean, looking for the leader; `hello` as soon as there is a connection
     SEATED     accepted, no epoch
-    PREPARING  told of an epoch; looking whether this node can run it. No process yet
+    PREPARING  got `prepare`; checking whether this node can run the epoch. No process yet
     STARTING   `prepared` was said: stages start when the leader says so
     RUNNING    the group serves
     STOPPING   the processes of the epoch are being ended
-    LEAVING    told to go, nothing runs any more: waiting for the leader's `goodbye`
+    LEAVING    received SIGTERM, nothing runs any more: waiting for the leader's `goodbye`
     GONE       the launcher exits
 
 What makes the promises hold on this side:
