@@ -201,7 +201,7 @@ def _worker(wanted: Wanted, python: str) -> int:
         else:
             code, asked = _join(wanted, python, address, until)
             if code == 0 or asked or time.monotonic() > until:
-                return 128 + asked if asked else code  # Ray ends with 1 also when it was told to go
+                return 128 + asked if asked else code  # Ray ends with 1 also after SIGTERM
             told = _tell(f"joining {wanted.address} ({address}) failed with exit code {code}; trying again", told)
         if time.monotonic() > until:
             raise UnavailableError(

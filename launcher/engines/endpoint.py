@@ -21,7 +21,7 @@ LISTENING = ("--host", "--uds", "--ssl-keyfile", "--ssl-certfile", "--ssl-cert-r
 
 
 @dataclass(frozen=True)
-class Names:
+class OptionNames:
     """The metric names of an engine. With labels, as in ``a{b="c"}``, only samples that have them count."""
 
     running: tuple[str, ...]
@@ -50,7 +50,14 @@ def asks_client_certificate(args: Sequence[str]) -> bool:
 
 
 def health(
-    args: Sequence[str], bind: str, port: int, names: Names, model: str | None, *, timeout: float = 5.0, dead: int = 0
+    args: Sequence[str],
+    bind: str,
+    port: int,
+    names: OptionNames,
+    model: str | None,
+    *,
+    timeout: float = 5.0,
+    dead: int = 0,
 ) -> Health:
     """How to check this engine. Everything is None where a client certificate is required.
 

@@ -34,7 +34,7 @@ OWNED = (
     Owned(("--model",), "the model", "model", MODEL),
     Owned(("--served-model-name",), "the name of the model", "served_model_name", MODEL),
 )
-NAMES = endpoint.Names(
+NAMES = endpoint.OptionNames(
     running=("reference:num_requests_running",),
     waiting=("reference:num_requests_waiting",),
     progress=("reference:generation_tokens_total", "reference:prompt_tokens_total"),

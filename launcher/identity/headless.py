@@ -26,7 +26,7 @@ class Domain:
 
 
 @dataclass(frozen=True)
-class Names:
+class PeerNames:
     """How the pods of a group are called; ``peers`` and ``namespace`` are empty where the leader alone was said."""
 
     leader: str
@@ -35,10 +35,10 @@ class Names:
     namespace: str = ""
 
 
-def names(domain: Domain, base: str, first: int, size: int) -> Names:
+def names(domain: Domain, base: str, first: int, size: int) -> PeerNames:
     """Of the pods ``<base>-<first>`` and on, the leader first."""
     peers = tuple(domain.name(f"{base}-{first + i}") for i in range(size))
-    return Names(peers[0], f"{base}-{first} and {domain.service_from}", peers, domain.namespace)
+    return PeerNames(peers[0], f"{base}-{first} and {domain.service_from}", peers, domain.namespace)
 
 
 def domain(pod: Pod, other_service: tuple[str, str] = ("", "")) -> Domain | None:

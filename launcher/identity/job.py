@@ -44,10 +44,10 @@ def look(pod: Pod) -> Found | str:
     )
 
 
-def _names(pod: Pod, index: int, size: int) -> headless.Names:
+def _names(pod: Pod, index: int, size: int) -> headless.PeerNames:
     leader, leader_from = pod.wanted_leader
     if leader:
-        return headless.Names(leader, leader_from, pod.settings.peers)
+        return headless.PeerNames(leader, leader_from, pod.settings.peers)
     host = pod.short_hostname
     base = host.removesuffix(f"-{index}")
     if base == host or pod.host_network:

@@ -77,13 +77,13 @@ def _ordinal(pod: Pod) -> tuple[str, int, str] | str:
     return set_name, index, f"POD_INDEX={index}"
 
 
-def _names(pod: Pod, set_name: str, first: int, size: int, group: int) -> headless.Names:
+def _names(pod: Pod, set_name: str, first: int, size: int, group: int) -> headless.PeerNames:
     domain = headless.domain(pod)
     if domain and set_name:
         return headless.names(domain, set_name, first, size)
     leader, leader_from = pod.wanted_leader
     if leader and group == 0:
-        return headless.Names(leader, leader_from, pod.settings.peers)
+        return headless.PeerNames(leader, leader_from, pod.settings.peers)
     if leader:
         raise ConfigError(
             f"{leader_from} cannot be the leader of group {group} too, in which this pod is by its ordinal",

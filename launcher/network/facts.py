@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher.network.addresses import Interface, holder
 from launcher.network.gid import own_gids
-from launcher.network.rdma import ROCE_V2, Fabric, Port
+from launcher.network.rdma import ROCE_V2, Fabric, RdmaPort
 from launcher.network.rdma_environment import INDEX, Rdma
 
 
@@ -44,13 +44,13 @@ def mtu(interface: str, sysfs: Path) -> str:
         return ""
 
 
-def _rail_mtu(port: Port, among: Sequence[Interface], sysfs: Path) -> str:
+def _rail_mtu(port: RdmaPort, among: Sequence[Interface], sysfs: Path) -> str:
     own = own_gids(port, among)
     carrier = holder(own[0].address, among) if own else None
     return mtu(carrier.name, sysfs) if carrier else ""
 
 
-def _gid_version(port: Port, found: Rdma) -> str:
+def _gid_version(port: RdmaPort, found: Rdma) -> str:
     """The RoCE version of the entry that NCCL will use: the one at the index, else its own choice, which is v2."""
     index = next((v.value for v in found.variables if v.name == INDEX), "")
     entry = port.gid(int(index)) if index.isdecimal() else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from launcher.common.addresses import is_ipv6, is_loopback
 from launcher.network.addresses import Interface
-from launcher.network.rdma import ROCE_V2, Gid, Port
+from launcher.network.rdma import ROCE_V2, Gid, RdmaPort
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -33,7 +33,7 @@ class GidChoice:
     problem: str = ""
 
 
-def own_gids(port: Port, among: Sequence[Interface]) -> tuple[Gid, ...]:
+def own_gids(port: RdmaPort, among: Sequence[Interface]) -> tuple[Gid, ...]:
     """The entries of a port that are RoCE v2 and hold an IP of this pod; of one family, IPv4 if there is any.
 
     The surest first: its interface is the one that holds the IP, then the lowest index.
@@ -44,7 +44,7 @@ def own_gids(port: Port, among: Sequence[Interface]) -> tuple[Gid, ...]:
     return tuple(sorted(family, key=lambda g: (holders[g.address] != g.netdev, g.index)))
 
 
-def choose_gid(ports: Sequence[Port], among: Sequence[Interface], nccl: str | None) -> GidChoice:
+def choose_gid(ports: Sequence[RdmaPort], among: Sequence[Interface], nccl: str | None) -> GidChoice:
     """For RoCE ports that each have an own GID (`own_gids`). ``nccl`` is the engine's version, None if not known."""
     own = {port: own_gids(port, among) for port in ports}
     common = set.intersection(*({g.index for g in gids} for gids in own.values()))
@@ -61,7 +61,7 @@ def choose_gid(ports: Sequence[Port], among: Sequence[Interface], nccl: str | No
     return _by_range(own, among, where)
 
 
-def nccl_auto_index(port: Port, family: str, within: Network | None) -> int:
+def nccl_auto_index(port: RdmaPort, family: str, within: Network | None) -> int:
     """The index that NCCL chooses by itself for RoCE (transport/net_ib, ncclUpdateGidIndex, as of 2.26.2).
 
     It walks the table once. The first entry of the family within the range is taken whatever its RoCE version; after
@@ -85,7 +85,7 @@ def parse_version(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(n or 0) for n in found.groups()) if found else None
 
 
-def _by_range(own: dict[Port, tuple[Gid, ...]], among: Sequence[Interface], where: str) -> GidChoice:
+def _by_range(own: dict[RdmaPort, tuple[Gid, ...]], among: Sequence[Interface], where: str) -> GidChoice:
     targets = [gids[0].address for gids in own.values()]
     families = {_family(gids[0]) for gids in own.values()}
     if len(families) == 1:
@@ -147,5 +147,5 @@ def _supernet(networks: Iterable[Network]) -> Network:
     return type(found[0])((lowest, length), strict=False)
 
 
-def _list(ports: Iterable[Port]) -> str:
+def _list(ports: Iterable[RdmaPort]) -> str:
     return ", ".join(str(p) for p in ports)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from launcher.network.addresses import Interface, holder
 from launcher.network.gid import own_gids
-from launcher.network.rdma import Allocated, Device, Fabric, Port, natural
+from launcher.network.rdma import Allocated, Device, Fabric, RdmaPort, natural
 
 # Interfaces of other pods or of the node's own bridges: only a pod on the host network sees them.
 _OF_A_NODE = ("veth", "cali", "lxc", "cilium_", "docker", "cni", "flannel", "kube-ipvs", "br-")
@@ -41,8 +41,8 @@ class HcaChoice:
     """``ports`` is empty where RDMA is impossible; ``left_out`` says why each other port is not in it."""
 
     kind: Kind
-    ports: tuple[Port, ...] = ()
-    able: tuple[Port, ...] = ()  #: every port that NCCL can use, also those that are left out for a faster fabric
+    ports: tuple[RdmaPort, ...] = ()
+    able: tuple[RdmaPort, ...] = ()  #: every port that NCCL can use, also those that are left out for a faster fabric
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -85,8 +85,8 @@ def _given(usable: list[Device], given: Allocated, left_out: dict[str, str]) -> 
     return kept
 
 
-def _keep(ports: Iterable[Port], why_not: Callable[[Port], str], left_out: dict[str, str]) -> list[Port]:
-    kept: list[Port] = []
+def _keep(ports: Iterable[RdmaPort], why_not: Callable[[RdmaPort], str], left_out: dict[str, str]) -> list[RdmaPort]:
+    kept: list[RdmaPort] = []
     for port in ports:
         reason = why_not(port)
         if reason:
@@ -96,7 +96,7 @@ def _keep(ports: Iterable[Port], why_not: Callable[[Port], str], left_out: dict[
     return kept
 
 
-def within_segment(port: Port, among: Sequence[Interface]) -> bool:
+def within_segment(port: RdmaPort, among: Sequence[Interface]) -> bool:
     """Whether an entry that is not routed may be this pod's: link-local, or its IP as RoCE v1.
 
     What holds the addresses of other pods only is not: the kernel gives a pod no GID of another's interface.
@@ -107,7 +107,7 @@ def within_segment(port: Port, among: Sequence[Interface]) -> bool:
     return only_local or any(g.address in addresses or (g.link_local and g.netdev in names) for g in port.gids)
 
 
-def _no_way(port: Port, among: Sequence[Interface]) -> str:
+def _no_way(port: RdmaPort, among: Sequence[Interface]) -> str:
     if port.link_layer == "InfiniBand":
         return ""
     if not port.roce:
@@ -127,7 +127,7 @@ def _no_way(port: Port, among: Sequence[Interface]) -> str:
     return f"no RoCE v2 entry of its GID table holds an IP of this pod{f' (it holds {others})' if others else ''}"
 
 
-def _one_link_layer(ports: list[Port], left_out: dict[str, str]) -> list[Port]:
+def _one_link_layer(ports: list[RdmaPort], left_out: dict[str, str]) -> list[RdmaPort]:
     """InfiniBand and Ethernet do not reach each other: the layer with more bandwidth is the fabric."""
     total = {layer: sum(p.gbps for p in ports if p.link_layer == layer) for layer in {p.link_layer for p in ports}}
     if len(total) < 2:
@@ -136,7 +136,7 @@ def _one_link_layer(ports: list[Port], left_out: dict[str, str]) -> list[Port]:
     return _keep(ports, lambda p: "" if p.link_layer == best else f"the faster fabric here is {best}", left_out)
 
 
-def _fastest(ports: list[Port], left_out: dict[str, str]) -> list[Port]:
+def _fastest(ports: list[RdmaPort], left_out: dict[str, str]) -> list[RdmaPort]:
     fastest = max((p.gbps for p in ports), default=0.0)
     return _keep(
         ports,
@@ -146,7 +146,7 @@ def _fastest(ports: list[Port], left_out: dict[str, str]) -> list[Port]:
 
 
 def _kind(
-    fabric: Fabric, usable: list[Device], active: list[Port], ports: list[Port], among: Sequence[Interface]
+    fabric: Fabric, usable: list[Device], active: list[RdmaPort], ports: list[RdmaPort], among: Sequence[Interface]
 ) -> Kind:
     if not fabric.devices:
         return Kind.NONE

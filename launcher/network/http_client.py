@@ -17,7 +17,7 @@ IDENTITY = {"Accept-Encoding": "identity"}  #: what is compressed has no known s
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """An HTTP answer."""
 
     status: int
@@ -30,13 +30,13 @@ class TooLong(OSError):
 
 def ask(
     url: str, timeout: float, most: int, headers: Mapping[str, str] | None = None, body: bytes | None = None
-) -> Answer:
+) -> HttpAnswer:
     """GET ``url``, or POST ``body``. All of it takes at most ``timeout`` seconds, and the answer ``most`` bytes.
 
     Raises OSError (TimeoutError, TooLong, ConnectionError) where there is no such answer, ValueError for a bad URL.
     """
     # The timeout of a library is for each read, and a server may send a byte in each: so nobody waits for the thread.
-    answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[HttpAnswer | Exception] = queue.SimpleQueue()
 
     def work() -> None:
         try:
@@ -57,7 +57,7 @@ def ask(
     return found
 
 
-def _ask(url: str, timeout: float, most: int, headers: Mapping[str, str], body: bytes | None) -> Answer:
+def _ask(url: str, timeout: float, most: int, headers: Mapping[str, str], body: bytes | None) -> HttpAnswer:
     import requests  # it takes longer to import than most commands to run
     import urllib3
 
@@ -79,7 +79,7 @@ def _ask(url: str, timeout: float, most: int, headers: Mapping[str, str], body: 
             raise ConnectionError(f"no HTTP answer ({type(error).__name__})") from None
     if len(found) > most:
         raise TooLong(f"the answer has more than {most} bytes")
-    return Answer(reply.status_code, found)
+    return HttpAnswer(reply.status_code, found)
 
 
 def _authorities() -> str | bool:

@@ -83,7 +83,7 @@ def is_number(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Names:
+class NameRule:
     """A list of interfaces or devices: prefixes, or whole names after ``=``; after ``^`` all but these."""
 
     exclude: bool
@@ -102,7 +102,7 @@ class Names:
         return hit != self.exclude
 
 
-def names(rule: str) -> Names:
+def names(rule: str) -> NameRule:
     """Read ``=mlx5_0:1,mlx5_1``. The signs are read once, in front of the whole list; blanks are part of a name."""
     exclude = rule.startswith("^")
     rule = rule[1:] if exclude else rule
@@ -112,7 +112,7 @@ def names(rule: str) -> Names:
         name, *more = part.split(":")  # newer releases add a rail and a plane
         if name:
             entries.append((name, _atoi(more[0]) if more and more[0] else -1))
-    return Names(exclude, exact, tuple(entries))
+    return NameRule(exclude, exact, tuple(entries))
 
 
 def unmatched(rule: str, present: Iterable[tuple[str, int]]) -> tuple[str, ...]:

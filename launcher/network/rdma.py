@@ -34,7 +34,7 @@ class Gid:
 
 
 @dataclass(frozen=True)
-class Port:
+class RdmaPort:
     device: str
     number: int
     state: str  #: ``ACTIVE``, ``DOWN``, ``INIT``
@@ -60,7 +60,7 @@ class Port:
 @dataclass(frozen=True)
 class Device:
     name: str
-    ports: tuple[Port, ...]
+    ports: tuple[RdmaPort, ...]
     pci: str = ""
     why_not: str = ""  #: why this pod cannot use it; empty: its character device opens
 
@@ -159,13 +159,13 @@ def _why_not(path: Path, dev: Path) -> str:
     return ""
 
 
-def _port(device: Path, number: int, usable: bool) -> Port:
+def _port(device: Path, number: int, usable: bool) -> RdmaPort:
     path = device / "ports" / str(number)
     state = _text(path / "state").partition(": ")[2]
     link_layer = _text(path / "link_layer")
     rate = re.match(r"[0-9.]+", _text(path / "rate"))
     wanted = usable and state == "ACTIVE" and link_layer == "Ethernet"
-    return Port(
+    return RdmaPort(
         device=device.name,
         number=number,
         state=state,

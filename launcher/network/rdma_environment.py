@@ -16,9 +16,9 @@ from launcher.network.addresses import Interface
 from launcher.network.environment import Surroundings, Variable, quoted
 from launcher.network.gid import GidChoice, choose_gid, own_gids
 from launcher.network.hca import HcaChoice, Kind, choose_ports
-from launcher.network.nccl import Names, is_number, names, unmatched
+from launcher.network.nccl import NameRule, is_number, names, unmatched
 from launcher.network.nccl import number as nccl_number
-from launcher.network.rdma import ROCE_V2, Allocated, Fabric, Port
+from launcher.network.rdma import ROCE_V2, Allocated, Fabric, RdmaPort
 
 MODES = ("auto", "off", "require")
 DISABLE = "NCCL_IB_DISABLE"
@@ -88,12 +88,12 @@ def _enabled(
     return _possible(around, mode, choice, ports, warnings, among, interface, nccl)
 
 
-def _reaches(port: Port, among: Sequence[Interface]) -> bool:
+def _reaches(port: RdmaPort, among: Sequence[Interface]) -> bool:
     return not port.roce or bool(own_gids(port, among))
 
 
 def _one_segment(
-    around: Surroundings, choice: HcaChoice, ports: Sequence[Port], warnings: list[str], among: Sequence[Interface]
+    around: Surroundings, choice: HcaChoice, ports: Sequence[RdmaPort], warnings: list[str], among: Sequence[Interface]
 ) -> Rdma:
     """Ports without a routable GID of this pod. People use them on one switch, by an index of their own."""
     shown = [_as_it_is(around, n) for n in (HCA, INDEX, *OWN_CHOICE, *QUALITY) if around.given(n)]
@@ -155,7 +155,7 @@ def _possible(
     around: Surroundings,
     mode: str,
     choice: HcaChoice,
-    ports: tuple[Port, ...],
+    ports: tuple[RdmaPort, ...],
     warnings: list[str],
     among: Sequence[Interface],
     interface: Interface | None,
@@ -188,7 +188,7 @@ def _possible(
     return Rdma(choice.kind, tuple(str(p) for p in ports), tuple(variables), tuple(warnings), said)
 
 
-def _by_user(around: Surroundings, choice: HcaChoice, fabric: Fabric) -> tuple[tuple[Port, ...], list[str]]:
+def _by_user(around: Surroundings, choice: HcaChoice, fabric: Fabric) -> tuple[tuple[RdmaPort, ...], list[str]]:
     """The ports that the user's own NCCL_IB_HCA means, or those chosen, and what is wrong with the list."""
     rule = around.env.get(HCA, "")
     if not rule:
@@ -218,7 +218,7 @@ def _by_user(around: Surroundings, choice: HcaChoice, fabric: Fabric) -> tuple[t
     return ports, warnings
 
 
-def _ambiguous(listed: Names, there: Sequence[tuple[str, int]]) -> tuple[list[str], list[str]] | None:
+def _ambiguous(listed: NameRule, there: Sequence[tuple[str, int]]) -> tuple[list[str], list[str]] | None:
     """Where an entry is a device's whole name and the prefix of another's: what else it means, and an exact list."""
     if listed.exact or listed.exclude:
         return None
@@ -237,7 +237,7 @@ def _ambiguous(listed: Names, there: Sequence[tuple[str, int]]) -> tuple[list[st
     return (more, exact) if more else None
 
 
-def hca_matches(rule: str, port: Port) -> bool:
+def hca_matches(rule: str, port: RdmaPort) -> bool:
     """NCCL's rule for devices: as for interfaces, with an optional ``:port`` after each name."""
     return names(rule).match(port.device, port.number)
 
@@ -260,7 +260,7 @@ def _ucx_warnings(around: Surroundings, choice: HcaChoice, among: Sequence[Inter
 
 
 def _gid_variables(
-    around: Surroundings, gid: GidChoice, ports: Sequence[Port], among: Sequence[Interface]
+    around: Surroundings, gid: GidChoice, ports: Sequence[RdmaPort], among: Sequence[Interface]
 ) -> Iterator[Variable]:
     own = around.env.get(INDEX, "")
     if own:
@@ -284,7 +284,7 @@ def _gid_variables(
 
 
 def _gid_warnings(
-    around: Surroundings, gid: GidChoice, ports: Sequence[Port], among: Sequence[Interface], nccl: str | None
+    around: Surroundings, gid: GidChoice, ports: Sequence[RdmaPort], among: Sequence[Interface], nccl: str | None
 ) -> Iterator[str]:
     for name in (INDEX, *OTHER_INDEXES):
         value = around.env.get(name, "")
@@ -307,7 +307,7 @@ def _gid_warnings(
         yield f"{gid.why}, which needs NCCL 2.26.2 or later; the engine's version is not known"
 
 
-def _wrong_gid(index: int, ports: Sequence[Port], among: Sequence[Interface]) -> str:
+def _wrong_gid(index: int, ports: Sequence[RdmaPort], among: Sequence[Interface]) -> str:
     """What is wrong with a GID index on the first port where something is; empty: nothing."""
     for port in ports:
         entry = port.gid(index)
@@ -322,7 +322,7 @@ def _wrong_gid(index: int, ports: Sequence[Port], among: Sequence[Interface]) ->
     return ""
 
 
-def _one_segment_only(index: int, ports: Sequence[Port]) -> str:
+def _one_segment_only(index: int, ports: Sequence[RdmaPort]) -> str:
     """Whether an entry that works is not routed: link-local, or RoCE v1."""
     for port in ports:
         entry = port.gid(index)

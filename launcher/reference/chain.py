@@ -40,7 +40,7 @@ def frame(kind: int, step: int, states: list[int]) -> bytes:
     return HEADER.pack(kind, len(states), step) + struct.pack(f"!{len(states)}Q", *states)
 
 
-class Frames:
+class ChainFrames:
     """Splits a byte stream into frames."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Worker:
         self.joined = target is not None  #: the target has accepted the hello
         self.passing = False  #: frames are read from the source
         self.next_rank = (options.rank + 1) % options.size
-        self.frames = Frames()
+        self.frames = ChainFrames()
         self.strangers: dict[int, tuple[socket.socket, bytearray]] = {}
         self.loaded_at = monotonic() + options.startup_seconds
         self.serving_since: float | None = None

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic, time
 
-from launcher.reference.chain import ACCEPTED, BYE, REFUSED, STEP, Frames, frame, greeting, receive, send
+from launcher.reference.chain import ACCEPTED, BYE, REFUSED, STEP, ChainFrames, frame, greeting, receive, send
 from launcher.reference.http import Connection, Refused, Request, Server
 from launcher.reference.options import Options
 from launcher.reference.rank import Rank
@@ -65,7 +65,7 @@ class Leader(Rank):
         self.failed = False
         self.draining_since: float | None = None
         self.back: socket.socket | None = None  #: connection from the last rank
-        self.frames = Frames()
+        self.frames = ChainFrames()
         self.created = int(time())
 
     # --------------------------------------------------------------------------------------------- the chain
@@ -332,14 +332,14 @@ class Leader(Rank):
             prompt = prompt[0]
         if not isinstance(prompt, str):
             raise Refused(400, "prompt must be a string")
-        Answer(self, asked, prompt, connection, chat=False)
+        Completion(self, asked, prompt, connection, chat=False)
 
     def _chat(self, request: Request, connection: Connection) -> None:
         asked = self._asked(request)
         messages = asked.get("messages")
         if not isinstance(messages, list) or not messages:
             raise Refused(400, "messages must be a list with at least one message")
-        Answer(self, asked, chat_prompt([_message(m) for m in messages]), connection, chat=True)
+        Completion(self, asked, chat_prompt([_message(m) for m in messages]), connection, chat=True)
 
     def _asked(self, request: Request) -> dict[str, object]:
         """The parsed body of a completion request, with its model checked."""
@@ -363,7 +363,7 @@ class Leader(Rank):
         return asked
 
 
-class Answer:
+class Completion:
     """The answer to a completion request in the OpenAI API's format, complete or streamed."""
 
     def __init__(

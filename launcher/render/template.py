@@ -46,7 +46,7 @@ _CONTAINER_OURS = {
     "livenessProbe": _PROBE,
     "readinessProbe": _PROBE,
     "startupProbe": _PROBE,
-    "lifecycle": "the launcher drains by itself when a pod is told to go",
+    "lifecycle": "the launcher drains by itself when a pod receives SIGTERM",
 }
 #: what the Services, the policy and the budget select the pods by
 _LABELS_OURS = ("app.kubernetes.io/name", "app.kubernetes.io/instance", "inference-group")

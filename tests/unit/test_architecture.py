@@ -31,13 +31,12 @@ ONE_PACKAGE = (("cli.sources", "cli.options", "cli.commands", "cli.engine_line",
 
 #: imports that point upwards or sideways, with the reason
 ALLOWED_IMPORTS: Mapping[tuple[str, str], str] = {
-    ("engines.reference", "reference.options"): "until the planner names its options itself",
+    ("engines.reference", "reference.options"): "`plan` refuses what the embedded engine would, by its own parser",
 }
 #: names of two classes, with the reason
-ALLOWED_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("Answer", "Frames", "Names", "Ping", "Port"), "to be renamed"),
-    **dict.fromkeys(("Stop", "Stopped", "Table"), "to be renamed"),
-}
+ALLOWED_NAMES: Mapping[str, str] = dict.fromkeys(
+    ("Ping", "Stop", "Stopped"), "a message of the group's link, and one of the guard's channel: two protocols"
+)
 #: modules of a circle, with the reason
 ALLOWED_CIRCLES: Mapping[frozenset[str], str] = {}
 

@@ -10,7 +10,7 @@ from launcher.errors import ConfigError
 from launcher.model import Epoch, Gate, Health, NodeFacts
 from launcher.settings import Settings
 
-NAMES = endpoint.Names(("r",), ("w",), ("p",))
+NAMES = endpoint.OptionNames(("r",), ("w",), ("p",))
 
 
 def world(tp: int = 1, pp: int = 1) -> World:

@@ -489,7 +489,7 @@ def test_a_command_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         one.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok")
 
     with answering(serve) as port:
-        assert http_client.ask(f"http://127.0.0.1:{port}/status", 60.0, 2) == http_client.Answer(201, b"ok")
+        assert http_client.ask(f"http://127.0.0.1:{port}/status", 60.0, 2) == http_client.HttpAnswer(201, b"ok")
 
 
 def endless(one: socket.socket) -> None:

@@ -15,7 +15,7 @@ from launcher.network.environment import Surroundings
 from launcher.network.gid import nccl_auto_index, parse_version
 from launcher.network.hca import Kind
 from launcher.network.nccl import file_settings, number
-from launcher.network.rdma import Allocated, Gid, Port, allocated, natural, read, roots
+from launcher.network.rdma import Allocated, Gid, RdmaPort, allocated, natural, read, roots
 from launcher.network.rdma_environment import Rdma, hca_matches, rdma_environment
 
 NEW, OLD = "2.27.3", "2.21.5"
@@ -412,7 +412,7 @@ def test_ipv6_rails(node: Node) -> None:
     ],
 )
 def test_nccls_own_choice(gids: dict[int, Entry], within: str | None, index: int) -> None:
-    port = Port("m", 1, "ACTIVE", "Ethernet", 1.0, tuple(Gid(i, *entry) for i, entry in gids.items()))
+    port = RdmaPort("m", 1, "ACTIVE", "Ethernet", 1.0, tuple(Gid(i, *entry) for i, entry in gids.items()))
     assert nccl_auto_index(port, "AF_INET", ipaddress.ip_network(within) if within else None) == index
 
 
@@ -692,4 +692,4 @@ def test_versions(text: str | None, version: tuple[int, ...] | None) -> None:
     ],
 )
 def test_nccls_rule_for_devices(rule: str, matches: bool) -> None:
-    assert hca_matches(rule, Port("mlx5_10", 1, "ACTIVE", "Ethernet")) is matches
+    assert hca_matches(rule, RdmaPort("mlx5_10", 1, "ACTIVE", "Ethernet")) is matches

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from launcher.network.addresses import Interface
 from launcher.network.environment import Surroundings
 from launcher.network.gid import _supernet, choose_gid, nccl_auto_index, own_gids
-from launcher.network.rdma import ROCE_V2, Allocated, Device, Fabric, Gid, Port
+from launcher.network.rdma import ROCE_V2, Allocated, Device, Fabric, Gid, RdmaPort
 from launcher.network.rdma_environment import Rdma, hca_matches, rdma_environment
 
 OWN = ("10.1.0.9", "10.1.1.9", "10.2.0.9", "fd00:1::9")
@@ -49,7 +49,7 @@ gids = st.dictionaries(
 def fabrics(draw: st.DrawFn) -> Fabric:
     devices = []
     for name in draw(st.lists(st.sampled_from([f"mlx5_{i}" for i in (0, 1, 2, 10)]), unique=True, max_size=4)):
-        port = Port(
+        port = RdmaPort(
             name,
             1,
             draw(st.sampled_from(["ACTIVE", "ACTIVE", "ACTIVE", "DOWN"])),
@@ -131,7 +131,7 @@ def test_whatever_nccl_then_uses_is_this_pods(fabric: Fabric, nccl: str | None) 
 @given(st.lists(gids, min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_an_index_is_chosen_whenever_all_agree(tables: list[tuple[Gid, ...]]) -> None:
-    ports = [Port(f"mlx5_{i}", 1, "ACTIVE", "Ethernet", 400.0, table) for i, table in enumerate(tables)]
+    ports = [RdmaPort(f"mlx5_{i}", 1, "ACTIVE", "Ethernet", 400.0, table) for i, table in enumerate(tables)]
     own = [{g.index for g in own_gids(p, POD)} for p in ports]
     if not all(own):
         return

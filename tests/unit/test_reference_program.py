@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.reference.chain import ACCEPTED, REFUSED, Frames, frame, greeting, hello
+from launcher.reference.chain import ACCEPTED, REFUSED, ChainFrames, frame, greeting, hello
 from launcher.reference.options import CHOICES, HELP, OptionError, Options, parse, usage
 from launcher.reference.tokens import WORDS, expected_text
 
@@ -84,7 +84,7 @@ def test_text_depends_on_prompt_and_size_and_is_long_enough_to_tell() -> None:
 )
 def test_frames_come_out_as_they_went_in_however_they_are_cut(batches: list[list[int]], cut: int) -> None:
     data = b"".join(frame(1, step, states) for step, states in enumerate(batches))
-    frames, found = Frames(), []
+    frames, found = ChainFrames(), []
     for start in range(0, len(data), cut):
         frames.feed(data[start : start + cut])
         while (received := frames.next()) is not None:

@@ -157,7 +157,7 @@ def parse(raw: bytes, path: str) -> EngineFile:
         check_document(content)
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, an invalid date, a number that is too long
         raise ConfigError(f"{path} is not TOML: {error}", "mend the file there") from None
-    top = Table(path, "", content, TOP)
+    top = TomlTable(path, "", content, TOP)
     ports = {name: _port(top, name) for name in top.table("ports")}
     read = Reader(tuple(ports))
     completes = top.flag("completes")
@@ -180,7 +180,7 @@ def parse(raw: bytes, path: str) -> EngineFile:
     )
 
 
-class Table:
+class TomlTable:
     """One table of the file, with known keys only. Errors name the place and the value."""
 
     def __init__(self, path: str, where: str, content: Mapping[str, Any], keys: Collection[str] | None) -> None:
@@ -246,8 +246,8 @@ class Table:
             raise self.wrong(key, "not a table", f"write [{self.place(key)}] and its entries below")
         return value
 
-    def below(self, key: str, keys: Collection[str] | None) -> Table:
-        return Table(self.path, self.place(key), self.table(key), keys)
+    def below(self, key: str, keys: Collection[str] | None) -> TomlTable:
+        return TomlTable(self.path, self.place(key), self.table(key), keys)
 
 
 class Reader:
@@ -256,11 +256,11 @@ class Reader:
     def __init__(self, ports: tuple[str, ...]) -> None:
         self.ports = ports
 
-    def template(self, table: Table, key: str) -> Template | None:
+    def template(self, table: TomlTable, key: str) -> Template | None:
         text = table.text(key)
         return None if text is None else placeholders.read(text, f"{table.path}: {table.place(key)}", self.ports)
 
-    def env(self, above: Table) -> Mapping[str, Template]:
+    def env(self, above: TomlTable) -> Mapping[str, Template]:
         table = above.below("env", None)
         found = {}
         for name, value in table.content.items():
@@ -274,7 +274,7 @@ class Reader:
             found[name] = placeholders.read(str(value), f"{table.path}: {table.place(name)}", self.ports)
         return found
 
-    def stages(self, top: Table, completes: bool) -> tuple[StageSpec, ...]:
+    def stages(self, top: TomlTable, completes: bool) -> tuple[StageSpec, ...]:
         """[[stages]], or one stage of [leader] and [worker], or of [all]."""
         said = [key for key in (LEADER, WORKER, ALL, "stages") if key in top.content]
         if said == ["stages"]:
@@ -288,13 +288,13 @@ class Reader:
         steps = [self._step(top.below(key, COMMAND), key, completes, completes) for key in said]
         return (StageSpec(ENGINE_STAGE, tuple(steps), None),)
 
-    def _stages(self, top: Table, completes: bool) -> tuple[StageSpec, ...]:
+    def _stages(self, top: TomlTable, completes: bool) -> tuple[StageSpec, ...]:
         entries = top.content["stages"]
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise top.wrong("stages", "not a list of stages", "write [[stages]] above the entries of each")
         stages: list[StageSpec] = []
         for place, entry in enumerate(entries):
-            table = Table(top.path, f"stages[{place}]", entry, STAGE)
+            table = TomlTable(top.path, f"stages[{place}]", entry, STAGE)
             name, last = _name(table, "name"), place == len(entries) - 1
             joins = bool(stages) and stages[-1].name == name
             if not joins and name in (stage.name for stage in stages):
@@ -315,7 +315,7 @@ class Reader:
             stages[-1] = StageSpec(name, (*before.steps, step), longest)
         return tuple(stages)
 
-    def _step(self, table: Table, on: str, completes: bool, ends: bool) -> Step:
+    def _step(self, table: TomlTable, on: str, completes: bool, ends: bool) -> Step:
         """``ends``: when this command has ended with 0 the engine's work is done, so that is what is waited for."""
         gate = self._gate(table) if "gate" in table.content else GateSpec("exited", None, 0.0) if ends else None
         return Step(
@@ -326,7 +326,7 @@ class Reader:
             completes=completes or (gate is not None and gate.kind == "exited"),
         )
 
-    def _command(self, table: Table) -> Command:
+    def _command(self, table: TomlTable) -> Command:
         fix = 'write command = ["engine", "--option", "value"], one element a word; no shell reads it'
         value = table.content.get("command")
         if value is None:
@@ -348,7 +348,7 @@ class Reader:
             raise ConfigError(f"{where} is {_shown(item)}: not a text", f'write "{item}"')
         return placeholders.read(item, where, self.ports, args=args)
 
-    def _gate(self, above: Table) -> GateSpec:
+    def _gate(self, above: TomlTable) -> GateSpec:
         table = above.below("gate", GATE)
         kind = table.choice("kind", GATES)
         target, settle = self.template(table, "target"), table.seconds("settle")
@@ -364,7 +364,7 @@ class Reader:
             raise table.wrong("settle", "only a gate of kind started has it", "leave it out")
         return GateSpec(kind, target, settle or 0.0)
 
-    def health(self, top: Table) -> HealthSpec | None:
+    def health(self, top: TomlTable) -> HealthSpec | None:
         if "health" not in top.content:
             return None
         table = top.below("health", HEALTH)
@@ -394,7 +394,7 @@ class Reader:
         return HealthSpec(url, path or "/health", port, metrics, names, canary, body, table.flag("insecure"))
 
 
-def _port(top: Table, name: str) -> PortSpec:
+def _port(top: TomlTable, name: str) -> PortSpec:
     ports = top.below("ports", None)
     if name in PORT_NAMES or name.isdigit() or not _NAME.fullmatch(name):
         raise ports.wrong(name, f"a port cannot be called {name}", f"call it otherwise; the API's port is called {API}")
@@ -413,13 +413,13 @@ def _port(top: Table, name: str) -> PortSpec:
     )
 
 
-def _number(table: Table, key: str, value: object) -> int:
+def _number(table: TomlTable, key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
         raise table.wrong(key, "no port", f"write {key} = 8000, a number from 1 to 65535 without quotes")
     return value
 
 
-def _name(table: Table, key: str) -> str:
+def _name(table: TomlTable, key: str) -> str:
     name = table.text(key)
     if name is None:
         raise table.missing(key, f'write {key} = "my-engine"')
@@ -428,7 +428,7 @@ def _name(table: Table, key: str) -> str:
     return name
 
 
-def _owned(top: Table) -> tuple[str, ...]:
+def _owned(top: TomlTable) -> tuple[str, ...]:
     owned = top.texts("owned")
     for option in owned:
         if not option.startswith("-"):

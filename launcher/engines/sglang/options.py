@@ -6,7 +6,7 @@ Read from ``server_args.py`` and ``metrics/collector.py`` of 0.4.4.post1, 0.4.10
 from __future__ import annotations
 
 from launcher.engines.arguments import Owned
-from launcher.engines.endpoint import Names
+from launcher.engines.endpoint import OptionNames
 
 _RANK = "from the pod's rank and the group's size"
 _LEADER = "from the leader's address, another port each epoch"
@@ -32,7 +32,7 @@ EXPERTS = ("--ep-size", "--expert-parallel-size", "--ep")
 #: With these there is no HTTP API (launch_server.py, 0.5.23).
 WITHOUT_HTTP = ("--smg-grpc-mode", "--grpc-mode")
 
-METRICS = Names(
+METRICS = OptionNames(
     running=("sglang:num_running_reqs",),
     waiting=("sglang:num_queue_reqs",),
     progress=(

@@ -7,7 +7,7 @@ Read from ``engine/arg_utils.py`` and the front end's arguments of 0.8.5, 0.11.2
 from __future__ import annotations
 
 from launcher.engines.arguments import Owned
-from launcher.engines.endpoint import Names
+from launcher.engines.endpoint import OptionNames
 
 _RANK = "from the pod's rank and the group's size"
 _LEADER = "from the leader's address, another port each epoch"
@@ -64,7 +64,7 @@ NEEDS = {
 #: a body while expert parallel ranks are added or removed.) Over Ray it is the first sign of a dead worker.
 DEAD = 503
 
-METRICS = Names(
+METRICS = OptionNames(
     running=("vllm:num_requests_running",),
     waiting=("vllm:num_requests_waiting",),
     # Prompt tokens are counted when a prefill ends; while it goes on, chunk by chunk, the cache fills.

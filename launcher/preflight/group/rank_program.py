@@ -338,7 +338,7 @@ def _learned(order: Order) -> tuple[Node, tuple[Finding, ...], Engine | None]:
         settings = settings.replace(address=order.own)  # as the group has found it
     environ = {k: v for k, v in environ.items() if k in order.given and k != group.ORDER}
     node, findings, engine = asyncio.run(doctor.learn(settings, environ, environ))
-    # The agent above us listens on its own ports: they are not taken by somebody else.
+    # The agent above us listens on its own ports: that is no conflict.
     return replace(node, agent=True, running=False), findings, engine
 
 
