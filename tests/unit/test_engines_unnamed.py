@@ -26,7 +26,10 @@ ALLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "settings.py": (OPTION, ("^vllm$", "the default of --engine"), ("^ray$", "a value of --backend")),
     "cli/options.py": (
         OPTION,
-        (r"^vllm \(default\)|^vLLM across|Ray\b|`ray start`|^auto\|ray\|mp$", "help of --engine and of those options"),
+        (
+            r"`launcher engines` lists|^vLLM across|Ray\b|`ray start`|^auto\|ray\|mp$",
+            "help of --engine and of those options",
+        ),
     ),
     "cli/demo.py": ((r"^reference$|--engine vllm", "the demo shows the embedded engine, then a line to go on with"),),
     "group/proof.py": (("^ray token$", "a label of the key derivation: another one would be another token"),),
