@@ -33,8 +33,8 @@ STEADY_ROUNDS = 3
 SETTLE_SECONDS = 10.0  #: after the start, before a minute is taken
 
 BUDGETS = (
-    Budget("size 1, handoff", "start", EXEC, "launcher --handoff", 6, against=FLOOR),
-    Budget("size 1, supervised", "start", EXEC, "launcher", 10, against=FLOOR),
+    Budget("size 1, handoff", "start", EXEC, "launcher --handoff", 20, against=FLOOR),
+    Budget("size 1, supervised", "start", EXEC, "launcher", 20, against=FLOOR),
     *(
         budget
         for size in (2, 64)

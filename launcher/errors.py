@@ -1,7 +1,7 @@
 """How the launcher ends: exit codes with one meaning each, and the error that a user's mistake becomes.
 
-The codes follow sysexits.h where it has a word for the case (DESIGN, "Two processes"). An engine that failed keeps
-its own code (128 + n for signal n), so these are only for endings that are the launcher's to name.
+The codes follow sysexits.h where it has a word for the case. An engine that failed keeps its own code (128 + n for
+signal n), so these are only for endings that are the launcher's to name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The nouns that the rooms share: identity, plan, epoch, fingerprint, cause. Pure data, nothing that acts.
+"""The nouns that the packages share: identity, plan, epoch, fingerprint, cause. Pure data, nothing that acts.
 
-`identity`, `engines`, `network`, `process` and `group` do not import one another; what passes between them through
-`agent/agent.py` is made of these. No I/O, no clock and no third-party import may enter this file.
+`identity`, `engines`, `network`, `guard` and `group` do not import one another; what `agent` passes between them is
+made of these. No I/O, no clock and no third-party import may enter this file.
 """
 
 from __future__ import annotations

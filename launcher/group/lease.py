@@ -120,13 +120,11 @@ class Pings:
         self.echo = echo  #: the newest mark heard
         self.heard_at: float | None = None  #: when it was
         self.since: float | None = None  #: when the newest good ping was sent
-        self.last_sent: float | None = None
 
     def send(self, now: float) -> int:
         """Note that a ping is sent now; its number."""
         self._seq += 1
         self._sent.append((self._seq, now))
-        self.last_sent = now
         return self._seq
 
     def acked(self, good: int, mark: int, now: float | None = None) -> bool:

@@ -1,6 +1,6 @@
 """Who am I? The identity of a pod, from the most specific source that knows it.
 
-The order is DESIGN's: explicit, lws, job, slurm, statefulset, alone. The first source that applies decides and the
+The order is explicit, lws, job, slurm, statefulset, alone. The first source that applies decides and the
 lower ones are not consulted, because a more specific source may look like a less specific one: an LWS leader is called
 ``name-1`` and is rank 0 all the same. What the user said on the side (``--rank``, ``--size``, ``--leader``,
 ``--peers``) is then compared with what the source says, and a difference is an error, never a silent choice.

@@ -237,11 +237,6 @@ def _ambiguous(listed: NameRule, there: Sequence[tuple[str, int]]) -> tuple[list
     return (more, exact) if more else None
 
 
-def hca_matches(rule: str, port: RdmaPort) -> bool:
-    """NCCL's rule for devices: as for interfaces, with an optional ``:port`` after each name."""
-    return names(rule).match(port.device, port.number)
-
-
 def _quality_warnings(around: Surroundings) -> Iterator[str]:
     for name, most in QUALITY.items():
         value = around.env.get(name, "")

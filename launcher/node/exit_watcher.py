@@ -1,7 +1,7 @@
 """Notices at once when a process deep in the engine's tree ends, one that the engine cannot serve without.
 
 The guard reaps what it started itself; a worker's worker is reaped by the engine, which may take ten seconds to miss it
-or may never (facts of several engines). A pidfd becomes readable the moment its process ends, whoever the parent is.
+or may never. A pidfd becomes readable the moment its process ends, whoever the parent is.
 Engines name the processes that count (``Process.vital``): others, such as compile workers, come and go as they like.
 
 How it ended tells the process that somebody killed from those that went down because of it. Linux 6.15 and later tell

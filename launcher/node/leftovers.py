@@ -147,11 +147,6 @@ def busy_ports(ports: Iterable[int], host: str = "") -> tuple[int, ...]:
     return tuple(port for port in ports if not _free(port, host))
 
 
-def ports_free(ports: Iterable[int], host: str = "") -> bool:
-    """Whether all of them can be bound."""
-    return not busy_ports(ports, host)
-
-
 def _free(port: int, host: str) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -36,7 +36,6 @@ class Pressure:
         self.put_off = 0.0  #: seconds by which deadlines were put off so far
         self.load = 0.0
         self.gaps = 0  #: how often this launcher did not run
-        self.gap_seconds = 0.0
 
     def beat(self, now: float, expected: float) -> float:
         """One beat of the loop, with ``expected`` seconds from each to the next. Returns the gap, or 0."""
@@ -50,7 +49,6 @@ class Pressure:
         if late < GAP:
             return 0.0
         self.gaps += 1
-        self.gap_seconds += passed
         return passed
 
     def clock(self, now: float) -> float:

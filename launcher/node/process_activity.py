@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from launcher.node.tree import PROC, Key, Proc
 
-#: Seconds in state T or t after which a process counts as frozen (DESIGN, Budgets).
+#: Seconds in state T or t after which a process counts as frozen.
 FROZEN_AFTER = 5.0
 
 

@@ -14,9 +14,9 @@ from launcher.network.addresses import Interface, holder
 from launcher.network.environment import Surroundings
 from launcher.network.gid import nccl_auto_index, parse_version
 from launcher.network.hca import Kind
-from launcher.network.nccl import file_settings, number
+from launcher.network.nccl import file_settings, names, number
 from launcher.network.rdma import Allocated, Gid, RdmaPort, allocated, natural, read, roots
-from launcher.network.rdma_environment import Rdma, hca_matches, rdma_environment
+from launcher.network.rdma_environment import Rdma, rdma_environment
 
 NEW, OLD = "2.27.3", "2.21.5"
 LO = Interface("lo", ("127.0.0.1/8",))
@@ -692,4 +692,4 @@ def test_versions(text: str | None, version: tuple[int, ...] | None) -> None:
     ],
 )
 def test_nccls_rule_for_devices(rule: str, matches: bool) -> None:
-    assert hca_matches(rule, RdmaPort("mlx5_10", 1, "ACTIVE", "Ethernet")) is matches
+    assert names(rule).match("mlx5_10", 1) is matches

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from launcher.network.addresses import Interface
 from launcher.network.environment import Surroundings
 from launcher.network.gid import _supernet, choose_gid, nccl_auto_index, own_gids
+from launcher.network.nccl import names
 from launcher.network.rdma import ROCE_V2, Allocated, Device, Fabric, Gid, RdmaPort
-from launcher.network.rdma_environment import Rdma, hca_matches, rdma_environment
+from launcher.network.rdma_environment import Rdma, rdma_environment
 
 OWN = ("10.1.0.9", "10.1.1.9", "10.2.0.9", "fd00:1::9")
 OTHERS = ("10.1.0.8", "10.1.1.200", "10.9.0.1", "fd00:1::8", "fe80::1")
@@ -111,7 +112,7 @@ def test_whatever_nccl_then_uses_is_this_pods(fabric: Fabric, nccl: str | None) 
         return
     for device in fabric.devices:
         for port in device.ports:
-            assert hca_matches(variables["NCCL_IB_HCA"], port) == (port in ports)
+            assert names(variables["NCCL_IB_HCA"]).match(port.device, port.number) == (port in ports)
     assert all(p.active for p in ports)
     assert len({p.link_layer for p in ports}) == 1
     for port in (p for p in ports if p.roce):

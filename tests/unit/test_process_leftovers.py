@@ -110,7 +110,7 @@ def test_ports() -> None:
         accepted, _ = server.accept()
         accepted.close()  # the side that closes first stays in TIME_WAIT
         client.close()
-    assert leftovers.ports_free([port])
+    assert not leftovers.busy_ports([port])
 
 
 def test_gpu_memory() -> None:
