@@ -22,7 +22,7 @@ from launcher.group import messages as m
 from launcher.group.config import MemberConfig
 from launcher.group.events import Closed, Hang, Note, Send, Tick
 from launcher.group.lease import Terms
-from launcher.group.link import MemberLink
+from launcher.group.link import LinkEvents, MemberLink
 from launcher.model import Cause, CauseKind
 
 
@@ -50,11 +50,13 @@ class One:
             spec["group"],
             None,
             spec["port"],
-            resolve=self._resolve,
-            connected=lambda _: self._handle(me.Connected()),
-            heard=self._handle,
-            closed=lambda why: self._handle(Closed(why)),
-            failed=seen.failed,
+            self._resolve,
+            LinkEvents(
+                connected=lambda _: self._handle(me.Connected()),
+                heard=self._handle,
+                closed=lambda why: self._handle(Closed(why)),
+                failed=seen.failed,
+            ),
             task=lambda work: asyncio.get_running_loop().create_task(work),
         )
         self._greeted = 0.0

@@ -113,7 +113,7 @@ class Links:
 
     def connect(self) -> None:
         """Make the link to rank 0. It connects when the member orders it."""
-        from launcher.group.link import MemberLink
+        from launcher.group.link import LinkEvents, MemberLink
 
         tell, who, log = self._context.tell, self._context.identity, self._context.log
 
@@ -125,13 +125,15 @@ class Links:
             who.group,
             self._context.secrets,
             self._context.settings.group_port,
-            resolve=self.addresses.resolve_leader,
-            connected=lambda _: tell(me.Connected()),
-            heard=tell,
-            closed=lambda why: tell(Closed(why)),
-            failed=failed,
-            task=self._context.task,
-            unread=lambda why: tell(me.Unreadable(why)),
+            self.addresses.resolve_leader,
+            LinkEvents(
+                connected=lambda _: tell(me.Connected()),
+                heard=tell,
+                closed=lambda why: tell(Closed(why)),
+                failed=failed,
+                unread=lambda why: tell(me.Unreadable(why)),
+            ),
+            self._context.task,
         )
 
     @property

@@ -19,6 +19,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
@@ -353,10 +354,21 @@ class LeaderLink:
 # ---------------------------------------------------------------------------------------------------- a member
 
 
+@dataclass(frozen=True)
+class LinkEvents:
+    """Whom a member's link tells of what happens."""
+
+    connected: Callable[[str], None]  #: with this end's address
+    heard: Callable[[Any], None]  #: a message of the leader
+    closed: Callable[[str], None]  #: why the connection ended
+    failed: Callable[[str], None]  #: why one try to connect failed
+    #: A message that cannot be read: whoever is told says so to the leader, and hangs up. None: the link hangs up.
+    unread: Callable[[str], None] | None = None
+
+
 class MemberLink:
     """A member's end: at most one connection at a time, made by :meth:`dial`.
 
-    ``unread`` tells of a message that cannot be read: whoever is told says so to the leader, and hangs up.
     ``task`` runs a coroutine whose failure is not lost: what is no failure of the network is not tried again here.
     """
 
@@ -366,22 +378,14 @@ class MemberLink:
         secret: Secret,
         port: int,
         resolve: Callable[[], Awaitable[Sequence[str]]],
-        connected: Callable[[str], None],
-        heard: Callable[[Any], None],
-        closed: Callable[[str], None],
-        failed: Callable[[str], None],
+        events: LinkEvents,
         task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        unread: Callable[[str], None] | None = None,
     ) -> None:
         self._group = group
         self._secret = secret
         self._port = port
         self._resolve = resolve
-        self._connected = connected
-        self._heard = heard
-        self._closed = closed
-        self._failed = failed
-        self._unread = unread
+        self._events = events
         self._run = task
         self._wire: Wire | None = None
         self._proving: Wire | None = None  # the latest to which we have said our proof
@@ -426,24 +430,24 @@ class MemberLink:
             pause = min(pause * 2, 1.5)
         self._wire = wire
         wire.hear = self._listened
-        self._connected(wire.own)
+        self._events.connected(wire.own)
 
     async def _try_all(self) -> Wire | None:
         try:
             addresses = await self._resolve()
         except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name that is too long
-            self._failed(str(error))
+            self._events.failed(str(error))
             return None
         for address in addresses:
             try:
                 return await self._open(address)
             except (OSError, asyncio.TimeoutError, WebSocketException) as error:
-                self._failed(f"{address} port {self._port}: {_words(error)}")
+                self._events.failed(f"{address} port {self._port}: {_words(error)}")
             except (LinkError, m.Malformed) as error:
-                self._failed(f"{address} port {self._port} is not a leader that we can join: {error}")
+                self._events.failed(f"{address} port {self._port} is not a leader that we can join: {error}")
             except Exception as error:  # whoever listens there is no reason to end
                 self.errors.count(Unexpected(str(error)))
-                self._failed(f"{address} port {self._port}: {type(error).__name__}: {_words(error)}")
+                self._events.failed(f"{address} port {self._port}: {type(error).__name__}: {_words(error)}")
         return None
 
     async def _open(self, address: str) -> Wire:
@@ -510,11 +514,11 @@ class MemberLink:
         try:
             message = m.decode(text, m.LEADER_SAYS)
         except m.Malformed as error:
-            if self._unread is None:
+            if self._events.unread is None:
                 raise
-            self._unread(str(error))
+            self._events.unread(str(error))
             return
-        self._heard(message)
+        self._events.heard(message)
 
     def _ended(self, ready: asyncio.Future[None], wire: Wire, error: Exception | None) -> None:
         if error is not None:
@@ -525,7 +529,7 @@ class MemberLink:
             ready.set_exception(error or ConnectionError(str(wire.ws.handshake_exc or wire.why or "it left")))
         elif self._wire is wire:
             self._wire = None
-            self._closed(_why(wire, error, "the leader"))
+            self._events.closed(_why(wire, error, "the leader"))
 
 
 def _ask(wire: Wire) -> None:

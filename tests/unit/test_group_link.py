@@ -74,11 +74,13 @@ class Member:
             "g",
             secret,
             leader.port,
-            resolve=self._resolve,
-            connected=lambda own: self.link.say(hello()),
-            heard=self.heard.append,
-            closed=self.closed.append,
-            failed=self.failed.append,
+            self._resolve,
+            link.LinkEvents(
+                connected=lambda own: self.link.say(hello()),
+                heard=self.heard.append,
+                closed=self.closed.append,
+                failed=self.failed.append,
+            ),
             task=lambda work: asyncio.get_running_loop().create_task(work),
         )
         self.link.dial(0)

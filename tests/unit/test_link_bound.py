@@ -50,10 +50,7 @@ class Member:
             secret,
             port,
             here,
-            self._connected,
-            self.heard.append,
-            self.closed.append,
-            self.failed.append,
+            link.LinkEvents(self._connected, self.heard.append, self.closed.append, self.failed.append),
             asyncio.get_running_loop().create_task,
         )
         self.link.dial(0)

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from launcher.group import messages as m
 from launcher.group import proof
 from launcher.group.connection import BURST
-from launcher.group.link import PROOF, LeaderLink, MemberLink
+from launcher.group.link import PROOF, LeaderLink, LinkEvents, MemberLink
 from launcher.network.listening import bind
 from tests.unit.test_group_messages import MESSAGES
 
@@ -199,7 +199,7 @@ def member_link(
         return (HOST,)
 
     task = asyncio.get_running_loop().create_task
-    return MemberLink(GROUP, SECRET, port, here, connected, heard, closed, failed, task)
+    return MemberLink(GROUP, SECRET, port, here, LinkEvents(connected, heard, closed, failed), task)
 
 
 # ------------------------------------------------------------------------------------------------- a false leader
