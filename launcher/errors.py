@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 69  #: the leader or the peers never came (EX_UNAVAILABLE)
     SOFTWARE = 70  #: a bug of ours (EX_SOFTWARE)
     PEERS_LOST = 75  #: peers were lost and the restart budget is spent (EX_TEMPFAIL)
-    ENGINE_ENDED = 76  #: the engine ended with 0 although nobody asked it to (EX_PROTOCOL)
+    ENGINE_ENDED = 76  #: the engine exited with 0 unexpectedly (EX_PROTOCOL)
     CONFIG = 78  #: the configuration cannot work (EX_CONFIG)
 
 

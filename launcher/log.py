@@ -1,6 +1,6 @@
 """The launcher's own log: one line an event, key=value, with the rank and the epoch on each; text or JSON.
 
-Lines go out through the guard's queue, so a log that nobody reads never blocks the agent. Text that came from a peer or
+Lines go out through the guard's queue, so a log without a reader never blocks the agent. Text that came from a peer or
 from an engine is escaped: it can't forge a line or move a cursor.
 """
 

@@ -190,7 +190,7 @@ class CauseKind(str, Enum):
 
     EXITED = "exited"  #: a process ended with a code, 0 too
     SIGNALLED = "signalled"  #: a process was ended by a signal
-    DIED = "process_died"  #: a process deep in the engine's tree ended; without ``code`` nobody knows how
+    DIED = "process_died"  #: a process deep in the engine's tree ended; without ``code``: how is unknown
     OOM = "out_of_memory"  #: the kernel's OOM killer ended a process
     SPAWN = "not_started"  #: a process could not be executed
     STOPPED = "frozen"  #: a process sat stopped (T) for 5 s
@@ -245,7 +245,7 @@ class NodeFacts:
     versions: Mapping[str, str] = field(
         default_factory=lambda: EMPTY
     )  #: distribution name -> version, absent if not there
-    versions_known: bool = False  #: False: nobody could ask the engine's interpreter (``plan`` on a laptop)
+    versions_known: bool = False  #: False: the engine's interpreter could not be asked (``plan`` on a laptop)
     gpus: int | None = None  #: GPUs that this pod may use; None: unknown
     gpu_model: str = ""
 

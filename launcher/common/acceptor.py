@@ -1,14 +1,14 @@
-"""Accepting connections so that no number of them, and no shortage, is more than a connection that is closed.
+"""Accepts connections so that a flood of them, or a shortage of descriptors, costs no more than closed connections.
 
-Both protocols of the launcher begin with a request of HTTP. Until all of its head is there, a connection is one
-descriptor and less than 1 KiB, without a transport of asyncio's: it waits here, and whoever comes later takes its place
-(`places.py`). What has asked is handed on, and so is what will never be a request, to be refused in words. An iteration
-of the event loop accepts, reads and hands on a bounded number, so that a crowd leaves those who are in their share of
-it. Accepting is ten times cheaper than serving: the kernel's backlog is emptied fast, and here, where addresses are
-known, the newest of the address that waits with the fewest is served first. A probe never queues behind a crowd.
+Both protocols of the launcher begin with an HTTP request. Until its head is complete, a connection is one descriptor
+and less than 1 KiB, without an asyncio transport; it waits here, and a newer one may displace it (`places.py`).
+Complete requests are handed on, and so is what can never become a request, to be refused in words. Each iteration of
+the event loop accepts, reads and hands on a bounded number, so that a flood leaves established connections their share.
+Accepting is ten times cheaper than serving: the kernel's backlog is emptied fast, and of those that wait here, the
+newest of the address with the fewest is served first. A probe never queues behind a flood.
 
-asyncio's own servers do none of this: they accept without bound, hand a failed accept to the handler that is for bugs,
-and then accept nobody for a second.
+asyncio's own servers do none of this: they accept without bound, pass a failed accept to the handler for bugs, and then
+accept nothing for a second.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Acceptor:
             self._enter(Incoming(sock, str(where[0]), int(where[1])))
 
     def _make_room(self, error: OSError) -> bool:
-        """Close the one who would go for a newcomer. False: it will be closed soon, or there is nobody."""
+        """Close the connection that a newer one would displace. False: there is none here; one is closed elsewhere."""
         incoming = self._places.expel()
         if incoming is None:
             self._expel()
@@ -281,7 +281,7 @@ class Acceptor:
 
 
 async def adopt(protocol: asyncio.BaseProtocol, sock: socket.socket) -> None:
-    """Give an accepted socket to asyncio. What fails is that connection's end, and nobody else's."""
+    """Give an accepted socket to asyncio. A failure ends this connection only."""
     try:
         await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, sock)
     except Exception:  # whatever it is, it is of this connection

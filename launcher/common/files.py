@@ -1,4 +1,4 @@
-"""Small files that somebody else may have put there: read and written so that whatever lies in their place can't hurt.
+"""Small files at paths that others can write to: read and written so that whatever lies there can do no harm.
 
 A path may hold a FIFO, a device, a folder, a symbolic link or a terabyte. Opening never blocks, reading has a limit of
 bytes and of time, and writing goes to a new file of ours that then takes the place of the old one. Every failure is an

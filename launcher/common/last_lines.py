@@ -1,4 +1,4 @@
-"""What an engine printed last, for whoever asks why it ended: the last lines, and tracebacks whole.
+"""What an engine printed last, to explain its end: the last lines, and whole tracebacks.
 
 A cause is easily lost. Health and metrics probes fill the log of an engine that hangs; after a traceback come those of
 its neighbours, and a shutdown's own lines. So access-log lines of probes are passed over, and a traceback that began in
@@ -105,7 +105,7 @@ class _Traceback:
             if rest[:1] in ("", " ", "\t", "|", "+"):
                 return True
             if self.prefix == "" and not _RAISED.match(rest):
-                return False  # somebody else's line
+                return False  # a line of another process
             self._in_frames, self._chained, self._after = False, False, 0
             return True
         self._after += bool(rest.strip())

@@ -1,8 +1,8 @@
-"""Who may stay where there is not room for everybody. Pure bookkeeping: nothing is closed here.
+"""Which connections stay when there are too many. Pure bookkeeping: nothing is closed here.
 
-Whoever comes is let in; when there is no room, somebody else must leave for it. That is the oldest of the address that
-holds the most, so one address can push out only itself while others hold less, and a newcomer is never the victim.
-Known addresses, those of members, are spared while there is any other.
+A new connection is always admitted. When there is no place left, another is displaced: the oldest of the address that
+holds the most. So one address displaces only its own while others hold less. Known addresses, those of members, are
+spared while there is any other.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Places(Generic[T]):
         return next(reversed(self._of[address]))
 
     def expel(self) -> T | None:
-        """Make one leave, as :meth:`enter` would for want of room. None: there is nobody."""
+        """Make one leave, as :meth:`enter` would for want of a place. None: there is none."""
         victim = self._least_deserving()
         if victim is not None:
             self.leave(victim)

@@ -1,7 +1,7 @@
-"""Background work whose failure is heard, and threads that are there when they are needed.
+"""Background tasks whose failure is reported, and threads that exist before they are needed.
 
-asyncio keeps the exception of a task to itself until somebody asks for it; a loop that nobody awaits would end in
-silence, and what it watched would never be looked at again.
+asyncio keeps the exception of a task until it is retrieved. A background loop that is never awaited would end in
+silence, and what it watched would go unwatched.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Child:
         self.start_time = tree.start_time(pid) or 0  # not reaped yet, so it is there, a zombie at worst
         self.status: int | None = status  #: read end of the pipe that tells how exec went; None: known
         self.pipes = {pipe.fd: pipe for pipe in pipes}  #: those still open
-        self.failed = False  #: exec failed: NotStarted was reported, its end is nobody's news, its id may be used again
+        self.failed = False  #: exec failed: NotStarted was reported, its end is not reported, its id is free
         self.told = False  #: a stop has sent it TERM or KILL
         self._tail = bytearray()
 

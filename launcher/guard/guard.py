@@ -216,7 +216,7 @@ class Guard:
         self._lease, self._expired, self._lease_kill = None, False, False
         try:
             self._agent.start()
-        except OSError as error:  # no process, memory or descriptor at the moment: a bug of nobody's
+        except OSError as error:  # no process, memory or descriptor at the moment: no bug
             self._say(f"no agent can be started, trying again: {error.strerror}")
             self._agent.restart_at = time.monotonic() + FORK_PAUSE
             return

@@ -1,6 +1,6 @@
 """Output: from the processes' pipes to the launcher's own stdout and stderr, which threads write, and to the agent.
 
-A pipe that nobody reads, a terminal on Ctrl-S, a full disk: a write may block for ever. The guard puts bytes into a
+A pipe without a reader, a terminal on Ctrl-S, a full disk: a write may block for ever. The guard puts bytes into a
 bounded queue; one thread a file takes them out. Only ``os.write`` may happen on those threads: the guard forks while
 they run, and the child inherits whatever lock they would hold (see ``children.fork``).
 """
@@ -159,11 +159,11 @@ class Writer:
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
-            except BlockingIOError:  # somebody made our stdout non-blocking: the flag is shared with all who have it
+            except BlockingIOError:  # our stdout was made non-blocking: the flag is shared with all who have it
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()
-            except OSError:  # EPIPE: nobody will ever read; ENOSPC: perhaps later
+            except OSError:  # EPIPE: the reader is gone for good; ENOSPC: perhaps later
                 self._failed += len(view)
                 return
 

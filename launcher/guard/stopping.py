@@ -34,7 +34,7 @@ class Phase(Enum):
 class Stopping:
     """One ending of some roots, or of everything that descends from the guard.
 
-    ``roots`` in the order in which they are told to go. ``everything`` makes the scope all that descends from
+    ``roots`` in the order in which they get TERM. ``everything`` makes the scope all that descends from
     ``guard``; else it is the roots, what descends from them, what is in a session that a root leads, and all that was
     ever seen as such. ``spared`` are pids that are never touched: the agent.
     """

@@ -28,7 +28,7 @@ def same(one: str, other: str) -> bool:
 
 
 def is_this_machine(name: str) -> bool:
-    """Whether a name means whoever asks: localhost, a loopback address, or none at all (0.0.0.0, ::)."""
+    """Whether a name means the machine that asks: localhost, a loopback address, or none at all (0.0.0.0, ::)."""
     return is_localhost(name) or _plain(name) in ANY
 
 

@@ -15,7 +15,7 @@ _OURS = re.compile(
     r"LAUNCHER_(?:[A-Z0-9_]+_)??"  # LAUNCHER_GROUP_... is of a Service called launcher-group
     r"(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
-# Of other services' variables only those are taken away that an engine reads as a setting: somebody may use the rest.
+# Of other services' variables only those are taken away that an engine reads as a setting: the rest may be in use.
 _ENGINES = (
     "VLLM_PORT",
     "VLLM_HOST_PORT",

@@ -58,7 +58,7 @@ class Surroundings:
         return name in self.env
 
     def variable(self, name: str, value: str, why: str) -> Variable:
-        """What holds for a name: the value that is there, whoever set it, else the launcher's."""
+        """What holds for a name: the value that is already set, else the launcher's."""
         if not self.given(name):
             return Variable(name, value, "launcher", why)
         if name in self.files:

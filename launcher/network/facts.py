@@ -1,4 +1,4 @@
-"""What of a pod's network the group compares: rails, their rates, MTU, GID versions. Short texts that bind nobody.
+"""What of a pod's network the group compares: rails, their rates, MTU, GID versions. Short texts, for information only.
 
 An engine runs where they differ, at the pace of its slowest pod: so the odd one out is named, and nothing waits for it.
 """

@@ -128,12 +128,12 @@ def _in_a_thread(name: str, family: socket.AddressFamily | None) -> asyncio.Futu
             addresses = resolve(name, family)
         except Exception as error:
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop may be closed by now: nobody waits for the answer
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now: the answer is not needed
             loop.call_soon_threadsafe(settle, addresses, failure)
 
     try:
         threading.Thread(target=look_up, name=f"resolve {name}", daemon=True).start()
-    except RuntimeError:  # EAGAIN; whoever asks will ask again
+    except RuntimeError:  # EAGAIN; the caller asks again
         settle((), OSError(errno.EAGAIN, "no thread could be started to resolve it: a limit of processes (pids.max)?"))
     return future
 

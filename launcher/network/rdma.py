@@ -40,7 +40,7 @@ class RdmaPort:
     state: str  #: ``ACTIVE``, ``DOWN``, ``INIT``
     link_layer: str  #: ``Ethernet``, ``InfiniBand`` or ``Unknown``
     gbps: float = 0.0
-    gids: tuple[Gid, ...] = ()  #: of active Ethernet ports of usable devices; nobody needs the others
+    gids: tuple[Gid, ...] = ()  #: of active Ethernet ports of usable devices only
 
     @property
     def active(self) -> bool:

@@ -49,7 +49,7 @@ def engine_limit() -> tuple[int, int]:
 
 
 def shares(limit: int, size: int, leads: bool) -> Shares:
-    """Divide ``limit`` descriptors: the agent's own and the members' first, what is left to whoever knocks."""
+    """Divide ``limit`` descriptors: the agent's own and the members' first, the rest to connections of non-members."""
     members = size if leads else 1
     left = limit - min(RESERVE, limit // 4) - members
     visits = min(MOST_VISITS, left // 2 if leads else left)

@@ -1,20 +1,20 @@
-"""Notices at once when a process deep in the engine's tree ends, one that the engine cannot serve without.
+"""Notices at once when a process deep in the engine's tree exits that the engine cannot serve without.
 
-The guard reaps what it started itself; a worker's worker is reaped by the engine, which may take ten seconds to miss it
-or may never. A pidfd becomes readable the moment its process ends, whoever the parent is.
-Engines name the processes that count (``Process.vital``): others, such as compile workers, come and go as they like.
+The guard reaps what it started itself. A worker's worker is reaped by the engine, which may take ten seconds to notice
+or may never. A pidfd becomes readable the moment its process exits, whoever its parent is. Engines name the processes
+that count (``Process.vital``); others, such as compile workers, may come and go.
 
-How it ended tells the process that somebody killed from those that went down because of it. Linux 6.15 and later tell
-it also when the parent was faster and has reaped it (PIDFD_GET_INFO). Older ones show it in /proc while it is a zombie,
-which may be over before we look: then nobody knows how. (waitid(P_PIDFD) is for one's own children; only the guard has
-any, and it gets those that lost their parent.)
+How a process ended tells whether it was killed itself or went down with another. Since Linux 6.15, PIDFD_GET_INFO says
+so even after the parent has reaped it. Older kernels show it in /proc while the process is a zombie, which may be too
+short to be seen: then the cause stays unknown. (waitid(P_PIDFD) works for one's own children only; the guard alone has
+any, and orphans become its children.)
 
-What ends while its parent ends needs care, for both orders happen. Either somebody killed it, its parent noticed within
-a millisecond and ends too; or the parent went first and took it along, by hand or by PR_SET_PDEATHSIG. In the second
-case its end is reaped by the guard, as an orphan's, and the guard says so.
+A process and its parent often end together, in either order. Either the process was killed, and its parent noticed
+within a millisecond and exits too; or the parent ended first and took it along, by a signal or by PR_SET_PDEATHSIG. In
+the second case the guard reaps it as an orphan and reports that.
 
-Helpers that an engine's process forks bear its name until they exec: ``process.titles`` leaves them out. And an exit
-with 0 is no evidence while the parent runs on: a worker that the engine misses is missed by its parent first.
+A helper that a process of the engine forks bears its name until it has exec'd: ``process_titles`` leaves it out. An
+exit with 0 is no evidence while the parent runs on: the parent is the first to miss a worker that the engine needs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PIDFD_GET_INFO, PIDFD_INFO_EXIT, INFO_BYTES, EXIT_CODE_AT = 0xC040FF0B, 1 << 3, 
 
 @dataclass(frozen=True)
 class End:
-    """How a watched process ended. ``status``: what wait(2) would tell; None: nobody knows.
+    """How a watched process ended. ``status``: what wait(2) would tell; None: unknown.
 
     ``along``: its parent took it along, or may have done so. ``age``: seconds since it ended, at least.
     ``parent_lives``: the process of the engine that started it runs on.

@@ -1,6 +1,6 @@
 """How many GPUs this pod may use, without a GPU library and without starting anything.
 
-``nvidia-smi -L`` is the better witness and names the model; its text is passed in where somebody ran it. Otherwise the
+``nvidia-smi -L`` is the better witness and names the model; its text is passed in where it was run. Otherwise the
 device files count. NVIDIA_VISIBLE_DEVICES is what was asked of the container runtime (UUIDs, indices, ``all``,
 ``none``, ``void`` or a path), not what was given, so nothing is counted from it.
 """

@@ -64,16 +64,16 @@ def remove(before: Snapshot, folder: str = SHM, proc: str = PROC) -> tuple[str, 
             try:
                 os.unlink(path)
                 removed.append(path)
-            except OSError:  # somebody was faster
+            except OSError:  # already removed
                 continue
     return tuple(sorted(removed))
 
 
 def _held(path: str, key: tuple[int, int]) -> bool | None:
-    """Whether anybody has the file open or mapped, whatever user or namespace he is in. None: nobody tells.
+    """Whether any process, of any user or namespace, has the file open or mapped. None: not known.
 
-    The kernel grants a write lease (fcntl(2), F_SETLEASE) to a file's owner only while no one else has it open. Should
-    somebody open it in that moment, he waits for our close, and we get SIGURG, which does nothing (SIGIO would kill).
+    The kernel grants a write lease (fcntl(2), F_SETLEASE) to a file's owner only while no other process has it open. A
+    process that opens it in that moment waits for our close, and we get SIGURG, which does nothing (SIGIO would kill).
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -185,7 +185,7 @@ def gpu_memory_kept(before: Mapping[str, int], now: Mapping[str, int], tolerance
 
 
 def oom_kills(proc: str = PROC, cgroups: str = CGROUPS) -> int | None:
-    """Processes that the OOM killer ended in our cgroup so far: compare before and after. None: nobody tells.
+    """Processes that the OOM killer ended in our cgroup so far: compare before and after. None: not known.
 
     cgroup v2: ``oom_kill`` in memory.events; v1: in memory.oom_control (Linux 4.13).
     """

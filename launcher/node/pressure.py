@@ -16,7 +16,7 @@ import os
 
 #: At most so many times slower: a deadline has to come, however busy the machine.
 MOST_STRETCH = 4.0
-#: The share of the last ten seconds in which some task waited for a CPU, in percent: below, nobody is starved.
+#: The share of the last ten seconds in which some task waited for a CPU, in percent: below that, no task starves.
 WAITING = 20.0
 LOOK_EVERY = 2.0  #: seconds between looks at /proc
 #: A beat that is late by this many seconds is a gap: the whole machine was frozen, or this launcher got no CPU.

@@ -156,7 +156,7 @@ def kill(victims: Iterable[Proc], table: Table, groups: set[int]) -> None:
 
     First to whole process groups: the kernel delivers that atomically against fork, so a process that forks and ends
     faster than we read cannot slip through between reading and killing. Only groups all of whose members are victims
-    count; one that also holds a process of somebody else is left to the single kills. ``groups`` is the caller's
+    count; one that also holds another process is left to the single kills. ``groups`` is the caller's
     memory from one round to the next: a group may be seen once and then live on in members too short-lived to be read.
     """
     doomed = {victim.pid for victim in victims}
@@ -210,7 +210,7 @@ def descends(child: Proc, root_pid: int, proc: str = PROC) -> bool:
 
 
 def send(pid: int, number: int) -> None:
-    """kill(2), for which a process that is gone (or became somebody else's) is no news."""
+    """kill(2), for which a process that is gone (or belongs to another user by now) is no error."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
@@ -225,13 +225,13 @@ def kill_tree_without_guard(
 ) -> tuple[Proc, ...]:
     """Kill what an engine left when the guard was killed or is frozen; the agent's last resort. Blocks up to ``bound``.
 
-    Without a guard orphans fall to whoever is next, so descent alone does not find them. Killed are, again and again
-    until none is left: the ``recorded`` processes, what descends from them, what is in a session that one of them
-    leads, what descends from ``guard`` if that still exists (it is frozen), and what carries the environment variable
-    ``LAUNCHER_COOKIE=cookie``. The caller and the guard are spared. Returns what did not go within ``bound`` seconds.
+    Without a guard, orphans get another parent, so descent alone does not find them. Killed again and again until none
+    is left: the ``recorded`` processes, their descendants, the sessions that they lead, descendants of ``guard`` if it
+    still exists (it is frozen), and what has ``LAUNCHER_COOKIE=cookie`` in its environment. The caller and the guard
+    are spared. Returns what is still there after ``bound`` seconds.
 
-    Not found is a process that nobody recorded before, in a new session, with its parents gone and its environment
-    overwritten: so the agent records snapshots of the tree while the guard still lives.
+    A process in a new session whose parents are gone and whose environment is overwritten is found only if it was
+    recorded: so the agent records snapshots of the tree while the guard lives.
     """
     known = set(recorded)
     groups: set[int] = set()
