@@ -35,7 +35,7 @@ def ask(
 
     Raises OSError (TimeoutError, TooLong, ConnectionError) where there is no such answer, ValueError for a bad URL.
     """
-    # The library's timeout is for each read, and a server may send a byte at a time: the caller leaves the thread behind.
+    # The library's timeout is for each read, and a server may drip: the caller leaves the thread behind.
     answers: queue.SimpleQueue[HttpAnswer | Exception] = queue.SimpleQueue()
 
     def work() -> None:
