@@ -1,7 +1,7 @@
-"""`launcher render`: an InferenceService as plain YAML, the same that the layers of ``k8s/`` would give.
+"""`launcher render`: an InferenceService as plain YAML, equal to what the layers of ``k8s/`` produce.
 
-``service.py`` and ``template.py`` read the resource and refuse what cannot work, with the path of the field;
-``layers.py`` reads the manifests of ``k8s/`` with their comments, which stay the one place where an object's shape is
-decided; ``objects.py`` puts the two together; ``text.py`` writes. Needs PyYAML (the extra ``render``), which no pod's
-launcher imports.
+``service.py`` and ``template.py`` read the resource and reject what cannot work, naming the field's path.
+``layers.py`` reads the manifests of ``k8s/`` with their comments; they alone decide the shape of an object.
+``objects.py`` combines the two and ``text.py`` writes the result. Needs PyYAML (the extra ``render``), which a
+launcher in a pod never imports.
 """

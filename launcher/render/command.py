@@ -1,4 +1,4 @@
-"""The command: a file in, YAML out, what was decided in words."""
+"""The command: reads a file, writes YAML, and notes each decision it made."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ HEAD = "# Written by `launcher render`: run it again rather than edit this."
 
 
 def run(source: str, out: str | None, options: RenderOptions) -> tuple[str, list[str]]:
-    """What goes to standard output, and the warnings. With ``out`` files are written and their names are the output.
+    """Return the text for standard output and the warnings. With ``out``, write files and return their names instead.
 
-    Raises ConfigError and UsageError, before anything is written.
+    Raises ConfigError or UsageError before anything is written.
     """
     try:
         content = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def _page(one: Service, name: str, documents: list[Document]) -> str:
 
 
 def _write(folder: Path, files: dict[str, str]) -> str:
-    """Write the files; groups of an earlier run that are no more go, so that `kubectl apply -f` takes nothing stale."""
+    """Write the files and delete those of removed groups, so that `kubectl apply -f` applies nothing stale."""
     gone = [
         old
         for place in dict.fromkeys((folder / name).parent for name in files)

@@ -13,7 +13,7 @@ from launcher.errors import ConfigError
 
 @dataclass(frozen=True)
 class Field:
-    """A value of the resource and where it stands."""
+    """A value of the resource and its path."""
 
     path: str
     value: Any
@@ -24,7 +24,7 @@ class Field:
     def mapping(
         self, known: Collection[str] | None = None, reserved: Mapping[str, str] | None = None
     ) -> Mapping[str, Any]:
-        """A mapping with no field but the known ones; ``reserved`` fields are refused with their reason."""
+        """A mapping with known fields only; ``reserved`` fields are rejected with their reason."""
         if not isinstance(self.value, Mapping):
             raise self.error(f"{_shown(self.value)} is no mapping", "write `field: value` lines below it")
         for name in self.value:
@@ -39,7 +39,7 @@ class Field:
         return isinstance(self.value, Mapping) and name in self.value
 
     def __getitem__(self, name: str) -> Field:
-        """A field that must be there."""
+        """A required field."""
         if name not in self:
             raise Field(f"{self.path}.{name}", None).error("is missing", f"add {name}")
         return Field(f"{self.path}.{name}", self.value[name])
@@ -60,7 +60,7 @@ class Field:
         return self.value
 
     def quiet_text(self) -> str:
-        """Text that may be a secret, the empty one too: an error does not show it."""
+        """Text, possibly empty, that may be a secret: errors do not show it."""
         if not isinstance(self.value, str):
             kind = {bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
             raise self.error(f"is {kind.get(type(self.value), 'no text')}, not text", "quote it")

@@ -1,7 +1,7 @@
-"""The fields of a pod that are rendered, as tables: what the API server would refuse is refused, with its path.
+"""The fields of a pod that are rendered, as tables. What the API server would reject is rejected here, with its path.
 
-A shape is a word below, a mapping of fields to shapes, or a list with the shape of its entries. Fields that no pod of
-an engine has (other systems' volumes, Windows) are left out, and so are those that ``template.py`` refuses.
+A shape is one of the words below, a mapping of fields to shapes, or a list with the shape of its entries. Fields that
+no engine pod uses (other systems' volumes, Windows) are left out, as are those that ``template.py`` rejects.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _RESOURCE = {"resource": TEXT, "containerName": TEXT, "divisor": ANY}
 _KEY = {"name": TEXT, "key": TEXT, "optional": FLAG}
 _NAMED = {"name": TEXT, "optional": FLAG}
 
-#: where a volume comes from: one of these
+#: the sources of a volume: exactly one is required
 SOURCES: Mapping[str, Shape] = {
     "emptyDir": {"medium": ANY, "sizeLimit": ANY},
     "persistentVolumeClaim": {"claimName": TEXT, "readOnly": FLAG},
@@ -71,7 +71,7 @@ SOURCES: Mapping[str, Shape] = {
     "ephemeral": {"volumeClaimTemplate": ANY},
     "image": {"reference": TEXT, "pullPolicy": TEXT},
 }  # fmt: skip
-#: where a variable's value comes from: one of these
+#: the sources of a variable's value: exactly one is required
 VALUES: Mapping[str, Shape] = {
     "fieldRef": _FIELD,
     "resourceFieldRef": _RESOURCE,
@@ -121,7 +121,7 @@ CONTAINER: Mapping[str, Shape] = {
 
 
 def check(place: Field, shape: Shape) -> None:
-    """Raises ConfigError for a field that is not known, or that holds another kind of value."""
+    """Raises ConfigError for an unknown field or a value of the wrong kind."""
     if isinstance(shape, Mapping):
         for name in place.mapping(shape):
             check(place[name], shape[name])
@@ -141,7 +141,7 @@ def check(place: Field, shape: Shape) -> None:
 
 
 def one_of(place: Field, sources: Mapping[str, Shape], fix: str) -> None:
-    """Raises ConfigError unless exactly one of the sources is named."""
+    """Raises ConfigError unless exactly one of the sources is given."""
     found = [name for name in sources if name in place]
     if len(found) != 1:
         problem = f"has {len(found)} sources ({', '.join(found)})" if found else "has no source"
@@ -158,7 +158,7 @@ _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def label(place: Field, text: str, *, what: str = "label") -> None:
-    """A label's value; the empty one is a value too."""
+    """A label's value; it may be empty."""
     if text and not _LABEL.fullmatch(text):
         raise place.error(
             f"{text!r} is no {what}", "use up to 63 letters, digits, -, _ and ., a letter or digit at both ends"
@@ -190,7 +190,7 @@ def namespace(place: Field) -> str:
 
 
 def labels(place: Field, what: str = "label") -> dict[str, str]:
-    """Labels or annotations, with names and values that the API server takes."""
+    """Labels or annotations whose names and values the API server accepts."""
     found = place.strings()
     for name, value in found.items():
         label_name(Field(f"{place.path}.{name}", value), name, f"a {what}" if what == "label" else f"an {what}")

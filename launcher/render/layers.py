@@ -1,7 +1,7 @@
-"""The manifests of ``k8s/`` as data: base and components, with their comments, put together as kustomize would.
+"""The manifests of ``k8s/`` as data: base and components, with their comments, combined as kustomize would.
 
-Only what those layers use is understood: ``resources``, and strategic merge patches by kind. Names, labels and sizes
-are not transformed here but set by ``objects.py``, which knows them all.
+It supports only what those layers use: ``resources``, and strategic merge patches by kind. It does not transform names,
+labels or sizes: ``objects.py``, which knows them all, sets them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from launcher.render import text
 from launcher.render.text import KEYS, Comments, Document
 
 _HERE = Path(__file__).resolve().parent
-#: inside of an installed package, and in a checkout
+#: in an installed package, and in a checkout
 _PLACES = (_HERE / "k8s", _HERE.parent.parent / "k8s")
 
 
 def folder() -> Path:
-    """Where the manifests lie."""
+    """The folder of the manifests."""
     for place in _PLACES:
         if (place / "base" / "kustomization.yaml").is_file():
             return place
@@ -31,7 +31,7 @@ def folder() -> Path:
 
 
 def load(names: Sequence[str]) -> list[Document]:
-    """The objects of these folders of ``k8s/``, each layer over the ones before it."""
+    """The objects of these folders of ``k8s/``, each layer applied over the previous ones."""
     objects: list[Document] = []
     for name in names:
         place = folder() / name
@@ -54,7 +54,7 @@ def _apply(objects: list[Document], change: Document) -> None:
 
 
 def merge(target: Document, change: dict[str, Any], comments: Comments | None = None) -> None:
-    """Lay ``change`` over an object: mappings by field, lists by the key of their entries, all else replaced."""
+    """Merge ``change`` into an object: mappings by field, lists by the key of their entries; replace all else."""
     target.data = _merged(target.data, change)
     target.comments.update({k: v for k, v in (comments or {}).items() if k})
 
@@ -77,7 +77,7 @@ def _merged_list(name: str, old: list[Any], new: list[Any]) -> list[Any]:
     entries = {entry[key]: entry for entry in old}
     for entry in new:
         there = entries.get(entry[key])
-        # A variable has either a value or a source, a volume is of one kind: replaced, not mixed.
+        # A variable has a value or a source, and a volume has one kind: replace such an entry, do not merge it.
         mixed = name == "env" or (name == "volumes" and there and there.keys() != entry.keys())
         entries[entry[key]] = _merged(there, entry) if there and not mixed else copy.deepcopy(entry)
     return list(entries.values())

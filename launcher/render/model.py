@@ -1,4 +1,4 @@
-"""What the modules of `render` share: what is asked for, as data."""
+"""The request, as data that the modules of `render` share."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from launcher.render.fields import Field
 
-#: what images/build.sh calls the launcher's image: on the machine of the build
+#: the tag that images/build.sh gives the launcher's image on the build machine
 BUILT = "launcher:dev"
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What the resource does not say and the cluster decides."""
+    """Choices that depend on the cluster, not on the resource."""
 
-    launcher_image: str | None = BUILT  #: of the init container; None: the engine's image has the launcher
+    launcher_image: str | None = BUILT  #: of the init container; None: the engine's image contains the launcher
     keda: bool = True
-    replicas: str = "zero"  #: under KEDA: zero, for the first apply, or keep: the field is left to KEDA
+    replicas: str = "zero"  #: under KEDA: zero, for the first apply; or keep, which leaves the field to KEDA
     prometheus: str | None = None  #: None: as in k8s/components/keda
     query: str | None = None
     load: int = 100  #: requests in flight that one group carries
@@ -27,7 +27,7 @@ class RenderOptions:
 
 @dataclass
 class Service:
-    """What is asked for."""
+    """One InferenceService, as requested."""
 
     name: str
     namespace: str | None
@@ -37,18 +37,18 @@ class Service:
     size: int
     annotations: Mapping[str, str]  #: of the pods
     pod_labels: Mapping[str, str]
-    pod: Mapping[str, Any]  #: the pod's spec but for containers
+    pod: Mapping[str, Any]  #: the pod's spec without its containers
     container: dict[str, Any]
     args: tuple[str, ...]
     env: list[dict[str, Any]]
-    path: str  #: of the container, for errors about its arguments
-    notes: list[str] = field(default_factory=list)  #: what was decided, in words
+    path: str  #: path of the container, for errors about its arguments
+    notes: list[str] = field(default_factory=list)  #: decisions made while reading, as sentences
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass
 class PodTemplate:
-    """One role's template, looked through."""
+    """One role's template, validated."""
 
     template: Field
     spec: Field

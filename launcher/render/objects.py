@@ -1,7 +1,7 @@
 """The objects of an InferenceService: the layers of ``k8s/`` with its names, sizes, arguments and pod filled in.
 
-One StatefulSet a group with its names, network policy and (under KEDA) ScaledObject; the account, the Service that
-callers use and the disruption budget are shared by all groups, as ``k8s/groups.sh`` does it.
+Each group gets a StatefulSet with its headless Service, a network policy and (under KEDA) a ScaledObject. All groups
+share the service account, the Service that callers use and the disruption budget, as in ``k8s/groups.sh``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from launcher.settings import Settings
 SHARED = "shared.yaml"
 INSTANCE = "app.kubernetes.io/instance"
 GROUP = "inference-group"
-#: found out in the pod, so not to be said for all pods alike
+#: each pod detects these itself, so a value for all pods would be wrong
 _FOUND_OUT = ("rank", "leader", "peers", "address", "group_id", "service", "namespace", "ordinal_start")
 
 
 def render(service: Service, options: RenderOptions) -> dict[str, list[Document]]:
-    """File name to objects. Notes and warnings are added to ``service``. Raises ConfigError."""
+    """Objects by file name. Adds notes and warnings to ``service``. Raises ConfigError."""
     _check_options(service, options)
     documents = _layers(service, options)
     (pods,) = [d for d in documents if d.data["kind"] == "StatefulSet"]
@@ -68,7 +68,7 @@ def _env(pods: Document) -> list[dict[str, Any]]:
 
 
 def _head_of_theirs(pods: Document, ours: set[str]) -> None:
-    """The resource's variables come last; without a comment they would stand under that of the ones before."""
+    """Put a comment above the resource's variables: without it the previous comment would seem to cover them."""
     theirs = [e["name"] for e in _env(pods) if e["name"] not in ours]
     if theirs:
         path = ("spec", "template", "spec", "containers", "[engine]", "env", f"[{theirs[0]}]")
@@ -88,7 +88,7 @@ def _layers(service: Service, options: RenderOptions) -> list[Document]:
 
 
 def _pod(service: Service, options: RenderOptions) -> dict[str, Any]:
-    """What the resource says, as a patch over the layers' StatefulSet."""
+    """The resource as a patch of the layers' StatefulSet."""
     settings = _settings(service)
     grace = int(settings.grace)
     container = {
@@ -121,7 +121,7 @@ def _pod(service: Service, options: RenderOptions) -> dict[str, Any]:
 
 
 def _settings(service: Service) -> Settings:
-    """The arguments as the launcher itself reads them, held against the rest of the resource."""
+    """Parse the arguments as the launcher would and check them against the rest of the resource."""
     place = Field(f"{service.path}.args", None)
     environ = {e["name"]: e["value"] for e in service.env if "value" in e and e["name"].startswith("LAUNCHER_")}
     environ.setdefault("LAUNCHER_SIZE", str(service.size))
@@ -164,7 +164,7 @@ def _check_said(service: Service, settings: Settings, place: Field) -> None:
 
 
 def _check_engine(service: Service, settings: Settings) -> None:
-    """The engine's own check of its arguments and of tp x pp x dp against the pods' GPUs."""
+    """Run the engine's own check of its arguments, and of tp x pp x dp against the pods' GPUs."""
     from launcher.planning import steps
 
     gpus = _gpus(service)
@@ -190,7 +190,7 @@ def _check_engine(service: Service, settings: Settings) -> None:
 
 
 def _check_volumes(service: Service, pod: Mapping[str, Any]) -> None:
-    """Every mount has its volume; and /dev/shm is memory: a limit below it is a promise that can't be kept."""
+    """Check that each mount has a volume; warn if the memory limit is below twice /dev/shm, which counts against it."""
     volumes = {v["name"]: v for v in pod["volumes"]}
     (container,) = pod["containers"]
     for mount in container["volumeMounts"]:
@@ -211,7 +211,7 @@ def _check_volumes(service: Service, pod: Mapping[str, Any]) -> None:
 
 
 def _check_security(service: Service, pod: Mapping[str, Any]) -> None:
-    """What the API server or the kubelet would refuse of the resource's security context laid over ours."""
+    """Reject what the API server or the kubelet would, once the resource's security context is merged over ours."""
     (container,) = pod["containers"]
     own, whole = container.get("securityContext", {}), pod.get("securityContext", {})
     place = Field(f"{service.path}.securityContext", None)
@@ -243,7 +243,7 @@ def _gpus(service: Service) -> int:
 
 
 def _api_port(service: Service) -> int:
-    """The one port that the resource names, or the one of several that is called http or api; else 8000."""
+    """The resource's only port, or of several the one named http or api; else 8000."""
     ports = service.container["ports"]
     called = [p["containerPort"] for p in ports if p.get("name") in ("http", "api")]
     numbers = [p["containerPort"] for p in ports]
@@ -278,7 +278,7 @@ def _more_ports(service: Service, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _fill(service: Service, options: RenderOptions, pods: Document) -> None:
-    """What the layers' components take from LAUNCHER_SIZE."""
+    """Set the replicas, the size of the gang and the queue, which the layers leave open."""
     spec, metadata = pods.data["spec"], pods.data["metadata"]
     if options.replicas == "keep":
         del spec["replicas"]

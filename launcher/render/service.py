@@ -1,6 +1,6 @@
-"""An InferenceService, read: what it says of the groups, the pod and the roles. All else is an error with its path.
+"""Reads an InferenceService: its groups, pods and roles. Anything else is an error that names its path.
 
-The pods are read in ``template.py``, where the leader's and the worker's template become one.
+``template.py`` reads the pod templates and merges the leader's and the worker's into one.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from launcher.render.template import read_template, unite
 API = "system.hero.ai/v1alpha1"
 KIND = "InferenceService"
 MODE = "DistributeInference"
-#: the set's name and a revision's hash must fit into a label of 63
+#: the set's name and a revision's hash must fit into a label of 63 characters
 LONGEST = 63 - len("-engine-99") - len("-1234567890")
 
-#: what the API server adds to an object that is read back from it
+#: added by the API server to an object that it returns
 _SERVERS = ("creationTimestamp", "generation", "resourceVersion", "uid", "managedFields", "selfLink", "finalizers")
-#: what kubectl adds
+#: added by kubectl
 _KUBECTLS = {"kubectl.kubernetes.io/last-applied-configuration"}
-#: a Service's name may not begin with a digit
+#: a Service's name may not start with a digit
 _DNS = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 
 
 def read(source: str, name: str) -> list[Service]:
-    """Every InferenceService of a file's text. ``name`` is the file's, for errors. Raises ConfigError."""
+    """Every InferenceService in a file's text. ``name``: the file, for errors. Raises ConfigError."""
     module = text.yaml()
     try:
         documents = [d for d in module.load_all(source, Loader=_strict(module)) if d is not None]
         check_document(documents)
     except module.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}", "correct it") from None
-    except (ValueError, TypeError, RecursionError) as error:  # a date or a key that is none, or nesting without end
+    except (ValueError, TypeError, RecursionError) as error:  # an invalid date or key, or nesting that is too deep
         raise ConfigError(f"{name} cannot be read: {str(error)[:200]}", "correct it") from None
     if not documents:
         raise ConfigError(f"{name} holds nothing", f"write an {KIND}")
@@ -46,7 +46,7 @@ def read(source: str, name: str) -> list[Service]:
 
 
 def _strict(module: Any) -> Any:
-    """A loader that refuses a key that stands twice: the second would win without a word."""
+    """A loader that rejects duplicate keys: PyYAML would silently take the last one."""
 
     class Loader(module.SafeLoader):  # type: ignore[misc]
         pass
@@ -111,7 +111,7 @@ def _servers(servers: Field) -> Service:
             "0 workers, and a template for them", "write how many there are, or leave servers.worker out"
         )
     pods = [read_template(template)]
-    # `template: {}` is how the platform says "like the leader".
+    # On the platform `template: {}` means "like the leader".
     if other.value:
         pods.append(read_template(other))
     service = Service("", None, {}, None, 1, size, {}, {}, {}, {}, (), [], "")

@@ -1,7 +1,7 @@
-"""The pod templates of leader and worker, read and made one, since a StatefulSet has one.
+"""Reads the pod templates of leader and worker and merges them, since a StatefulSet has only one.
 
-What may differ is kept for each role (the variables) or made to fit both (CPU and memory: the larger); what is said on
-one side only holds for both, and is noted; what is said differently is refused.
+Variables may differ: each role keeps its own. Of CPU and memory the larger value wins. A field set on one side only
+applies to both, with a note. A field set to different values is rejected.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _POD_OURS = {
     "nodeName": "it would put all pods of the group on one node: use nodeSelector or affinity",
 }
 _CONTAINER = ("name", "command", "args", "ports", "resources", *known.CONTAINER)
-#: where the launcher's copy lies, and the name of its volume
+#: mount path of the launcher's copy, and the name of its volume
 _PLACE, _COPY = "/opt/launcher", "launcher"
-#: variables that tell a pod who it is, and the field that each must come from
+#: variables that identify a pod, and the field that each must come from
 _IDENTITY = {
     "POD_NAME": "metadata.name",
     "POD_NAMESPACE": "metadata.namespace",
@@ -48,12 +48,12 @@ _CONTAINER_OURS = {
     "startupProbe": _PROBE,
     "lifecycle": "the launcher drains by itself when a pod receives SIGTERM",
 }
-#: what the Services, the policy and the budget select the pods by
+#: the labels by which the Services, the policy and the budget select pods
 _LABELS_OURS = ("app.kubernetes.io/name", "app.kubernetes.io/instance", "inference-group")
 
 
 def read_template(template: Field) -> PodTemplate:
-    """Raises ConfigError for what does not belong into it."""
+    """Read one role's template. Raises ConfigError for what does not belong in it."""
     template.mapping(("metadata", "spec"))
     template.get("metadata", {}).mapping(("annotations", "labels", "creationTimestamp", "name"))
     spec = template["spec"]
@@ -92,7 +92,7 @@ def _check_known(place: Field, shapes: Mapping[str, Any]) -> None:
 
 
 def _variable(entry: Field) -> str:
-    """One entry of env, looked through: its name."""
+    """Validate one entry of env and return its name."""
     name = entry["name"].text()
     known.variable_name(entry["name"], name)
     if "value" in entry:
@@ -114,7 +114,7 @@ def _variable(entry: Field) -> str:
 
 
 def unite(service: Service, pods: list[PodTemplate]) -> None:
-    """Puts the one template of all ``pods`` (the leader's first) into ``service``. Raises ConfigError."""
+    """Merge ``pods`` (the leader's template first) into the one of ``service``. Raises ConfigError."""
     first = pods[0]
     service.path = first.container.path
     service.annotations = _alike(service, pods, "annotations", metadata=True)
@@ -135,7 +135,7 @@ def unite(service: Service, pods: list[PodTemplate]) -> None:
 
 
 def _same(service: Service, sides: list[Field], name: str) -> Any:
-    """A field that holds for both roles: said alike, or on one side only, which is noted."""
+    """A field that applies to both roles: equal on both, or set on one side only, which is noted."""
     said = [side[name] for side in sides if name in side]
     if any(s.value != said[0].value for s in said):
         raise said[1].error(
@@ -161,7 +161,7 @@ def _alike(service: Service, pods: list[PodTemplate], name: str, *, metadata: bo
 
 
 def _arguments(service: Service, pods: list[PodTemplate]) -> tuple[str, ...]:
-    """The launcher's arguments: the same command line runs in every pod."""
+    """The launcher's arguments: every pod runs the same command line."""
     for pod in pods:
         command = pod.container.get("command", [])
         if command.value and command.texts()[0].rpartition("/")[2] != "launcher":
@@ -170,7 +170,7 @@ def _arguments(service: Service, pods: list[PodTemplate]) -> tuple[str, ...]:
                 "leave command out and say it in the launcher's words: args: [--model, ..., --tp, ...]",
             )
     said = [(*pod.container.get("command", []).texts()[1:], *pod.container.get("args", []).texts()) for pod in pods]
-    # `launcher run` is what `launcher` without a command does.
+    # `launcher` without a command means `launcher run`.
     said = [args[1:] if args[:1] == ("run",) else args for args in said]
     if len(said) > 1 and said[1] and said[1] != said[0]:
         raise (
@@ -185,10 +185,10 @@ def _arguments(service: Service, pods: list[PodTemplate]) -> tuple[str, ...]:
 
 
 def _environment(service: Service, pods: list[PodTemplate]) -> list[dict[str, Any]]:
-    """What both roles set alike under its own name, what one role sets under the launcher's name for that role."""
+    """Variables equal in both roles keep their name; those of one role get the launcher's prefix for that role."""
     from launcher.planning.rank_variables import LEADER, WORKER
 
-    # A worker's template that has no env says nothing of it, as of image and args: it holds for both.
+    # A worker's template without env inherits the leader's, as it does image and args.
     if len(pods) == 1 or "env" not in pods[1].container:
         return list(pods[0].env.values())
     leader, worker = pods[0].env, pods[1].env
@@ -232,7 +232,7 @@ def _ports(pods: list[PodTemplate]) -> list[dict[str, Any]]:
 
 
 def _resources(service: Service, pods: list[PodTemplate]) -> dict[str, Any]:
-    """CPU and memory that fit both roles; devices must be the same, since every rank does the same share."""
+    """CPU and memory that fit both roles. Devices must be equal: every rank has the same share of the work."""
     result: dict[str, Any] = {}
     for pod in pods:
         resources = pod.container.get("resources", {})
@@ -258,7 +258,7 @@ def _resources(service: Service, pods: list[PodTemplate]) -> dict[str, Any]:
 
 
 def _check_limits(resources: Mapping[str, Any], path: str) -> None:
-    """As the API server does: no more is asked for than allowed, and of devices exactly that."""
+    """Check as the API server does: no request above its limit, and requests of devices equal to it."""
     limits = resources.get("limits", {})
     for name, amount in resources.get("requests", {}).items():
         place, most = Field(f"{path}.requests.{name}", amount), limits.get(name)

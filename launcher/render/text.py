@@ -1,7 +1,7 @@
-"""YAML with its comments: read from a file, written so that the same data always give the same text.
+"""Reads YAML with its comments and writes it so that equal data always yields equal text.
 
-Keys are sorted, but for those that a reader looks for first. A comment belongs to the field or entry right below it.
-PyYAML reads; it forgets comments, so they are taken from the lines, and writing is done here.
+Keys are sorted, except for those that a reader looks for first. A comment belongs to the field or entry right below it.
+PyYAML parses but drops comments, so this module collects them from the lines and writes the text itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.errors import ConfigError
 Path = tuple[str, ...]
 Comments = dict[Path, tuple[str, ...]]
 
-#: by what the entries of a list are told apart, in Kubernetes' own merges too
+#: the keys that identify list entries, as in Kubernetes' own merges
 KEYS = {
     "containers": "name",
     "initContainers": "name",
@@ -28,10 +28,10 @@ KEYS = {
     "imagePullSecrets": "name",
 }
 FIRST = ("apiVersion", "kind", "metadata", "spec", "name", "namespace")
-#: where a field stands among the sorted ones, if not at its own name: one comment is about both probes
+#: fields sorted under another name than their own: one comment covers both probes
 _SORTED_AS = {"startupProbe": "liveness"}
 
-# What no YAML parser takes for anything but this text.
+# Without quotes, _PLAIN is a string to every YAML parser unless it matches _NOT_TEXT, too.
 _PLAIN = re.compile(r"[A-Za-z_/.][\w./@%+-]*(?::[\w./@%+-]+)*")
 _NOT_TEXT = re.compile(r"(?i)y|n|yes|no|true|false|on|off|null|\.nan|[-+.]?(\.inf|\d).*")
 
@@ -45,7 +45,7 @@ class Document:
 
 
 def yaml(what: str = "reading an InferenceService") -> Any:
-    """PyYAML, which only few commands need; ``what`` needs it."""
+    """Import PyYAML, which few commands need. ``what``: the one that needs it, for the error."""
     try:
         import yaml as module
     except ImportError:
@@ -57,7 +57,7 @@ def yaml(what: str = "reading an InferenceService") -> Any:
 
 
 def step(parent: str, index: int, entry: Any) -> str:
-    """How a list entry is called in a path: by its key where it has one, else by its number."""
+    """The path element of a list entry: its key if it has one, else its index."""
     key = KEYS.get(parent, "")
     if isinstance(entry, Mapping) and isinstance(entry.get(key), str):
         return f"[{entry[key]}]"
@@ -68,7 +68,7 @@ def step(parent: str, index: int, entry: Any) -> str:
 
 
 def read(text: str) -> list[Document]:
-    """Every document of a file that we wrote."""
+    """Every document of a file, with its comments."""
     module = yaml()
     lines = text.splitlines()
     loader = module.SafeLoader(text)
@@ -91,8 +91,8 @@ def _comments(node: Any, data: Any, lines: list[str], at: Path = ()) -> Iterator
     if isinstance(data, dict):
         for (key_node, value_node), (key, value) in zip(node.value, data.items(), strict=True):
             line = key_node.start_mark.line
-            # The first field of a list entry stands in the entry's own line.
-            # The same goes for the first field of the document, whose comment is the document's.
+            # The first field of a list entry shares the entry's line, so the comment above is the entry's.
+            # Likewise, the comment above the document's first field is the document's.
             spoken_for = line == node.start_mark.line and (not at or at[-1].startswith("["))
             if not spoken_for and (above := _above(lines, line)):
                 yield (*at, str(key)), above
@@ -118,7 +118,7 @@ def _above(lines: list[str], line: int) -> tuple[str, ...]:
 
 
 def write(document: Document) -> str:
-    """One object as text that ends with a newline."""
+    """One object as text, with a newline at the end."""
     lines = [*_said(document.comments, (), 0), *_mapping(document.data, document.comments, (), 0)]
     return "\n".join(lines) + "\n"
 
@@ -153,7 +153,7 @@ def _list(data: list[Any], comments: Comments, at: Path, indent: int) -> list[st
         lines += _said(comments, place, indent)
         if isinstance(entry, dict) and entry:
             inner = _mapping(entry, comments, place, indent + 2)
-            # A comment on the entry's first field stands above the entry.
+            # A comment on the entry's first field goes above the entry.
             while inner[0].lstrip().startswith("#"):
                 lines.append(" " * indent + inner.pop(0).lstrip())
             lines += [f"{' ' * indent}- {inner[0].lstrip()}", *inner[1:]]
@@ -165,7 +165,7 @@ def _list(data: list[Any], comments: Comments, at: Path, indent: int) -> list[st
 
 
 def scalar(value: Any) -> str:
-    """One value as every YAML parser reads it back."""
+    """One value, written so that every YAML parser reads it back unchanged."""
     if isinstance(value, str):
         if _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value):
             return value
