@@ -1,1 +1,1 @@
-"""Commands that other projects' manifests already use, with the launcher's care behind them."""
+"""Commands that other projects' manifests already call, implemented on top of the launcher."""

@@ -27,12 +27,12 @@ from launcher.errors import UNREPLACED, ConfigError, ExitCode, LauncherError, Un
 from launcher.network.names import resolve
 
 INSIDE = str(Path(__file__).parents[1] / "engines" / "ray" / "cluster_program.py")
-FAILED = 1  #: what the script's users test for
+FAILED = 1  #: the exit code that users of the script test for
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for. ``rest`` goes to `ray start` as it is."""
+    """The parsed options. ``rest`` goes to `ray start` unchanged."""
 
     role: str
     port: int
@@ -43,7 +43,7 @@ class Wanted:
 
 
 def main(args: Sequence[str]) -> int:
-    """Exit code 0: the cluster is whole (leader), or Ray ended well (worker)."""
+    """Exit code 0: the cluster is complete (leader), or Ray exited cleanly (worker)."""
     try:
         if not args or "--help" in args or "-h" in args:
             print(__doc__)
@@ -101,7 +101,7 @@ def parse(args: Sequence[str]) -> Wanted:
 
 
 def _check_address(text: str, port: str) -> None:
-    """A host, and nothing around it: an address that never resolves would be waited for until the timeout."""
+    """Accept a bare host only: with anything else the name never resolves, and the worker waits until the timeout."""
     if "$" in text:
         raise UsageError(
             f"--ray_address={text} is a variable that nothing has replaced",
@@ -189,7 +189,7 @@ def _own_address(rest: Sequence[str]) -> str:
 
 
 def _worker(wanted: Wanted, python: str) -> int:
-    """Join, again and again until it works or the time is over; then stay as long as Ray does."""
+    """Try to join until it works or time runs out; then stay as long as Ray does."""
     until = time.monotonic() + wanted.timeout
     told = ""
     while True:
@@ -201,7 +201,7 @@ def _worker(wanted: Wanted, python: str) -> int:
         else:
             code, asked = _join(wanted, python, address, until)
             if code == 0 or asked or time.monotonic() > until:
-                return 128 + asked if asked else code  # Ray ends with 1 also after SIGTERM
+                return 128 + asked if asked else code  # Ray exits with 1 even after SIGTERM
             told = _tell(f"joining {wanted.address} ({address}) failed with exit code {code}; trying again", told)
         if time.monotonic() > until:
             raise UnavailableError(
@@ -212,7 +212,7 @@ def _worker(wanted: Wanted, python: str) -> int:
 
 
 def _join(wanted: Wanted, python: str, address: str, until: float) -> tuple[int, int]:
-    """Run Ray's node until it ends: its exit code, and the signal that we were told to end by (0: none)."""
+    """Run Ray's node until it exits; return its exit code and the signal that we received (0: none)."""
     asked = 0
 
     def pass_on(number: int, _: object) -> None:
@@ -230,7 +230,7 @@ def _join(wanted: Wanted, python: str, address: str, until: float) -> tuple[int,
             return process.wait(1.0), asked
         except subprocess.TimeoutExpired:
             if time.monotonic() > until and not _reachable(address, wanted.port):
-                process.terminate()  # it still waits for a head that never came
+                process.terminate()  # it is still waiting for a head that never came
                 until = float("inf")
 
 

@@ -13,8 +13,8 @@ from launcher.settings import Settings, flag_of
 def bind_address(settings: Settings, address: str = "") -> str:
     """Where an engine listens for callers by default: everywhere; under ``launcher local`` on the rank's address.
 
-    ``address``: this pod's own. Services reach the pod by its family: ``::`` on IPv6, since some servers then take no
-    IPv4 (asyncio's), and those that are not told take IPv4 only.
+    ``address``: this pod's own; Services use its family. On IPv6 the result is ``::``, since servers by default accept
+    IPv4 only; on IPv4 it is ``0.0.0.0``, since some servers (asyncio's) accept no IPv4 on ``::``.
     """
     own = settings.address or ""
     if is_loopback(own):
@@ -37,7 +37,7 @@ def port_error(name: str, settings: Settings, error: OSError) -> ConfigError:
 
 
 def taken_ports(plan: Plan, address: str) -> str:
-    """The first port of the plan that somebody listens on already, in words; empty: all are free."""
+    """The first port of the plan that is already in use, as ``port N (name)``; empty: all are free."""
     if not plan.ports:
         return ""
     from launcher.node import leftovers

@@ -1,4 +1,4 @@
-"""This pod's address, and what collectives are told of its interfaces and RDMA devices."""
+"""This pod's address, and the variables that point collectives at its interfaces and RDMA devices."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ NETWORK_STATUS_FILE = "/etc/podinfo/network-status"
 
 @dataclass(frozen=True)
 class Network:
-    """What this pod's network is, and what collectives are told of it."""
+    """This pod's network, and the variables that describe it to collectives."""
 
     address: str
     why: str
     variables: tuple[Variable, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)  #: short texts that the group may compare; they bind nobody
+    facts: Mapping[str, str] = field(default_factory=dict)  #: short texts that the group compares; they may differ
 
     @property
     def ours(self) -> dict[str, str]:
-        """The variables that the launcher sets; the others are there already."""
+        """The variables that the launcher sets; the others are already set."""
         return {v.name: v.value for v in self.variables if v.setter == "launcher"}
 
 
@@ -41,7 +41,7 @@ def find(
     leader: Sequence[str],
     nccl: str | None = None,
 ) -> Network:
-    """Own address and the environment of collectives, from this pod's interfaces and RDMA devices.
+    """This pod's address and the environment of collectives, from its interfaces and RDMA devices.
 
     ``leader``: what the leader's name resolves to; ``nccl``: version of the engine's NCCL. Raises ConfigError.
     """
@@ -66,9 +66,9 @@ def find(
 
 
 def find_alone(settings: Settings, identity: Identity, environ: Mapping[str, str]) -> Network | None:
-    """The same for a group of one: its engine's KV connector, say, is reached by other groups. No RDMA is looked for.
+    """Like :func:`find` for a group of one, whose engine other groups may reach (by its KV connector, say). Skips RDMA.
 
-    None where neither --address or POD_IP nor a default route tells an address.
+    None if neither --address, POD_IP nor a default route gives an address.
     """
     from launcher.network import addresses
     from launcher.network.environment import Surroundings, collective_environment
@@ -85,7 +85,7 @@ def find_alone(settings: Settings, identity: Identity, environ: Mapping[str, str
 
 
 def on_host_network(environ: Mapping[str, str]) -> bool:
-    """Whether this pod has ``hostNetwork``, for all that can be seen from inside."""
+    """Whether this pod has ``hostNetwork``, as far as can be seen from inside."""
     from launcher.api import access
     from launcher.network import rdma
 
@@ -93,7 +93,7 @@ def on_host_network(environ: Mapping[str, str]) -> bool:
 
 
 def reachable_address(address: str) -> str:
-    """The pod's own address, where an interface other than loopback holds it; empty for others (behind NAT, say)."""
+    """``address`` if a non-loopback interface of this pod has it, else empty (behind NAT, say)."""
     from launcher.network import addresses
 
     held = not is_loopback(address) and addresses.holder(address, addresses.interfaces()) is not None
@@ -101,10 +101,10 @@ def reachable_address(address: str) -> str:
 
 
 def _network_status(environ: Mapping[str, str]) -> str:
-    """Multus' annotation, from a downwardAPI volume (as a variable it is empty at the first start)."""
+    """Multus' annotation, from a downwardAPI volume (a variable would be empty at the first start)."""
     return files.text_of(environ.get("LAUNCHER_NETWORK_STATUS") or NETWORK_STATUS_FILE)
 
 
 def nccl_version(facts: NodeFacts) -> str | None:
-    """NCCL's version, from the distribution that brings it."""
+    """NCCL's version, from the distribution that ships it."""
     return next((v for name, v in sorted(facts.versions.items()) if name.startswith("nvidia-nccl")), None)

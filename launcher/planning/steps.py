@@ -1,7 +1,7 @@
-"""From settings to a plan: the steps that `launcher plan` and the agent take alike, in the order of taking them.
+"""From settings to a plan: the steps that `launcher plan` and the agent share, in order.
 
-The agent takes them with real addresses and asks the engine's interpreter through the guard; `launcher plan` takes them
-with names in the place of addresses. Each step is small and calls one room.
+The agent takes them with real addresses and queries the engine's interpreter through the guard; `launcher plan` uses
+names in place of addresses. Each step is small and calls one package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from launcher.settings import Settings
 if TYPE_CHECKING:
     from launcher.group.proof import Secrets
 
-#: What the guard tells the agent, and what goes no further.
+#: Variables from the guard to the agent; the engine does not get them.
 OF_THE_GUARD = ("LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH")
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
@@ -37,7 +37,7 @@ def identity_of(
 ) -> tuple[Identity, tuple[SourceReport, ...], tuple[str, ...]]:
     """This pod's identity, what each source said, and warnings. Raises ConfigError.
 
-    ``hostname``: that of a pod elsewhere, of whose files nothing is known; None: this one.
+    ``hostname``: of a pod elsewhere, whose files are unknown; None: this pod.
     """
     from launcher.identity import identify
 
@@ -57,7 +57,7 @@ def secret_of(settings: Settings) -> Secrets | None:
 
 
 def secret_warnings(settings: Settings) -> tuple[str, ...]:
-    """What is wrong with the way the secret is kept, in words."""
+    """Warnings about how the secret is stored."""
     if settings.token_file is None:
         return ()
     from launcher.group.proof import exposure
@@ -73,7 +73,7 @@ def engine_of(settings: Settings) -> Engine:
 
 
 def engine_environment(environ: Mapping[str, str], rank: int) -> dict[str, str]:
-    """The environment that the engine of ``rank`` starts from: what plans lay over it is not in it yet."""
+    """The base environment of the engine of ``rank``, before a plan's own variables."""
     own = rank_variables.environment(environ, rank)
     return {name: value for name, value in own.items() if name not in OF_THE_GUARD}
 
@@ -82,7 +82,7 @@ def engine_environment(environ: Mapping[str, str], rank: int) -> dict[str, str]:
 
 
 async def learn(settings: Settings, engine: Engine, environ: Mapping[str, str], ask: Ask) -> NodeFacts:
-    """GPUs of this pod and the versions in the engine's interpreter. Both are asked at the same time."""
+    """This pod's GPUs and the versions in the engine's interpreter, queried concurrently."""
     import asyncio
 
     versions, gpus = await asyncio.gather(
@@ -93,7 +93,7 @@ async def learn(settings: Settings, engine: Engine, environ: Mapping[str, str], 
 
 
 def known(settings: Settings, engine: Engine, environ: Mapping[str, str]) -> NodeFacts | None:
-    """What :func:`learn` would find, where that takes no question to a program; else None."""
+    """What :func:`learn` would return, if that takes no subprocess; else None."""
     if engine.distributions(settings) or has_nvidia():
         return None
     gpus, model = _gpus(settings, environ, None)
@@ -158,7 +158,7 @@ def fingerprint(settings: Settings, engine: Engine, facts: NodeFacts) -> dict[st
 
 
 def sketch(identity: Identity, addresses: Sequence[str] = ()) -> Shared:
-    """An epoch before there is one, with names in angle brackets where addresses are not known."""
+    """A provisional epoch for planning, with names in angle brackets in place of unknown addresses."""
     names = tuple(addresses) or tuple(address_of(identity, r) for r in range(identity.size))
     if identity.alone and not addresses:
         names = (identity.address or "127.0.0.1",)
@@ -166,7 +166,7 @@ def sketch(identity: Identity, addresses: Sequence[str] = ()) -> Shared:
 
 
 def address_of(identity: Identity, rank: int) -> str:
-    """A rank's address where it is known before the pods run: it was given as one, or is this pod's own."""
+    """A rank's address if known before the pods run (a literal, or this pod's own), else a placeholder."""
     from launcher.network.names import is_literal
 
     if rank == identity.rank and identity.address:
@@ -176,12 +176,12 @@ def address_of(identity: Identity, rank: int) -> str:
 
 
 def outline(identity: Identity, address: str) -> Shared:
-    """An epoch before there is one, as a pod sees it that knows its own address and nobody else's."""
+    """A provisional epoch as seen by a pod that knows only its own address."""
     return sketch(identity, [address if r == identity.rank else f"<rank {r}>" for r in range(identity.size)])
 
 
 def with_environment(plan: Plan, variables: Mapping[str, str]) -> Plan:
-    """The per-node variables under each process's own; what the user set in the environment stays."""
+    """Add the per-node variables as defaults of each process: its own and the user's environment take precedence."""
     if not variables:
         return plan
     stages = tuple(
@@ -192,9 +192,9 @@ def with_environment(plan: Plan, variables: Mapping[str, str]) -> Plan:
 
 
 def with_token(shared: Shared, secrets: Secrets | None, group: str, wanted: bool) -> Shared:
-    """With a secret the epoch's token is derived from it on every rank: the one that the leader names.
+    """With a secret, every rank derives the epoch's token from the secret that the leader names.
 
-    Raises LauncherError where this pod does not have that one: it is being replaced, and is not here yet.
+    Raises ConfigError if this pod does not have that secret, as during a rotation before the kubelet has updated it.
     """
     if secrets is None or not wanted:
         return shared

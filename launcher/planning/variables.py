@@ -1,7 +1,7 @@
-"""Every variable that decides how the engine runs: its value, who set it, and why. For `plan` and `doctor`.
+"""Every variable that affects how the engine runs: its value, who set it, and why. For `plan` and `doctor`.
 
-Three may set one: the launcher (its reasons are known), the image (its ENV, where an image says what that is), and the
-user, which is everything else that is in the environment: the manifest, a ConfigMap, a shell.
+A variable comes from the launcher (which knows its reasons), from the image's ENV (if the image records it), or from
+the user, which means anything else: the manifest, a ConfigMap, a shell.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from launcher.engines.base import Engine
 from launcher.model import Plan, Process
 from launcher.network.environment import Surroundings, Variable
 
-#: ``env -0`` of the image as it was built (images/): what of the environment is not the user's.
+#: ``env -0`` of the image at build time (images/), to tell the image's variables from the user's.
 IMAGE_FILE = "/opt/launcher/image.env"
 UNSET = "(unset)"
 #: Prefixes of the variables that libraries read under every engine; an engine adds its own.
@@ -27,11 +27,11 @@ RELEVANT = (
     *("LD_PRELOAD", "LD_LIBRARY_PATH", "POD_", "LAUNCHER_", "LWS_", "JOB_COMPLETION_INDEX", "SLURM_NODEID"),
 )
 KEPT = "set in the environment: kept"
-LINKS = ("_SERVICE_HOST", "_SERVICE_PORT")  #: left in the environment by Services: settings of nobody
+LINKS = ("_SERVICE_HOST", "_SERVICE_PORT")  #: of Kubernetes' service links: nobody's settings
 
 
 def image_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The image's ENV, where the image has it on file; empty: not known, so what is there counts as the user's."""
+    """The image's ENV, if the image records it; empty: unknown, so every variable counts as the user's."""
     path = environ.get("LAUNCHER_IMAGE_ENV") or IMAGE_FILE
     try:
         entries = files.read(path).decode("utf-8", "replace").split("\0")
@@ -43,8 +43,8 @@ def image_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def of_rank(engine: Engine, plan: Plan, network: Sequence[Variable], around: Surroundings) -> tuple[Variable, ...]:
     """The variables of one rank's engine, by name. Secrets are masked.
 
-    ``network`` are those of collectives, as they were chosen for this rank; ``around`` is what the launcher was
-    started in; ``plan`` is the rank's, without them.
+    ``network``: the variables of collectives chosen for this rank. ``around``: the launcher's own environment.
+    ``plan``: the rank's plan, without the variables of collectives.
     """
     found: dict[str, Variable] = {}
     for process in (p for stage in plan.stages for p in stage.processes):
@@ -79,7 +79,7 @@ def _masked(variable: Variable) -> Variable:
 
 
 def table(variables: Sequence[Variable], indent: str = "    ") -> list[str]:
-    """Lines for people: name, value, who set it, why; what the launcher set first."""
+    """Lines for people: name, value, who set it, why; the launcher's variables come first."""
     if not variables:
         return []
     order = {"launcher": 0, "user": 1, "image": 2}
@@ -98,5 +98,5 @@ def as_objects(variables: Iterable[Variable]) -> list[dict[str, str]]:
 
 
 def from_objects(objects: Iterable[Mapping[str, Any]]) -> list[Variable]:
-    """What :func:`as_objects` made of them, back."""
+    """The inverse of :func:`as_objects`."""
     return [Variable(o["name"], o["value"], o["set_by"], o["why"]) for o in objects]
