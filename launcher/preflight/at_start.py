@@ -1,7 +1,7 @@
-"""The cheap checks at every start: at most 2 s, in words in the log, and never a reason not to start.
+"""The cheap checks at every start: they take at most 2 s, log what they find, and never prevent a start.
 
-What is certain to fail (ports, topology, RDMA that was required) is an error elsewhere. Of the group's pods each looks
-at itself; what it found travels in its hello, and the leader compares.
+What is certain to fail (ports, topology, RDMA that was required) is an error elsewhere. Each pod checks itself and
+sends its findings in its hello; the leader compares them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from launcher.preflight.group import compare
 from launcher.preflight.pod import Node
 
 FINDING = "finding."
-MOST_FINDINGS = 16  #: in a hello
-LONGEST = 300  #: characters of each: what the wire takes
+MOST_FINDINGS = 16  #: findings in a hello
+LONGEST = 300  #: characters of each: the limit on the wire
 
 
 async def examine(node: Node) -> tuple[Finding, ...]:
-    """The findings about this pod, after at most 2 s."""
+    """Check this pod, for at most 2 s."""
     chosen = [check for check in CHECKS if check.at_start]
     return await asyncio.to_thread(run.run, node, chosen, run.START_SECONDS)
 
 
 def tell(findings: Iterable[Finding], log: Log) -> None:
-    """One line for each finding that is not well."""
+    """Log one line for each warning or failure."""
     for f in findings:
         if f.level in (Level.WARN, Level.FAIL):
             level = "error" if f.level is Level.FAIL else "warning"
@@ -37,7 +37,7 @@ def tell(findings: Iterable[Finding], log: Log) -> None:
 
 
 def as_facts(findings: Iterable[Finding], more: Mapping[str, str]) -> dict[str, str]:
-    """What a hello tells of this pod: facts to compare, and the findings that are not well."""
+    """This pod's part of a hello: facts to compare, and the warnings and failures."""
     found = list(findings)
     facts = {name: value for name, value in {**facts_of(found), **more}.items() if compare.compared(name)}
     bad = [f for f in found if f.level in (Level.FAIL, Level.WARN)]
@@ -47,6 +47,6 @@ def as_facts(findings: Iterable[Finding], more: Mapping[str, str]) -> dict[str, 
 
 
 def findings_in(facts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The findings that a hello brought."""
+    """The findings in a hello."""
     said = [clean(value).partition(" ") for name, value in sorted(facts.items()) if name.startswith(FINDING)]
     return [{"level": level, "text": text} for level, _, text in said if level in ("fail", "warn")]

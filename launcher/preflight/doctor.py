@@ -1,8 +1,7 @@
-"""`launcher doctor`: what this pod is, whether it is fit for the engine, and which variables decide how it runs.
+"""`launcher doctor`: what this pod is, whether it is fit for the engine, and which variables affect how it runs.
 
-It takes the options of `launcher run`, so that the args of a manifest can be put behind it, and never fails for a
-setting that is wrong: that is a finding. It starts nothing but short questions to the engine's interpreter and to
-nvidia-smi.
+It takes the options of `launcher run`, so a manifest's args can be appended as they are. A wrong setting is a finding,
+not an error. The only programs it starts are short queries of the engine's interpreter and nvidia-smi.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from launcher.preflight.pod import Node
 from launcher.settings import Settings
 
 RESOLVE_SECONDS = 3.0
-PLUGIN = "plugin"  #: trouble: the engine's plug-in is broken
+PLUGIN = "plugin"  #: key of ``trouble``: the engine's plug-in is broken
 SAID = {"engine", "engine_file", "model", "tp", "pp", "dp", "engine_args"}
 
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All that doctor says of one pod."""
+    """Everything that doctor reports about one pod."""
 
     node: Node
     findings: tuple[Finding, ...]
@@ -50,7 +49,7 @@ class DoctorReport:
 def examine(
     settings: Settings, environ: Mapping[str, str], warnings: Sequence[str], raw: Mapping[str, str]
 ) -> DoctorReport:
-    """Learn of this pod and run every check. ``raw`` is the environment with what service links left in it."""
+    """Learn about this pod and run every check. ``raw``: the environment including service links."""
     return asyncio.run(_examine(settings, environ, warnings, raw))
 
 
@@ -67,10 +66,10 @@ async def _examine(
 async def learn(
     settings: Settings, environ: Mapping[str, str], raw: Mapping[str, str]
 ) -> tuple[Node, tuple[Finding, ...], Engine | None]:
-    """The pod as checks look at it, and findings about what could not be learned."""
+    """The pod as the checks see it, findings about what could not be learned, and the engine."""
     try:
         return await _learn(settings, environ, raw, {})
-    except PluginError as error:  # whichever of its members is broken: the pod is looked at without the engine
+    except PluginError as error:  # whatever in the plug-in is broken, check the pod without it
         return await _learn(settings, environ, raw, {"engine": str(error), PLUGIN: error.message})
 
 
@@ -101,7 +100,7 @@ def run(
     raw: Mapping[str, str],
     as_json: bool,
 ) -> int:
-    """Print one screen, or one JSON object. 0: fit, 1: something failed, 78: so did the engine's plug-in."""
+    """Print one screen, or one JSON object. 0: fit, 1: something failed, 78: the engine's plug-in is broken."""
     report = examine(settings, environ, warnings, raw)
     print(json.dumps(as_object(report), indent=2) if as_json else as_text(report, show.paints(environ)))
     if PLUGIN in report.node.trouble:
@@ -110,7 +109,7 @@ def run(
 
 
 def as_text(report: DoctorReport, paint: bool = False) -> str:
-    """The verdict comes last: it is what stays in view."""
+    """The report as text. The verdict comes last, where it stays in view."""
     lines = [f"launcher doctor: {_who(report.node)}", ""]
     lines += show.lines(report.findings, show.width(), paint)
     if report.variables:
@@ -173,7 +172,7 @@ def _engine(settings: Settings, trouble: dict[str, str]) -> Engine | None:
 async def _facts(
     settings: Settings, engine: Engine, environ: Mapping[str, str], trouble: dict[str, str]
 ) -> dict[str, Any]:
-    """Versions and GPUs, and what nvidia-smi said on the way."""
+    """Versions, GPUs, and the output of nvidia-smi."""
     smi: dict[str, Any] = {}
     ask = asker(environ)
 
@@ -193,7 +192,7 @@ async def _facts(
 
 
 def _settings(settings: Settings, engine: Engine, identity: Identity | None, facts: NodeFacts) -> list[Finding]:
-    """What the engine itself says of the settings: the same check as before a start."""
+    """The engine's own check of the settings, as before a start."""
     if not SAID & set(settings.origins):
         return [skipped("settings", "none are given: put the options of `launcher run` behind `launcher doctor`")]
     if identity is None:
@@ -225,7 +224,7 @@ async def _network(node: Node, trouble: dict[str, str]) -> Network | None:
 
 
 async def _resolved(name: str) -> tuple[str, ...]:
-    """What a name resolves to; nothing where DNS does not answer in time: a check of its own says so."""
+    """The addresses of a name; empty if DNS does not answer in time, which another check reports."""
     from launcher.network.names import wait_for_address
 
     loop = asyncio.get_running_loop()
@@ -244,11 +243,11 @@ def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
     except PluginError:
         raise
     except (LauncherError, ValueError):
-        return None  # the settings cannot work, which `_settings` has said
+        return None  # the settings cannot work; `_settings` has reported it
 
 
 def variables_of(engine: Engine | None, node: Node) -> tuple[Variable, ...]:
-    """Every variable of this rank's engine; none where it cannot be planned."""
+    """Every variable of this rank's engine; none if it cannot be planned."""
     if engine is None or node.plan is None:
         return ()
     network = node.network.variables if node.network else ()

@@ -1,4 +1,4 @@
-"""One thing that was looked at: what was found, why it matters, what to do. Pure data."""
+"""The result of one check: what was found, why it matters, what to do. Pure data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from launcher.model import EMPTY
 
 
 class Level(str, Enum):
-    """How bad it is. Only ``fail`` makes doctor end with 1."""
+    """How bad it is. Only ``fail`` makes doctor exit with 1."""
 
     OK = "ok"
-    WARN = "warn"  #: works, or may work, worse than it could
+    WARN = "warn"  #: works, but may work worse than it could
     FAIL = "fail"  #: the engine will not start or will not serve
-    SKIPPED = "skipped"  #: could not be looked at here; ``what`` says why
+    SKIPPED = "skipped"  #: could not be checked here; ``what`` says why
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``facts`` are short texts that the group may compare; they bind nobody."""
+    """``facts``: short texts that the group compares; they may differ."""
 
     check: str  #: one word: ``shm``, ``memlock``
     level: Level
@@ -57,7 +57,7 @@ def skipped(check: str, what: str, facts: Mapping[str, str] = EMPTY) -> Finding:
 
 
 def from_object(value: Mapping[str, Any]) -> Finding:
-    """The inverse of `Finding.as_object`, from another pod: texts are cut and made printable. Raises ValueError."""
+    """The inverse of `Finding.as_object`, for another pod's data: cleans its texts. Raises ValueError."""
     texts = {name: clean(value.get(name)) for name in ("check", "what", "why", "fix")}
     facts = value.get("facts")
     return Finding(
@@ -68,12 +68,12 @@ def from_object(value: Mapping[str, Any]) -> Finding:
 
 
 def clean(value: object) -> str:
-    """A text of a peer, printable and short."""
+    """A peer's text, made printable and short."""
     return printable(value or "", 600)
 
 
 def counts(findings: Iterable[Finding]) -> dict[Level, int]:
-    """How many of each level."""
+    """The number of findings of each level."""
     found = dict.fromkeys(Level, 0)
     for finding in findings:
         found[finding.level] += 1

@@ -1,4 +1,4 @@
-"""What checks look at: one pod, as roots of its file systems, its environment and what was learned of it."""
+"""What the checks read: one pod as the roots of its file systems, its environment and what was learned about it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Node:
-    """One pod. ``raw`` is the environment as the platform made it, ``environ`` what is left of it for us.
+    """One pod. ``raw``: the environment as the platform made it. ``environ``: the same without service links.
 
-    What could not be learned is None, and ``trouble`` says why, by what was to be learned: ``identity``, ``engine``,
+    A field that could not be learned is None, and ``trouble`` says why, under one of the keys ``identity``, ``engine``,
     ``plugin``, ``network``.
     """
 
@@ -37,10 +37,10 @@ class Node:
     plan: Plan | None = None
     network: Network | None = None
     among: tuple[Interface, ...] = ()
-    smi: str | None = None  #: output of ``nvidia-smi -L``; None: not there
+    smi: str | None = None  #: output of ``nvidia-smi -L``; None: not run
     smi_code: int = 0
-    running: bool = False  #: a launcher runs in this pod already: its ports are taken by it
-    agent: bool = False  #: we are the launcher's agent
+    running: bool = False  #: a launcher already runs in this pod and uses its ports
+    agent: bool = False  #: this process is the launcher's agent
     trouble: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
     @property
@@ -61,7 +61,7 @@ class Node:
 
     @cached_property
     def engine(self) -> Engine | None:
-        """The engine that the settings name; None: it cannot be used, which ``trouble`` says."""
+        """The engine that the settings name; None: unusable, and ``trouble`` says why."""
         if "engine" in self.trouble:
             return None
         try:
@@ -71,12 +71,12 @@ class Node:
 
     @cached_property
     def distribution(self) -> str:
-        """The one whose version is the engine's; empty: there is none."""
+        """The distribution whose version is the engine's; empty: there is none."""
         return next(iter(self.engine.distributions(self.settings)), "") if self.engine is not None else ""
 
     @cached_property
     def requirements(self) -> Requirements:
-        """What the engine needs; of one that cannot be used, what most need."""
+        """What the engine needs; if it is unusable, what most engines need."""
         if self.engine is None:
             return Requirements(torch=self.settings.engine_file is None or "torch" in self.facts.versions)
         return self.engine.requirements(self.settings, self.environ)
@@ -87,12 +87,12 @@ class Node:
 
     @property
     def ranks_here(self) -> int:
-        """Engine ranks (processes with a part of the model) in this pod."""
+        """Engine ranks (processes that hold a part of the model) in this pod."""
         return max(1, -(-self.settings.world // self.size))
 
 
 def text(path: Path) -> str:
-    """A small file of /proc or /sys without its newline; empty where it is not to be read."""
+    """A small file of /proc or /sys without its newline; empty if unreadable."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -100,9 +100,9 @@ def text(path: Path) -> str:
 
 
 def cgroup(node: Node, v2: str, v1_controller: str, v1: str) -> int | None:
-    """A limit of our cgroup (bytes, processes); None: unlimited, or nobody tells.
+    """A limit of our cgroup (bytes, processes); None: unlimited, or unknown.
 
-    v1 writes "unlimited" as a number near 2**63.
+    cgroup v1 writes "unlimited" as a number near 2**63.
     """
     membership = text(node.proc / "self/cgroup")
     for place in places(membership, str(node.sys / "fs/cgroup"), v2, v1_controller, v1):

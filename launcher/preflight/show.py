@@ -15,12 +15,12 @@ COLOUR = {Level.OK: 32, Level.WARN: 33, Level.FAIL: 31, Level.SKIPPED: 90}
 
 
 def width() -> int:
-    """Columns to fill; a pipe (a log) gets 120."""
+    """Columns of the terminal; a pipe or a log gets 120."""
     return min(160, shutil.get_terminal_size((120, 40)).columns)
 
 
 def lines(findings: Sequence[Finding], columns: int = 120, paint: bool = False) -> list[str]:
-    """One line a finding that is well; what is not is followed by why it matters and what to do."""
+    """One line per good finding; a bad one also says why it matters and what to do."""
     name = max((len(f.check) for f in findings), default=0)
     indent = " " * (name + 10)
     shown: list[str] = []

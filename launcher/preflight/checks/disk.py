@@ -1,4 +1,4 @@
-"""Folders that the engine writes to: can they be written, and is there room?"""
+"""Folders that the engine writes to: are they writable, and is there room?"""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from launcher.common.folders import cache_home, home
 from launcher.preflight.finding import Finding, ok, warn
 from launcher.preflight.pod import Node, size_text
 
-ROOM_WANTED = 2 << 30  #: compile caches of one model take some hundred MiB
+ROOM_WANTED = 2 << 30  #: the compile caches of one model take a few hundred MiB
 
 
 def folders(node: Node) -> dict[str, str]:
-    """What will be written to, by what it is for. The defaults are those of the libraries."""
+    """The folders that will be written to, by purpose. The defaults are the libraries' own."""
     env: Mapping[str, str] = node.environ
     found = {"temporary files": env.get("TMPDIR") or "/tmp"}
     if node.settings.state_dir:
@@ -30,7 +30,7 @@ def folders(node: Node) -> dict[str, str]:
 
 
 def check(node: Node) -> Iterator[Finding]:
-    """One finding for all folders that are well, one for each that is not."""
+    """One finding for all good folders, and one for each bad one."""
     fine: list[str] = []
     for purpose, path in folders(node).items():
         trouble = _trouble(node, purpose, path)
@@ -49,7 +49,7 @@ def _trouble(node: Node, purpose: str, path: str) -> Finding | None:
     if purpose == "temporary files":
         fix = "mount an emptyDir at /tmp, or set TMPDIR"
     if purpose == "the model hub's cache" and _local(node):
-        return None  # a model in a folder needs no hub
+        return None  # a local model needs no hub
     if not os.access(there, os.W_OK | os.X_OK):
         return warn("disk", f"{path} ({purpose}) cannot be written by {who}", "the engine fails when it does", fix)
     if _free(there) < ROOM_WANTED:
@@ -63,7 +63,7 @@ def _local(node: Node) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it: the engine makes the rest."""
+    """The folder itself or its nearest existing parent: the engine creates the rest."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path

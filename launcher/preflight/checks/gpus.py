@@ -1,4 +1,4 @@
-"""GPUs: how many, which, the driver, and the visible-devices variables against what is there."""
+"""GPUs: count, model, driver, and the visible-devices variables against the devices that exist."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def check(node: Node) -> Iterator[Finding]:
 
 
 def _learned(node: Node) -> Gpus | None:
-    """What a start has learned already from nvidia-smi; without its words only the outcome is known."""
+    """The count and model that the start took from nvidia-smi; its output was not kept."""
     if node.smi is not None or node.settings.gpus_per_pod is not None or not node.facts.gpus:
         return None
     return Gpus(node.facts.gpus, node.facts.gpu_model, "learned at the start")
 
 
 def driver_version(node: Node) -> str:
-    """The NVIDIA driver's version, from the kernel module; empty: none is loaded, or it is not shown here."""
+    """The NVIDIA driver's version, from the kernel module; empty: not loaded, or not visible here."""
     found = _VERSION.search(text(node.proc / "driver/nvidia/version") + " ")
     return found[1] if found else ""
 

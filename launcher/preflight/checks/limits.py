@@ -26,7 +26,7 @@ def check_memlock(node: Node) -> Iterator[Finding]:
 
 
 def judge_memlock(limit: int | None, capable: bool, rdma: bool) -> Finding:
-    """``limit`` in bytes, None: unlimited; ``capable``: CAP_IPC_LOCK is effective; ``rdma``: it will be used."""
+    """``limit``: bytes, None: unlimited. ``capable``: CAP_IPC_LOCK is effective. ``rdma``: RDMA will be used."""
     shown = "unlimited" if limit is None else size_text(limit)
     what = f"locked memory {shown}" + (", with CAP_IPC_LOCK" if capable else "")
     if limit is None or capable:
@@ -42,7 +42,7 @@ def judge_memlock(limit: int | None, capable: bool, rdma: bool) -> Finding:
 
 
 def check_nofile(node: Node) -> Iterator[Finding]:
-    soft, hard = engine_limit()  # not the agent's, which has raised its own
+    soft, hard = engine_limit()  # the engine's, since the agent has raised its own
     yield judge_nofile(soft if soft != resource.RLIM_INFINITY else 1 << 30, hard)
 
 

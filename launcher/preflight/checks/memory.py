@@ -1,4 +1,4 @@
-"""/dev/shm, the cgroup's memory limit, and the model's size on disk against it."""
+"""/dev/shm, the cgroup's memory limit, and whether the model on disk fits into it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.preflight.finding import Finding, fail, ok, warn
 from launcher.preflight.pod import Node, cgroup, size_text, text
 
 GIB = 1 << 30
-SHM_LEAST = 1 * GIB  #: below it several ranks fail at their first collective: NCCL maps 32 MiB and more for a pair
+SHM_LEAST = 1 * GIB  #: with less, several ranks fail at their first collective: NCCL maps 32 MiB or more per pair
 SHM_WANTED = 8 * GIB
 
 

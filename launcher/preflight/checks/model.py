@@ -1,4 +1,4 @@
-"""The model's folder: is it there, is it whole, and which is it?"""
+"""The model's folder: does it exist, is it complete, and which model is it?"""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check(node: Node) -> Iterator[Finding]:
     path = Path(model)
     try:
         there, is_file = path.exists(), path.is_file()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+    except (OSError, ValueError) as error:  # the name is too long or contains a NUL byte
         yield fail("model", f"{model!r} cannot be a path: {error}", "the engine cannot open it", "correct --model")
         return
     if not there:
@@ -51,7 +51,7 @@ def check(node: Node) -> Iterator[Finding]:
 
 
 def weight_bytes(model: str | None) -> int:
-    """Size of the weight files of a model in a folder; 0: a name on a hub, or nothing to be read."""
+    """Size of the weight files of a model in a folder; 0: the model is a hub name, or nothing is readable."""
     if not model:
         return 0
     path = Path(model)
@@ -147,10 +147,10 @@ def _json(raw: bytes | None) -> Any:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Weight files of the folder; links (the hub's cache is made of them) are followed."""
+    """Weight files of the folder. Follows symlinks, which the hub's cache consists of."""
     with os.scandir(path) as entries:
         found = {e.name: e.stat().st_size for e in entries if e.name.endswith(WEIGHTS) and e.is_file()}
-    # Where both formats are there, engines load safetensors.
+    # If both formats exist, engines load safetensors.
     tensors = {name: size for name, size in found.items() if name.endswith(".safetensors")}
     return tensors or found
 

@@ -1,4 +1,4 @@
-"""DNS: the leader's name forward, the pod's own name, and what it looks like when a NetworkPolicy is in the way."""
+"""DNS: resolves the leader's name and the pod's own name, and recognizes a NetworkPolicy in the way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONNECT_SECONDS = 1.5
 
 
 def check_own(node: Node) -> Iterator[Finding]:
-    """The pod's own name. Libraries that listen on the address of the hostname need it not to be a loopback one."""
+    """The pod's own name must not resolve to loopback: some libraries listen on the hostname's address."""
     name = socket.gethostname()
     try:
         found = resolve(name)
@@ -58,7 +58,7 @@ def check_leader(node: Node) -> Iterator[Finding]:
 
 
 def judge_leader(shown: str, port: int, error: OSError | None) -> Finding:
-    """What a connection to the leader's group port says."""
+    """Judge the result of a connection to the leader's group port."""
     if error is None:
         return ok("leader", f"{shown}; its group port {port} answers")
     if isinstance(error, ConnectionRefusedError):
@@ -78,7 +78,7 @@ def judge_leader(shown: str, port: int, error: OSError | None) -> Finding:
 
 
 def connect(addresses: Sequence[str], port: int, timeout: float = CONNECT_SECONDS) -> OSError | None:
-    """None: one of them takes connections; else why the last one does not."""
+    """None if one of the addresses accepts a connection, else why the last one did not."""
     last: OSError | None = None
     for address in addresses:
         try:

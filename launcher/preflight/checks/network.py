@@ -1,4 +1,4 @@
-"""The network as the launcher has chosen it: address, interface, RDMA, and warnings about what the user set."""
+"""The network that the launcher chose: address, interface, RDMA, and warnings about the user's settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from launcher.preflight.finding import Finding, Level, fail, ok, skipped
 from launcher.preflight.pod import Node
 
-_VARIABLE = re.compile(r"([A-Z][A-Z0-9_]+)=")  # a warning about a variable begins with it
+_VARIABLE = re.compile(r"([A-Z][A-Z0-9_]+)=")  # a warning about a variable starts with its name
 
 
 def check(node: Node) -> Iterator[Finding]:

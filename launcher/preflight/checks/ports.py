@@ -1,4 +1,4 @@
-"""Are the ports free that this pod will listen on?"""
+"""Are the ports that this pod will listen on free?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.settings import PORTS, flag_of
 
 def check(node: Node) -> Iterator[Finding]:
     wanted = {port.number: port.name for port in node.plan.ports} if node.plan else {}
-    if not node.agent:  # the agent listens on these two itself
+    if not node.agent:  # the agent itself listens on these two
         wanted[node.settings.agent_port] = "agent"
         if node.identity and node.identity.is_leader and not node.identity.alone:
             wanted[node.settings.group_port] = "group"

@@ -1,4 +1,4 @@
-"""The launcher as a process: PID 1, subreaper, service links, and whether the grace is enough."""
+"""The launcher as a process: PID 1, subreaper, service links, and whether the grace period is long enough."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ INITS = ("tini", "dumb-init", "catatonit", "docker-init", "systemd", "init", "pa
 
 
 def check_init(node: Node) -> Iterator[Finding]:
-    """Who gets the pod's SIGTERM, and who reaps what the engine leaves."""
+    """Who gets the pod's SIGTERM, and who reaps the engine's orphans."""
     name, command = text(node.proc / "1/comm"), text(node.proc / "1/cmdline").replace("\0", " ")
     yield judge_init(name, command, True if node.agent else None)
 
 
 def judge_init(name: str, command: str, reaps: bool | None) -> Finding:
-    """``reaps``: whether the launcher's guard is a subreaper, where it is not PID 1; None: there is none here."""
+    """``reaps``: whether the launcher's guard, if not PID 1, is a subreaper; None: there is no guard here."""
     words = command.split()
     if not name:
         return skipped("init", "PID 1 cannot be seen from here")
@@ -43,7 +43,7 @@ def judge_init(name: str, command: str, reaps: bool | None) -> Finding:
 
 
 def options_in(words: Sequence[str]) -> list[str] | None:
-    """The options of a launcher's command line; None: it is no launcher's run."""
+    """The options of a launcher's command line; None: it is not a launcher run."""
     at = next((i for i, word in enumerate(words[:5]) if _is_launcher(word)), None)
     if at is None or "-c" in words[:at] or {*words[at + 1 : at + 2]} & {*COMMANDS, "-m"}:
         return None
@@ -52,17 +52,17 @@ def options_in(words: Sequence[str]) -> list[str] | None:
 
 
 def _is_launcher(word: str) -> bool:
-    """The console script, ``-m launcher``, or the program of the self-contained folder (``images/bundle``)."""
+    """Whether it is the console script, ``-m launcher``, or the self-contained folder's program (``images/bundle``)."""
     return os.path.basename(word) == "launcher" or word.endswith("launcher/run.py")
 
 
 def options_of_pid_1(proc: str) -> list[str] | None:
-    """What the launcher of this container was started with; None: PID 1 is none, or may not be looked at."""
+    """The options of this container's launcher; None: PID 1 is not a launcher, or is not readable."""
     return options_in([word for word in text(Path(proc) / "1/cmdline").split("\0") if word])
 
 
 def check_links(node: Node) -> Iterator[Finding]:
-    """Variables that a Kubernetes Service leaves and that engines read as settings."""
+    """Variables of Kubernetes' service links that engines would read as settings."""
     _, warnings = strip(node.raw)
     for warning in warnings:
         what, _, fix = warning.partition("; ")
@@ -73,7 +73,7 @@ def check_links(node: Node) -> Iterator[Finding]:
 
 
 def check_grace(node: Node) -> Iterator[Finding]:
-    """The pod's grace against what a drain needs, and the limits of a start against each other."""
+    """The pod's grace period against what a drain needs, and the startup limits against each other."""
     s = node.settings
     need = s.drain_settle + s.stop_grace + 2
     if s.grace < need:

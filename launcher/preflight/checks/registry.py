@@ -1,4 +1,4 @@
-"""Every check of doctor, in the order of the screen. A new check is a file beside this one and a line below."""
+"""Every check of doctor, in the order shown. To add a check, add a file beside this one and a line below."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from launcher.preflight.pod import Node
 
 @dataclass(frozen=True)
 class Check:
-    """One check, and where else than in `launcher doctor` it runs."""
+    """One check, and where it runs besides `launcher doctor`."""
 
-    name: str  #: as its findings are named
+    name: str  #: the name of its findings
     run: Callable[[Node], Iterable[Finding]]
-    at_start: bool = True  #: at each start of the launcher: it sends nothing and waits for nobody
-    in_group: bool = True  #: in `launcher doctor --group`
+    at_start: bool = True  #: also at each start of the launcher: it sends nothing and waits for no peer
+    in_group: bool = True  #: also in `launcher doctor --group`
 
 
 CHECKS = (
@@ -33,8 +33,8 @@ CHECKS = (
     Check("network", network.check, at_start=False),  # a start logs the network's warnings itself
     Check("own name", names.check_own, at_start=False, in_group=False),  # a group reaches its leader, or reports it
     Check("leader", names.check_leader, at_start=False, in_group=False),
-    Check("ports", ports.check, at_start=False),  # a start binds its ports, and fails with their number
+    Check("ports", ports.check, at_start=False),  # a start binds its ports, and its error names a taken one
     Check("init", process.check_init),
-    Check("links", process.check_links, at_start=False),  # a start logs them as it reads the options
+    Check("links", process.check_links, at_start=False),  # a start logs them when it reads the options
     Check("grace", process.check_grace),
 )

@@ -1,7 +1,7 @@
-"""Runs every check at the same time, under one deadline.
+"""Runs all checks concurrently under one deadline.
 
-A check that hangs (a dead NFS mount, DNS that is down) is named as such and left behind in its daemon thread: neither
-doctor nor a start waits for it.
+A check that hangs (a dead NFS mount, DNS that is down) is reported and left behind in its daemon thread, so that it
+delays neither doctor nor a start.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from launcher.preflight.checks.registry import CHECKS, Check
 from launcher.preflight.finding import Finding, Level, fail, skipped
 from launcher.preflight.pod import Node
 
-START_SECONDS = 2.0  #: a start waits no longer for its findings
+START_SECONDS = 2.0  #: the longest that a start waits for its findings
 DOCTOR_SECONDS = 15.0
 
 
 def run(node: Node, checks: Iterable[Check] = CHECKS, seconds: float = DOCTOR_SECONDS) -> tuple[Finding, ...]:
-    """All findings, in the order of ``checks``. A check that is not done by the deadline is a finding itself."""
+    """All findings, in the order of ``checks``. A check that misses the deadline is a skipped finding."""
     chosen = tuple(checks)
     results: dict[str, tuple[Finding, ...]] = {}
     threads = []
@@ -28,7 +28,7 @@ def run(node: Node, checks: Iterable[Check] = CHECKS, seconds: float = DOCTOR_SE
         thread = threading.Thread(target=_one, args=(check, node, results), name=f"check {check.name}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # EAGAIN: the limit of processes and threads
+        except RuntimeError:  # EAGAIN: no more processes or threads are allowed
             why = "no thread could be started for it: a limit of processes (pids.max)?"
             results[check.name] = (skipped(check.name, why),)
         else:

@@ -1,4 +1,4 @@
-"""Versions in the engine's interpreter, asked without importing any of it."""
+"""Versions in the engine's interpreter, read without importing any package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launcher.preflight.pod import Node
 
 
 def check(node: Node) -> Iterator[Finding]:
-    """What is installed; an image whose NCCL is hidden by another one."""
+    """The installed versions, and an image's NCCL that another one shadows."""
     versions = node.facts.versions
     if "engine" in node.trouble:
         message, _, fix = node.trouble["engine"].partition("\n  fix: ")

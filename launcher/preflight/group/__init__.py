@@ -1,4 +1,4 @@
-"""The checks that need all pods: they run as an engine of the group, and rank 0 puts the answers side by side.
+"""The checks that need all pods: they run as the group's engine, and rank 0 compares the answers.
 
-``collective_program.py`` is a single file, started by path in the engine's interpreter; it imports nothing of ours.
+``collective_program.py`` is a single file, started by path in the engine's interpreter; it imports no launcher code.
 """

@@ -1,12 +1,12 @@
-"""A real all-reduce over the group, in the engine's interpreter, with the environment that the launcher chose.
+"""Runs a real all-reduce over the group, in the engine's interpreter, with the environment that the launcher chose.
 
     collective_program.py --rank R --pods N --local K --master HOST PORT --backend gloo|nccl --seconds S
 
-One process a GPU (gloo: one a pod); the first of each pod starts the others. Rank 0 prints one JSON line that begins
-with RESULT: latency and bandwidth for each size. Every other failure is an exit code and torch's own words.
+One process per GPU (gloo: per pod); the first of each pod starts the others. Rank 0 prints one line, RESULT and a JSON
+object: latency and bandwidth for each size. A failure is an exit code and torch's own message.
 
-Bandwidth is what nccl-tests calls the bus bandwidth: 2 (n - 1) / n times the bytes over the time, so that it can be
-compared with a link's rate whatever the number of ranks.
+Bandwidth is the bus bandwidth of nccl-tests, 2 (n - 1) / n * bytes / time: it is comparable with a link's rate for any
+number of ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-# Started by path, Python looks for every module in this folder first: `import report` would find ours.
+# A script started by path has its own folder first on sys.path: `import report` would find ours.
 if __name__ == "__main__" and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
     del sys.path[0]
 
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def one_size(size: int, world: int, device: Any, torch: Any, dist: Any) -> dict[str, Any]:
-    """The median time of an all-reduce of ``size`` bytes. The sum is checked: a wrong one is worse than none."""
+    """The median time of an all-reduce of ``size`` bytes. Checks the sum: a wrong one is worse than none."""
     tensor = torch.ones(size // 4 or 1, dtype=torch.float32, device=device)
 
     def once() -> float:
@@ -110,7 +110,7 @@ def one_size(size: int, world: int, device: Any, torch: Any, dist: Any) -> dict[
     once()
     if not bool((tensor == world).all()):
         raise SystemExit(f"an all-reduce of {size} bytes over {world} ranks gave a wrong sum")
-    # All ranks must make as many rounds: rank 0's guess is everybody's.
+    # All ranks must run the same number of rounds: rank 0 decides.
     rounds = torch.tensor([max(3, min(MOST_ROUNDS, int(LEAST_SECONDS / max(once(), 1e-6))))], device=device)
     dist.broadcast(rounds, 0)
     times = sorted(once() for _ in range(int(rounds.item())))
@@ -125,7 +125,7 @@ def synchronize(device: Any, torch: Any) -> None:
 
 
 def nccl_log() -> str:
-    """NCCL says in its own log which network it took; the user's own wishes for that log are left alone."""
+    """Make NCCL log which network it chose and return the log's path; empty if the user has configured that log."""
     if "NCCL_DEBUG" in os.environ or "NCCL_DEBUG_FILE" in os.environ:
         return ""
     path = os.path.join(tempfile.mkdtemp(prefix="launcher-nccl-"), "%h-%p.log")
@@ -134,7 +134,7 @@ def nccl_log() -> str:
 
 
 def transport(log: str) -> str:
-    """``IB`` or ``Socket`` and the devices, as NCCL's log has them; empty where it was not kept."""
+    """``IB`` or ``Socket`` and the devices, from NCCL's log; empty without one."""
     folder = os.path.dirname(log)
     found = []
     for name in os.listdir(folder) if folder else ():

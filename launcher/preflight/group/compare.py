@@ -1,4 +1,4 @@
-"""The pods of a group side by side: which one is the odd one out, and in what. Pure."""
+"""Compares the pods of a group: which one is the odd one out, and in what. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.preflight.finding import Finding, fail, warn
 
 SLOWEST = "the group runs at the pace of its slowest rank, or does not start at all"
 NODE = "move the odd pod to a node like the others', or give all pods the same network attachment"
-#: fact -> (what it is called, why it matters, what to do)
+#: fact -> (its name for people, why it matters, what to do)
 COMPARED: Mapping[str, tuple[str, str, str]] = {
     "gpu.count": ("GPUs", SLOWEST, "request the same number for all pods"),
     "gpu.model": ("GPU model", SLOWEST, "pin the pods to one kind of node (nodeSelector)"),
@@ -36,12 +36,12 @@ COMPARED: Mapping[str, tuple[str, str, str]] = {
         "mount the same model everywhere",
     ),
 }
-VERSION = ".version"  #: of a distribution that the engine names; Python's is no such thing
+VERSION = ".version"  #: ends the facts of an engine's distributions; python.version is not one
 _ANY_VERSION = ("ranks of different releases do not understand each other", "use one image")
 
 
 def compared(name: str) -> tuple[str, str, str] | None:
-    """What a fact is called, why it matters and what to do; None: it is not compared."""
+    """A fact's name for people, why it matters and what to do; None: it is not compared."""
     if name in COMPARED:
         return COMPARED[name]
     called = name.removesuffix(VERSION)
@@ -51,8 +51,8 @@ def compared(name: str) -> tuple[str, str, str] | None:
 def odd_ones(facts: Mapping[int, Mapping[str, str]]) -> tuple[Finding, ...]:
     """Findings about the ranks that differ from the others, by fact. ``facts``: of every rank, by name.
 
-    Of two ranks nobody can say which is the odd one: both values are named. Ranks that told no fact at all are
-    left out (an older launcher, or one without preflight).
+    Of two ranks either may be the odd one, so the finding names both values. Ranks without any facts are left out (an
+    older launcher, or one without preflight).
     """
     found = []
     others = {name for own in facts.values() for name in own if name not in COMPARED}
@@ -66,7 +66,7 @@ def odd_ones(facts: Mapping[int, Mapping[str, str]]) -> tuple[Finding, ...]:
         if len(values) < 2:
             continue
         most = values.most_common()
-        # The majority's value; of equals rank 0's side counts as the group's.
+        # The most common value; in a tie, that of the lowest rank.
         usual = most[0][0] if most[0][1] > most[1][1] else told[min(told)]
         odd = {rank: value for rank, value in told.items() if value != usual}
         what = f"{called}: {_listed(odd)}; {_others(len(told) - len(odd))} {usual or 'none'}"

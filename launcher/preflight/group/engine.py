@@ -1,8 +1,8 @@
 """`launcher doctor --group`: the group forms as for the engine, over the same link, and runs checks in its place.
 
-The same agent, coordinator and guard as in a run; only the engine is another one: its stages are checks, and when all
-are done on all ranks the launcher leaves. So what is found is found where the engine would run, by those who would
-start it. `rank_program.py` is what each stage runs.
+Agent, coordinator and guard are those of a run; only the engine differs: its stages are checks, and once all are done
+on all ranks the launcher exits. So the checks run where the engine would run, started the way the engine would be.
+Each stage runs `rank_program.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from launcher.planning import own_ports
 from launcher.settings import Settings
 
 NAME = "doctor"
-VARIABLE = "LAUNCHER_DOCTOR"  #: what `rank_program.py` is told, as JSON
+VARIABLE = "LAUNCHER_DOCTOR"  #: the order for `rank_program.py`, as JSON
 TOKEN = "LAUNCHER_DOCTOR_TOKEN"
 ORDER = "LAUNCHER_DOCTOR_ORDER"  #: from the command to the engine: args, json, collective, where the verdict goes
 PORT = 29501
@@ -34,11 +34,11 @@ COLLECTIVE_SECONDS = 300.0
 
 
 class DoctorEngine(Engine):
-    """Plans checks in place of an engine. Not to be chosen by people."""
+    """Plans checks in place of an engine. Only `launcher doctor --group` uses it."""
 
     name = NAME
     summary = "the checks of `launcher doctor --group`"
-    epoch_token = True  # with it the ranks' reports come in
+    epoch_token = True  # authenticates the ranks' reports
 
     def interpreter(self, settings: Settings) -> str:
         return settings.python or sys.executable
@@ -73,7 +73,7 @@ class DoctorEngine(Engine):
 
 
 def settings_for(settings: Settings) -> Settings:
-    """The settings of the run that checks: no engine, no restarts, nothing to drain."""
+    """The settings of the checking run: no engine, no restarts, nothing to drain."""
     return settings.replace(
         engine=NAME,
         engine_file=None,
@@ -99,9 +99,9 @@ def run(
     as_json: bool,
     collective: bool,
 ) -> int:
-    """Form the group by ``start``, check, print on the leader. 0: the group is fit, 1: something failed on some rank.
+    """Form the group with ``start``, check it, print on the leader. 0: the group is fit, 1: some check failed.
 
-    Where a launcher runs in this pod already, what its group found at its start is printed instead.
+    If a launcher already runs in this pod, print what its group found at its start instead.
     """
     from launcher.network import probe
 
@@ -123,7 +123,7 @@ def _listens(told: Mapping[str, Any]) -> Gate:
 
 
 def _of_the_running(settings: Settings, here: str, as_json: bool, collective: bool) -> int:
-    """What the launchers of the running group found when they started, as the leader's /status has it."""
+    """What the launchers of the running group found when they started, from the leader's /status."""
     from launcher.api import client
     from launcher.preflight.group import report
 

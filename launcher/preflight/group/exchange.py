@@ -1,7 +1,7 @@
-"""The meeting place of `doctor --group`: every rank posts what it found to the leader, and is measured from there.
+"""The board of `doctor --group`: every rank posts its findings to the leader and measures its path to it.
 
-One TCP connection a question: a line of JSON with a MAC of the epoch's token, answered by one line. UDP on the same
-port number echoes, for the path MTU. It lives for one doctor run and knows nothing of findings: it keeps the posts.
+Each request is one TCP connection: a line of JSON with a MAC keyed by the epoch's token, answered by one line. The same
+UDP port echoes, to find the path MTU. The board lives for one doctor run; it stores posts without interpreting them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-LONGEST = 1 << 20  #: bytes of one question
-SECONDS = 5.0  #: for one question and its answer
+LONGEST = 1 << 20  #: bytes of one request
+SECONDS = 5.0  #: for one request and its answer
 BACK_SECONDS = 2.0  #: for a connection from the leader to a worker
 MTU_TRIES = 3
 ECHO_SECONDS = 0.3
 HEADERS = {4: 28, 6: 48}  #: IP and UDP
-IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  #: ip(7); DF is set, so a packet that is too large is dropped, not cut
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  #: ip(7); sets DF: a packet that is too large is dropped, not fragmented
 IPV6_MTU_DISCOVER = 23  #: ipv6(7)
 
 
 class ExchangeError(Exception):
-    """No answer, in words."""
+    """A request got no answer; the message says why."""
 
 
 class Board:
-    """What was posted, by kind and rank. Shared by the threads of the server."""
+    """The posts, by kind and rank. Shared by the threads of the server."""
 
     def __init__(self, token: str, ports: Sequence[int]) -> None:
         self.token = token
@@ -76,7 +76,7 @@ class BoardServer:
         self._udp.close()
 
     def _echo(self) -> None:
-        """Answers with the length that came: the way back is another path."""
+        """Answer with the received length only: the return path may have another MTU."""
         while True:
             try:
                 data, peer = self._udp.recvfrom(65536)
@@ -86,7 +86,7 @@ class BoardServer:
 
 
 def ask(address: str, port: int, token: str, question: dict[str, Any], seconds: float = SECONDS) -> Any:
-    """Put one question. Raises ExchangeError."""
+    """Send one request and return the answer. Raises ExchangeError."""
     body = json.dumps(question)
     line = f"{_mac(token, body)} {body}\n".encode()
     try:
@@ -105,7 +105,7 @@ def ask(address: str, port: int, token: str, question: dict[str, Any], seconds: 
 
 
 def clock_skew(address: str, port: int, token: str, tries: int = 5) -> tuple[float, float]:
-    """Seconds that the leader's clock is ahead of ours, and how sure that is (half of the fastest round trip)."""
+    """Seconds that the leader's clock is ahead of ours, and the uncertainty (half of the fastest round trip)."""
     best = (0.0, float("inf"))
     for _ in range(tries):
         before = time.time()
@@ -120,8 +120,8 @@ def clock_skew(address: str, port: int, token: str, tries: int = 5) -> tuple[flo
 def path_mtu(address: str, port: int, largest: int) -> int | None:
     """The largest packet (headers included) that reaches the leader whole, at most ``largest``; None: no UDP passes.
 
-    Sent with DF; where a router says that a packet is too big the kernel knows the path's MTU, where it is dropped in
-    silence (a black hole) the answer is missing. Only sizes that networks have are tried.
+    Packets have DF set. If a router reports that one is too big, the kernel learns the path's MTU; if it drops the
+    packet silently (a black hole), no answer comes. Tries only the sizes that occur in networks.
     """
     version = 6 if ":" in address else 4
     sizes = [s for s in (largest, 9000, 8950, 8900, 4096, 1500, 1480, 1450, 1440, 1420, 1400, 1280) if s <= largest]
@@ -149,13 +149,13 @@ def _echoed(probe: socket.socket, length: int) -> bool:
                     return True
         except TimeoutError:
             continue
-        except OSError:  # EMSGSIZE: the kernel knows already that it is too large
+        except OSError:  # EMSGSIZE: the kernel already knows that it is too large
             return False
     return False
 
 
 def _connect_back(address: object, port: object) -> str:
-    """Empty: a connection to the asking pod works; else why not."""
+    """Empty if a connection to the requesting pod works, else why not."""
     if not isinstance(address, str) or not isinstance(port, int) or not 0 < port < 65536:
         return "no port was named"
     try:
@@ -194,4 +194,4 @@ class _Tcp(socketserver.ThreadingTCPServer):
         super().__init__(at, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A peer that hangs up is no event."""
+        """Ignore a peer that hangs up."""

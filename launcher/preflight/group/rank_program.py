@@ -1,6 +1,6 @@
 """What a rank runs in each stage of `launcher doctor --group`: listen, check, collective, report.
 
-Every stage ends with 0 whatever it found: a finding is posted to the leader, and only the report judges.
+Every stage exits with 0 whatever it finds: it posts its findings to the leader, and only the report judges.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REPORT_SECONDS = 40.0
 
 @dataclass(frozen=True)
 class Order:
-    """What the engine's plan says to this process."""
+    """This process's instructions from the engine's plan."""
 
     rank: int
     addresses: tuple[str, ...]
@@ -57,7 +57,7 @@ class Order:
         return self.addresses[self.rank]
 
     def ask(self, question: dict[str, Any], seconds: float = exchange.SECONDS) -> Any:
-        """Put a question to the leader. Raises ExchangeError."""
+        """Send a request to the leader. Raises ExchangeError."""
         return exchange.ask(self.addresses[0], self.port, self.token, question, seconds)
 
     def post(self, kind: str, body: Any) -> None:
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
 
 
 def listen(order: Order) -> None:
-    """Keep what is posted, and listen on the ports that the engine will use, until SIGTERM."""
+    """Serve the board, and listen on the ports that the engine will use, until SIGTERM."""
     node, _, _ = _learned(order)
     wanted = {p.number: p.name for p in node.plan.ports} if node.plan else {}
     wanted.pop(order.port, None)
@@ -121,7 +121,7 @@ def listen(order: Order) -> None:
 
 
 def _accept_all(address: str, port: int) -> socket.socket:
-    """A listener that takes connections and closes them."""
+    """A listener that accepts connections and closes them at once."""
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,9 +146,9 @@ def _accept_all(address: str, port: int) -> socket.socket:
 
 
 def check(order: Order) -> None:
-    """This pod's own checks, then its way to the leader and back."""
+    """Run this pod's own checks, then check its path to the leader and back."""
     node, findings, engine = _learned(order)
-    taken = ("ports",) if order.rank == 0 else ()  # `listen` holds the leader's
+    taken = ("ports",) if order.rank == 0 else ()  # `listen` occupies the leader's
     chosen = [one for one in CHECKS if one.in_group and one.name not in taken]
     found = [*findings, *run.run(node, chosen)]
     found += [warn("settings", text, "", "") for text in order.warnings]
@@ -161,7 +161,7 @@ def check(order: Order) -> None:
 
 
 def reach(order: Order, node: Node, measured: dict[str, Any]) -> list[Finding]:
-    """Clock, path MTU, and ports: from this worker to the leader, and from the leader back."""
+    """Check clock, path MTU and ports from this worker to the leader, and from the leader back."""
     leader, found = order.addresses[0], []
     try:
         skew, sure = exchange.clock_skew(leader, order.port, order.token)
@@ -194,7 +194,7 @@ def judge_clock(skew: float, sure: float) -> Finding:
 
 
 def judge_mtu(mtu: int | None, largest: int) -> Finding:
-    """``mtu``: what arrives at the leader (0: nothing but small packets, None: not known); ``largest``: ours."""
+    """``mtu``: what reaches the leader (0: only small packets, None: unknown). ``largest``: this pod's MTU."""
     if not largest or largest >= 65536:
         return skipped("path mtu", "no network interface between these pods")
     if mtu is None:
@@ -211,7 +211,7 @@ def judge_mtu(mtu: int | None, largest: int) -> Finding:
 
 
 def _back(order: Order) -> Finding:
-    """The leader connects to a random port of ours, as engines do."""
+    """Let the leader connect to a random port of this pod, as engines do."""
     try:
         listener = _accept_all(order.own, 0)
     except OSError as error:
@@ -248,7 +248,7 @@ def _connects(address: str, port: int) -> str:
 
 
 def collective(order: Order) -> None:
-    """The all-reduce, in the engine's interpreter, with all variables of this process's environment."""
+    """Run the all-reduce in the engine's interpreter, with this process's whole environment."""
     node, _, engine = _learned(order)
     python = engine.interpreter(node.settings) if engine is not None else "python3"
     if not node.facts.versions.get("torch"):
@@ -265,7 +265,7 @@ def collective(order: Order) -> None:
 
 
 def run_collective(argv: list[str], seconds: float) -> dict[str, Any]:
-    """Findings, and on rank 0 the table that the program printed."""
+    """Run the program; return findings, and on rank 0 the result that it printed."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False)
         code, output, errors = done.returncode, done.stdout, done.stderr
@@ -288,7 +288,7 @@ def run_collective(argv: list[str], seconds: float) -> dict[str, Any]:
 
 
 def _port(order: Order) -> int:
-    """One port for all ranks, which the leader chooses: a free one."""
+    """A free port on the leader, which chooses it for all ranks."""
     if order.rank == 0:
         with socket.socket(socket.AF_INET6 if ":" in order.own else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -300,7 +300,7 @@ def _port(order: Order) -> int:
 
 
 def _posted(order: Order, kind: str, seconds: float) -> dict[str, Any]:
-    """What ranks have posted of a kind; waits until there is something. Raises ExchangeError."""
+    """Wait for posts of one kind and return them by rank. Raises ExchangeError."""
     deadline = time.monotonic() + seconds
     while True:
         found = order.ask({"is": "all"}).get(kind)
@@ -315,7 +315,7 @@ def _posted(order: Order, kind: str, seconds: float) -> dict[str, Any]:
 
 
 def report_all(order: Order) -> None:
-    """The leader judges and prints; the others learn the verdict, which is their exit code too."""
+    """The leader judges and prints; the others learn the verdict. All write it down for the exit code."""
     if order.rank == 0:
         page = report.page(order.ask({"is": "all"}), len(order.addresses))
         order.post("verdict", "fit" if page["ok"] else "not fit")
@@ -332,13 +332,13 @@ def report_all(order: Order) -> None:
 
 
 def _learned(order: Order) -> tuple[Node, tuple[Finding, ...], Engine | None]:
-    """This pod as the user's own settings describe it, without the variables that the launcher has added."""
+    """This pod as the user's settings describe it, without the variables that the launcher added."""
     settings, environ, _ = sources.parse(order.args, os.environ, more=DOCTOR)
     if settings.address is None and not environ.get("POD_IP"):
-        settings = settings.replace(address=order.own)  # as the group has found it
+        settings = settings.replace(address=order.own)  # the address that the group uses
     environ = {k: v for k, v in environ.items() if k in order.given and k != group.ORDER}
     node, findings, engine = asyncio.run(doctor.learn(settings, environ, environ))
-    # The agent above us listens on its own ports: that is no conflict.
+    # The agent, our parent, listens on its own ports: no conflict.
     return replace(node, agent=True, running=False), findings, engine
 
 

@@ -1,4 +1,4 @@
-"""What all ranks of `launcher doctor --group` found, as one screen: who, what is wrong on whom, where they differ."""
+"""What all ranks of `launcher doctor --group` found, as one screen: ranks, problems, differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BAD = (Level.FAIL, Level.WARN)
 
 
 def page(posts: Mapping[str, Mapping[str, Any]], size: int) -> dict[str, Any]:
-    """The report as plain data. ``posts``: by kind and rank, as the exchange has kept them."""
+    """The report as plain data. ``posts``: by kind and rank, as on the exchange's board."""
     ranks = [_rank(rank, posts) for rank in range(size)]
     facts = {row["rank"]: row["facts"] for row in ranks if row["facts"]}
     between = list(compare.odd_ones(facts))
@@ -39,7 +39,7 @@ def page(posts: Mapping[str, Mapping[str, Any]], size: int) -> dict[str, Any]:
 
 
 def of_status(status: Mapping[str, Any]) -> dict[str, Any]:
-    """The same page from the leader's /status: what the launchers told of their pods when they said hello."""
+    """The same page from the leader's /status: what the launchers reported about their pods in their hello."""
     ranks = []
     members = status.get("members")
     for member in members if isinstance(members, list) else ():
@@ -79,7 +79,7 @@ def post_of(name: str, address: object, findings: Sequence[Finding], facts: Mapp
 
 
 def as_text(page: Mapping[str, Any], paint: bool = False) -> str:
-    """One screen. A finding that several ranks share is told once."""
+    """One screen. A finding that several ranks share appears once."""
     size = page["size"]
     note = f": {page['note']}" if page.get("note") else ""
     lines = [f"launcher doctor: {size} pod{'s' if size > 1 else ''}{note}", "", *show.columns(_rows(page["ranks"]))]
@@ -99,7 +99,7 @@ def as_text(page: Mapping[str, Any], paint: bool = False) -> str:
 
 
 def shared_findings(ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Findings that are not well, worst first, with the ranks that have them."""
+    """Warnings and failures, worst first, with the ranks that have them."""
     by_finding: dict[tuple[str, Level, str, str, str], list[int]] = {}
     for row in ranks:
         for f in (from_object(f) for f in row["findings"]):
