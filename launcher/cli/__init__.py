@@ -1,1 +1,1 @@
-"""The commands: flags, LAUNCHER_* variables and TOML become Settings, and what each command prints."""
+"""The commands: turns flags, LAUNCHER_* variables and TOML into Settings, and prints each command's output."""

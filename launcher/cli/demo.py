@@ -1,7 +1,7 @@
 """`./run.sh demo`: two ranks on loopback find each other, form a group, answer a request, and say what happened.
 
-It is `launcher local --size 2 --engine reference` with somebody watching; everything that it tells is read from
-/status and from the answer. With --kill it also kills a rank's engine and shows the group coming back.
+It runs `launcher local --size 2 --engine reference` and watches it; all that it prints comes from /status and from the
+completion. With --kill it also kills a rank's engine and shows the group recovering.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 from launcher.network import http_client
 from launcher.node import reexec
 
-DEADLINE = 120.0  #: seconds for each step; a noisy machine is no failure
+DEADLINE = 120.0  #: seconds for each step; long, so that a busy machine does not fail the demo
 ADDRESSES = ("127.0.0.1", "127.0.0.2")  #: of the two ranks
-LARGEST = 4 << 20  #: bytes of an answer
+LARGEST = 4 << 20  #: the largest answer, in bytes
 PROMPT = "a group of two ranks"
 
 
@@ -148,10 +148,10 @@ def _complete(api: int) -> tuple[str, float]:
 
 @contextlib.contextmanager
 def _held_ports(count: int) -> Iterator[list[int]]:
-    """Ports on the loopback addresses of both ranks that no other process takes while the demo runs.
+    """Ports on both ranks' loopback addresses that no other process can get while the demo runs.
 
-    The kernel chooses them, and they stay bound here. They are not listened on, and SO_REUSEADDR is set, as the ranks'
-    servers set it: so these may listen there, again after each restart, and nobody is given the ports meanwhile.
+    The kernel chooses them, and this process keeps them bound but does not listen. It sets SO_REUSEADDR, as the ranks'
+    servers do, so these can listen there, also after a restart, while the kernel gives the ports to nobody else.
     """
     with contextlib.ExitStack() as held:
         found: list[int] = []
@@ -164,7 +164,7 @@ def _held_ports(count: int) -> Iterator[list[int]]:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     one.bind((address, port))
                     port = one.getsockname()[1]
-            except OSError:  # taken on the second address: let go of the first
+            except OSError:  # taken on the second address: release the first
                 sockets.close()
                 continue
             held.enter_context(sockets)

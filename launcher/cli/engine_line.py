@@ -1,8 +1,8 @@
-"""A command line written for the engine itself, given to the launcher: `launcher serve M --tensor-parallel-size 8`.
+"""Rejects a command line written for the engine itself, such as `launcher serve M --tensor-parallel-size 8`.
 
-People move a `vllm serve` line over. Its positional model and the engine's own names for what the launcher sets
-(``--tensor-parallel-size``) are errors, since two names for one thing would have to be kept apart for ever; but the
-error shows the whole line as the launcher takes it.
+People paste a `vllm serve` line. Its positional model and the engine's names for what the launcher sets
+(``--tensor-parallel-size``) are errors: supporting two names for one thing would be a burden for ever. But the error
+shows the whole line as the launcher accepts it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from launcher.errors import UsageError
 
 @dataclass(frozen=True)
 class Line:
-    """A line as the launcher takes it, and what was changed, as "THIS is THAT"."""
+    """A line as the launcher accepts it, and the changes, each as "THIS is THAT"."""
 
     words: tuple[str, ...]
     changes: tuple[str, ...]
 
 
 def check(words: Sequence[str], engine_args: Sequence[str], takes_value: Mapping[str, bool], command: str) -> None:
-    """Raises UsageError for words that are the engine's, with the line that works.
+    """Raises UsageError for words that belong to the engine, with the line that works.
 
     Args:
-        words: all before ``--``.
-        engine_args: all after it.
-        takes_value: the launcher's own options, and whether a value follows them.
-        command: what stands before the options: ``launcher plan``.
+        words: everything before ``--``.
+        engine_args: everything after it.
+        takes_value: the launcher's own options, and whether each takes a value.
+        command: the words before the options, such as ``launcher plan``.
     """
     _refuse_glued(words, takes_value)
     line = translated(words, engine_args, takes_value)
     if line is not None:
         end = line.words.index("--") if "--" in line.words else len(line.words)
-        shown = (*line.words[:end], *mask(line.words[end:]))  # a pod's log has it: no API key in clear
+        shown = (*line.words[:end], *mask(line.words[end:]))  # it ends up in a pod's log: mask API keys
         raise UsageError("; ".join(line.changes), f"{command} {shlex.join(shown)}")
 
 
@@ -50,7 +50,7 @@ def _refuse_glued(words: Sequence[str], takes_value: Mapping[str, bool]) -> None
 
 
 def translated(words: Sequence[str], engine_args: Sequence[str], takes_value: Mapping[str, bool]) -> Line | None:
-    """The same line in the launcher's words; None where every word is the launcher's own, or a misspelling of one."""
+    """The same line in the launcher's words; None if all words are the launcher's, or one is misspelled."""
     own: list[str] = []
     engine: list[str] = []
     changes: list[str] = []
@@ -74,7 +74,7 @@ def translated(words: Sequence[str], engine_args: Sequence[str], takes_value: Ma
             continue
         if not word.startswith("-") or word == "-":
             if "--model" in own or any(w.startswith("--model=") for w in own):
-                return None  # the caller says what is wrong with a stray word
+                return None  # the caller reports the stray word
             own += ["--model", word]
             changes.append(
                 f"{word!r} is no option: the model is given by --model, and what is meant for the engine goes after --"
@@ -87,7 +87,7 @@ def translated(words: Sequence[str], engine_args: Sequence[str], takes_value: Ma
         found = _owner(name.replace("_", "-") if name.startswith("--") else name, tables)
         if found is None:
             if nearest(name, takes_value, 0.8):
-                return None  # a misspelling of ours
+                return None  # a misspelled option of the launcher, which click reports
             engine += [name, *values] if not equals else [word]
             changes.append(f"{name} is no option of the launcher: what is meant for the engine goes after --")
             continue

@@ -1,8 +1,8 @@
 """`launcher local --size N`: a whole group on this machine, for trying things out and for demos.
 
-Rank r is a launcher of its own on 127.0.0.(1+r), so all ranks use the same ports, as pods do; an engine may ask for
-other addresses (``Engine.local``). What they print becomes one stream with a prefix for each rank.
-Ctrl-C (or SIGTERM) is passed on to all; the exit code is that of the first rank that failed, in the order of ranks.
+Each rank r is its own launcher on 127.0.0.(1+r), so all ranks use the same ports, as pods do; an engine may ask for
+other addresses (``Engine.local``). Their output becomes one stream, with a prefix for each rank. Ctrl-C and SIGTERM
+are forwarded to all ranks. The exit code is that of the lowest rank that failed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(size: int, args: Sequence[str], settings: Settings) -> int:
     needs = steps.engine_of(settings).local(settings, size)
     wrap = _own_shm(needs.private_shm)
     ranks = [_start(rank, size, args, wrap, needs.first_host) for rank in range(size)]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal that closes is an end too
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal closed
         as_what = signal.SIGTERM if number == signal.SIGHUP else number
         signal.signal(number, lambda *_, n=as_what: _pass_on(ranks, n))
     _prefix_all(ranks)
@@ -54,7 +54,7 @@ def _start(rank: int, size: int, args: Sequence[str], wrap: list[str], first: in
         "LAUNCHER_TERMINATION_LOG": os.devnull,
     }
     command = [*wrap, reexec.python(), "-m", "launcher", "run", *args]
-    # Its own process group: Ctrl-C must reach the ranks once, through us.
+    # Each rank gets its own session, so that Ctrl-C reaches it only once, through this process.
     return subprocess.Popen(
         command,
         env=environ,
@@ -67,7 +67,7 @@ def _start(rank: int, size: int, args: Sequence[str], wrap: list[str], first: in
 
 
 def _end_with(parent: int) -> Callable[[], None]:
-    """What a rank calls to be told to go (SIGTERM) should we be killed: nobody would ever stop it."""
+    """A hook for a rank: the kernel sends it SIGTERM if this process is killed, since nothing else would stop it."""
     prctl = ctypes.CDLL(None).prctl
 
     def bind() -> None:
@@ -85,7 +85,7 @@ def _pass_on(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def _prefix_all(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """Copy lines until every rank has closed its output."""
+    """Copy lines, with a prefix, until every rank has closed its output."""
     paint = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     out = sys.stdout.buffer
     with selectors.DefaultSelector() as selector:
@@ -117,7 +117,7 @@ def _mark(rank: int, paint: bool) -> bytes:
 
 
 def _own_shm(why: str) -> list[str]:
-    """The command before each rank's that gives it a /dev/shm of its own, if there is a reason for one."""
+    """The wrapper command that gives each rank its own /dev/shm; empty without a reason for one."""
     if not why:
         return []
     wrap = [reexec.python(), "-m", "launcher.cli.private_shm", "--"]

@@ -1,7 +1,7 @@
 """The commands. Each reads its options and calls the module that does the work.
 
-Everything after ``--`` belongs to the engine. An error exits with 64 for what cannot be read and with 78 for what
-cannot work.
+Everything after ``--`` belongs to the engine. Exit codes of errors: 64 if the input cannot be parsed, 78 if it cannot
+work.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from launcher.settings import Settings
 if TYPE_CHECKING:
     from launcher.cli.manifest import ManifestPod
 
-Start = Callable[[Settings, Mapping[str, str], Sequence[str]], int]  #: a run, once its options are read: its exit code
-SERVE = "serve"  #: how a command line of an engine's own begins, perhaps behind the engine's name
+Start = Callable[[Settings, Mapping[str, str], Sequence[str]], int]  #: runs from parsed options: an exit code
+SERVE = "serve"  #: the command in an engine's own command line, perhaps after the engine's name
 
 
 class Commands(click.Group):
@@ -35,7 +35,7 @@ class Commands(click.Group):
         first = args[0] if args else ""
         if first not in self.commands and first not in ("--help", "-h", "--version"):
             if words := _of_an_engine(args):
-                return super().parse_args(ctx, ["run", *words])  # which says how the line is written here
+                return super().parse_args(ctx, ["run", *words])  # which shows the equivalent launcher command
             if first and not first.startswith("-"):
                 near = nearest(first, self.commands)
                 hint = f"; did you mean `launcher {near}`?" if near else ""
@@ -45,7 +45,7 @@ class Commands(click.Group):
 
 
 def _of_an_engine(args: list[str]) -> list[str]:
-    """`vllm serve M`, `serve M` and `org/model` as options of `run`; empty for a line that begins otherwise."""
+    """`vllm serve M`, `serve M` and `org/model` as options of `run`; empty for any other line."""
     from launcher.engines import registry
 
     first = args[0] if args else ""
@@ -266,7 +266,7 @@ def completion(shell: str) -> None:
 def _of_manifest(
     ctx: click.Context, flags: Mapping[str, Any], pod: ManifestPod
 ) -> tuple[Settings, dict[str, str], tuple[str, ...]]:
-    """Settings of a manifest's pod; what was given on this command line wins."""
+    """Settings of a manifest's pod; options on this command line take precedence."""
     given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
     try:
         settings, environ, warnings = sources.parse(
@@ -280,7 +280,7 @@ def _of_manifest(
 
 
 def _page(ctx: click.Context, flags: Mapping[str, Any], pod: ManifestPod) -> dict[str, Any]:
-    """What `launcher plan` shows of one set of pods, with what would deadlock or break."""
+    """What `launcher plan` shows for one set of pods, including what would deadlock or break."""
     from launcher.cli import manifest_checks
     from launcher.cli import plan as show
 
@@ -323,7 +323,7 @@ def run_agent(fd: int) -> int:
     def start(settings: Settings, environ: Mapping[str, str], warnings: Sequence[str]) -> int:
         from launcher.agent import agent
 
-        gc.freeze()  # nothing of what was imported will ever be garbage
+        gc.freeze()  # imported modules are never garbage: keep them out of collections
         gc.enable()
         return agent.main(fd, settings, environ, warnings)
 
@@ -331,7 +331,7 @@ def run_agent(fd: int) -> int:
 
 
 def _ended(command: Callable[[], Any]) -> int:
-    """Errors in words, and the exit code of their kind."""
+    """Run a command, print its error, and return the exit code."""
     try:
         result = command()
         return result if isinstance(result, int) else 0

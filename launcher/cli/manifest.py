@@ -1,8 +1,8 @@
-"""What the pods of a manifest are given: `launcher plan -f FILE` reads it as a kubelet would, and touches no cluster.
+"""What a manifest passes to its pods: `launcher plan -f FILE` reads it as a kubelet would, without a cluster.
 
-A StatefulSet, LeaderWorkerSet, JobSet or indexed Job becomes the options and the environment with which rank 0 of its
-first group starts (and rank 1, where it has a pod template of its own). What only a cluster knows (addresses, Secrets,
-ConfigMaps) stays unknown, and is reported. `manifest_checks.py` finds what would deadlock or break.
+From a StatefulSet, LeaderWorkerSet, JobSet or indexed Job come the options and the environment of rank 0 of its first
+group (and of rank 1, if it has its own pod template). What only a cluster knows (addresses, Secrets, ConfigMaps) stays
+unknown and is reported. `manifest_checks.py` finds what would deadlock or break.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GPUS = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "habana.ai/gaudi"
 _REFERENCE = re.compile(r"\$\$|\$\(([-._A-Za-z0-9]+)\)")
 _RELEASE = re.compile(r"v?(\d+\.\d+\.\d+(?:\.post\d+)?)((?:[-_.][A-Za-z0-9_.]+)*)")
 _PRERELEASE = re.compile(r"(?i)(^|[-_.])(rc|dev|alpha|beta|nightly|pre)")
-#: InferenceService is the name of resources of several projects.
+#: Several projects have a resource named InferenceService.
 _OTHERS = {
     "serving.kserve.io": "KServe's InferenceService, which KServe's controller turns into pods",
     "ome.io": "OME's InferenceService, which OME's controller turns into pods",
@@ -46,22 +46,22 @@ class Problem:
 
 @dataclass(frozen=True)
 class ManifestPod:
-    """What the launcher of one rank is given, and the objects that say so."""
+    """The launcher's input on one rank, and the objects that it comes from."""
 
     title: str
     hostname: str
     args: tuple[str, ...]  #: its options
     environ: Mapping[str, str]  #: its variables
-    replicas: int | None = None  #: of a StatefulSet; 0 and None: left to a scaler
+    replicas: int | None = None  #: of a StatefulSet; 0 or None: an autoscaler decides
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
-    worker: ManifestPod | None = None  #: rank 1, where its pod template is another one than the leader's
+    worker: ManifestPod | None = None  #: rank 1, if its pod template is not the leader's
     owner: Mapping[str, Any] = field(default_factory=dict)
     template: Mapping[str, Any] = field(default_factory=dict)  #: the pod template
     template_at: str = ""  #: its path in the owner
     container: Mapping[str, Any] = field(default_factory=dict)
     container_at: str = ""  #: its path in the owner
-    others: tuple[Mapping[str, Any], ...] = ()  #: every object of the file
+    others: tuple[Mapping[str, Any], ...] = ()  #: all objects of the file
 
 
 def read(source: str) -> tuple[ManifestPod, ...]:
@@ -69,7 +69,7 @@ def read(source: str) -> tuple[ManifestPod, ...]:
 
     Raises:
         UsageError: the file cannot be read.
-        ConfigError: it holds no such pods, or they start something that can't be looked into.
+        ConfigError: it has no such pods, or their command cannot be analysed.
     """
     from launcher.render.text import yaml
 
@@ -84,7 +84,7 @@ def read(source: str) -> tuple[ManifestPod, ...]:
         check_document(objects)
     except module.YAMLError as error:
         raise UsageError(f"--filename {source} is not YAML: {error}", "build it first: kubectl kustomize DIR") from None
-    except (ValueError, TypeError, RecursionError) as error:  # a date or a key that is none, or nesting without end
+    except (ValueError, TypeError, RecursionError) as error:  # an invalid date or key, or nesting that is too deep
         raise UsageError(
             f"--filename {source} cannot be read: {error}", "build it first: kubectl kustomize DIR"
         ) from None
@@ -132,12 +132,12 @@ def _flat(objects: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Pods:
-    """Pods of one template, as their controller makes them; the first of the first group."""
+    """The pods of one template, as their controller creates them: the first pod of the first group."""
 
     at: str
     template: Mapping[str, Any]
     hostname: str
-    variables: Mapping[str, str]  #: that the controller adds
+    variables: Mapping[str, str]  #: added by the controller
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     name: str = ""  #: metadata.name; empty: the hostname
@@ -241,7 +241,7 @@ def _of_pods(
     environ = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", **pods.variables}
     environ.update(_environment(container, fields, environ, warnings))
     if spec.get("automountServiceAccountToken") is not False:
-        environ.setdefault("POD_NAMESPACE", namespace)  # what the mounted account tells
+        environ.setdefault("POD_NAMESPACE", namespace)  # as the mounted service account says
     _gpus(container, environ)
     command = [_expanded(str(w), environ) for w in as_list(container.get("command"))]
     args = [_expanded(str(w), environ) for w in as_list(container.get("args"))]
@@ -295,10 +295,10 @@ def _starts_launcher(container: Mapping[str, Any]) -> bool:
 
 
 def _looks_ours(container: Mapping[str, Any]) -> bool:
-    """Without a command the image's entrypoint runs: ours, where options or variables are ours.
+    """Whether a container without a command runs the launcher as its image's entrypoint, by its options and variables.
 
-    `--model` alone may well be meant for the engine's own entrypoint, so there every option must be one of ours, and
-    the image none of the engine's project.
+    Options such as `--model` may be meant for the engine's own entrypoint. They count only if all options are the
+    launcher's and the image is not the engine project's own.
     """
     args = [str(a) for a in as_list(container.get("args"))]
     if any(str(as_mapping(e).get("name", "")).startswith("LAUNCHER_") for e in as_list(container.get("env"))):
@@ -313,9 +313,9 @@ def _looks_ours(container: Mapping[str, Any]) -> bool:
 
 
 def _launcher_at(command: Sequence[str]) -> int | None:
-    """Where the launcher's own options begin in a command."""
+    """The index of the launcher's first option in a command."""
     for i, word in enumerate(command):
-        if PurePosixPath(word).name == "launcher":  # also that of `python3 -m launcher`
+        if PurePosixPath(word).name == "launcher":  # also in `python3 -m launcher`
             return i + 1
     return None
 
@@ -323,7 +323,7 @@ def _launcher_at(command: Sequence[str]) -> int | None:
 def _words(
     command: list[str], args: list[str], environ: dict[str, str], where: str, at: str, warnings: list[str]
 ) -> list[str]:
-    """The launcher's own words; a script's exports go into the environment."""
+    """The launcher's arguments. Adds a script's exports to ``environ``."""
     shell = manifest_shell.script_of([*command, *args])
     if shell is not None:
         call = manifest_shell.find(shell[0], shell[1], environ)
@@ -376,7 +376,7 @@ def _environment(
 
 
 def _not_text(container: Mapping[str, Any], at: str) -> Iterator[Problem]:
-    """Numbers and booleans where the API server takes text only: it refuses the whole object."""
+    """Values that must be strings but are not: the API server would reject the whole object."""
     fix = "quote it"
     for key in ("command", "args"):
         for i, word in enumerate(as_list(container.get(key))):
@@ -398,7 +398,7 @@ def _kind(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as it stands in YAML."""
+    """A value as written in YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -413,16 +413,16 @@ def _gpus(container: Mapping[str, Any], environ: dict[str, str]) -> None:
 
 
 def _repository(container: Mapping[str, Any]) -> tuple[str, str, str]:
-    """An image reference taken apart: the last two parts of its path, tag, digest."""
+    """The parts of an image reference: the last two elements of its path, tag, digest."""
     image, _, digest = str(container.get("image") or "").partition("@")
     path, colon, tag = image.rpartition(":")
-    if not colon or "/" in tag:  # the colon of a registry's port
+    if not colon or "/" in tag:  # the colon belongs to a registry's port
         path, tag = image, ""
     return "/".join(path.split("/")[-2:]), tag, digest
 
 
 def _engine(words: Sequence[str], environ: Mapping[str, str]) -> str:
-    """The engine that the launcher will be told to start; empty: the default."""
+    """The engine that the launcher will start; empty: the default."""
     own = list(words[: words.index("--")] if "--" in words else words)
     named = [own[i + 1] for i, word in enumerate(own[:-1]) if word == "--engine"]
     named += [w.partition("=")[2] for w in own if w.startswith("--engine=")]
@@ -430,7 +430,7 @@ def _engine(words: Sequence[str], environ: Mapping[str, str]) -> str:
 
 
 def _release(container: Mapping[str, Any], environ: dict[str, str], words: Sequence[str], warnings: list[str]) -> None:
-    """Only a release tag of the engine's own project says which engine is inside."""
+    """Take the engine's version from the image's tag, if that is a release of the engine's own project."""
     if "LAUNCHER_ENGINE_VERSION" in environ or any(w.partition("=")[0] == "--engine-version" for w in words):
         return
     repository, tag, digest = _repository(container)
@@ -453,7 +453,7 @@ def _release(container: Mapping[str, Any], environ: dict[str, str], words: Seque
 
 
 def _expanded(text: str, environ: Mapping[str, str]) -> str:
-    """``$(NAME)`` as Kubernetes replaces it; one that is not set stays, and ``$$`` is a dollar sign."""
+    """Expand ``$(NAME)`` as Kubernetes does: an unset one stays, and ``$$`` is a dollar sign."""
     return _REFERENCE.sub(lambda m: environ.get(m[1], m[0]) if m[1] else "$", text)
 
 

@@ -1,8 +1,8 @@
-"""What of a manifest would deadlock or break, for `launcher plan -f`: pure functions of its objects and the settings.
+"""Finds what would deadlock or break in a manifest, for `launcher plan -f`. Pure functions of objects and settings.
 
-A `Problem` keeps the group from forming, kills its pods or is refused by the API server; `plan` exits with 78. A
-warning is about what works and costs something: requests at a stop, speed, a restart for each pod. A manifest in order
-gets neither.
+A `Problem` keeps the group from forming, kills its pods or makes the API server reject them; `plan` exits with 78. A
+warning is about what works at a cost: requests lost at a stop, speed, a restart for each pod. A correct manifest gets
+neither.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from launcher.cli.manifest import ManifestPod, Problem, as_list, as_mapping, as_
 from launcher.identity import service_links
 from launcher.settings import PORTS, Settings
 
-KUBERNETES_GRACE = 30  #: terminationGracePeriodSeconds where the pod has none
+KUBERNETES_GRACE = 30  #: the default of terminationGracePeriodSeconds
 LIVENESS, READINESS = "/livez", "/readyz"
 SERVED = (LIVENESS, READINESS, "/status", "/metrics")
-#: Settings that are no part of the fingerprint and must be equal for the ranks to find each other.
+#: Settings outside the fingerprint that must be equal for the ranks to find each other.
 ALIKE = ("group_id", *(name for name in PORTS if name not in ("port", "agent_port")))
-SHM_GPUS = 2  #: with so many GPUs in a pod NCCL shares memory between their processes
+SHM_GPUS = 2  #: from this many GPUs in a pod on, NCCL shares memory between their processes
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ManifestFindings:
 
 @dataclass(frozen=True)
 class View:
-    """What a check looks at."""
+    """The input of a check."""
 
     pod: ManifestPod
     settings: Settings
@@ -55,11 +55,11 @@ class View:
 
     @property
     def together(self) -> bool:
-        """Whether several pods make one group."""
+        """Whether a group has several pods."""
         return self.size > 1
 
     def others(self, kind: str) -> Iterator[Mapping[str, Any]]:
-        """Objects of a kind in the same file and namespace."""
+        """Objects of one kind in the same file and namespace."""
         own = field_at(self.pod.owner, "metadata", "namespace")
         for o in self.pod.others:
             if o.get("kind") == kind and field_at(o, "metadata", "namespace") in (own, None):
@@ -71,7 +71,7 @@ Check = Callable[[View], Iterator[Finding]]
 
 
 def examine(pod: ManifestPod, settings: Settings) -> ManifestFindings:
-    """Everything that can be seen before the pods run."""
+    """Run every check that is possible before the pods run."""
     size = settings.size or _lws_size(pod) or 1
     view = View(pod, settings, size)
     found = [*pod.problems, *(finding for check in CHECKS for finding in check(view))]
@@ -85,7 +85,7 @@ def _lws_size(pod: ManifestPod) -> int | None:
 
 
 def unlike(leader: ManifestPod, settings: Settings, worker: ManifestPod, own: Settings) -> Iterator[Problem]:
-    """What rank 1's own pod template says differently of what must be equal on all ranks."""
+    """Settings that must be equal on all ranks but differ in rank 1's own pod template."""
     from launcher.model import NodeFacts
     from launcher.planning import steps
 
@@ -154,7 +154,7 @@ def _stateful_set(view: View) -> Iterator[Finding]:
 
 
 def _service(view: View) -> Iterator[Finding]:
-    """The headless Service that names the pods, where the same file holds it."""
+    """The headless Service that names the pods, if it is in the same file."""
     name = {
         "StatefulSet": view.spec.get("serviceName"),
         "Job": view.pod_spec.get("subdomain"),
@@ -270,7 +270,7 @@ def _host_network(view: View) -> Iterator[Finding]:
 
 
 def _names(view: View) -> Iterator[Finding]:
-    """What the pod must know of itself where nothing else says it."""
+    """Variables that the pod needs to identify itself when nothing else provides them."""
     if not view.together or view.kind == "LeaderWorkerSet":
         return
     said = view.pod.environ.get("POD_NAMESPACE") or view.settings.namespace or view.settings.leader
@@ -365,7 +365,7 @@ def _probe(view: View, key: str, probe: Mapping[str, Any]) -> Iterator[Finding]:
     http = probe.get("httpGet")
     target = as_mapping(http or probe.get("tcpSocket") or probe.get("grpc"))
     if not target:
-        return  # exec
+        return  # an exec probe
     kind = "httpGet" if http else "tcpSocket" if "tcpSocket" in probe else "grpc"
     port = _port(view, target.get("port"))
     kills = key != "readinessProbe"
@@ -419,7 +419,7 @@ def _port(view: View, port: Any) -> int | None:
 
 
 def _mesh(view: View) -> Iterator[Finding]:
-    """A sidecar proxy takes over connections that it does not understand: the group's link and NCCL's."""
+    """A sidecar proxy intercepts connections whose protocols it does not understand: the group's link and NCCL's."""
     if not view.together:
         return
     metadata = as_mapping(view.pod.template.get("metadata"))
@@ -457,7 +457,7 @@ def _istio(marks: Mapping[str, str], of_namespace: Mapping[str, str]) -> bool:
 
 
 def _of_namespace(view: View) -> dict[str, str]:
-    """Labels and annotations of the pods' namespace, where the same file holds it."""
+    """Labels and annotations of the pods' namespace, if it is in the same file."""
     own = field_at(view.pod.owner, "metadata", "namespace")
     for o in view.pod.others:
         if o.get("kind") == "Namespace" and field_at(o, "metadata", "name") == own:
@@ -466,7 +466,7 @@ def _of_namespace(view: View) -> dict[str, str]:
 
 
 def _covers(ports: str, port: int) -> bool:
-    """Whether a list such as ``9470,29500-29600`` holds a port."""
+    """Whether a list such as ``9470,29500-29600`` includes a port."""
     for part in ports.split(","):
         low, _, high = part.strip().partition("-")
         if low.isdecimal() and int(low) <= port <= (int(high) if high.isdecimal() else int(low)):

@@ -1,8 +1,8 @@
-"""The words that a shell script hands to the launcher: `sh -c "ulimit -l unlimited; exec launcher --engine vllm ..."`.
+"""The arguments of the launcher in a shell script: `sh -c "ulimit -l unlimited; exec launcher --engine vllm ..."`.
 
-A container often raises a limit or fetches a file before it starts the launcher. Enough of the POSIX shell's grammar is
-read here to find that one command: quotes, escapes, comments, line continuations, separators, redirections, variables
-and assignments. What only a running shell knows (``$(command)``, globs, conditions) stays as it is and is reported.
+A container often raises a limit or fetches a file before it starts the launcher. This module parses just enough POSIX
+shell to find that one command: quotes, escapes, comments, line continuations, separators, redirections, variables and
+assignments. What only a running shell knows (``$(command)``, globs, conditions) stays unchanged and is reported.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _KEYWORDS = ("then", "do", "else", "{", "!", "if", "while", "until", "time")
 _WRAPPERS = ("exec", "env", "nohup", "nice", "ionice", "tini", "dumb-init", "catatonit", "numactl", "taskset", "stdbuf",
              "setpriv", "gosu", "su-exec", "sudo", "chrt", "timeout", "command", "busybox")  # fmt: skip
 
-LITERAL, QUOTED, BARE = 0, 1, 2  #: no variable is expanded; they are; and what they hold is split into words
-Word = list[tuple[str, int]]  #: pieces of text, and what the shell does with variables in them
+LITERAL, QUOTED, BARE = 0, 1, 2  #: variables are not expanded; expanded; expanded and split into words
+Word = list[tuple[str, int]]  #: pieces of text, and how the shell treats variables in each
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a script starts the launcher. ``environ``: what it exports before."""
+    """How a script starts the launcher. ``environ``: the variables that it sets for the launcher."""
 
     words: tuple[str, ...]
     environ: Mapping[str, str]
-    replaces_shell: bool  #: by `exec`, or since it is all that the shell does
+    replaces_shell: bool  #: by `exec`, or because it is the shell's only command
     unknown: tuple[str, ...]  #: words that only a running shell can expand
 
 
@@ -50,16 +50,16 @@ def script_of(command: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
         if flag in ("-o", "+o", "-O", "+O"):
             i += 1
         elif not flag.startswith("--") and "c" in flag:
-            if i < len(words) and words[i] in ("-e", "-x", "-u"):  # `sh -c -e SCRIPT` is read, too
+            if i < len(words) and words[i] in ("-e", "-x", "-u"):  # `sh -c -e SCRIPT` is valid, too
                 i += 1
             return (words[i], tuple(words[i + 1 :])) if i < len(words) else None
     return None
 
 
 def find(script: str, positional: Sequence[str], environ: Mapping[str, str]) -> Call | None:
-    """The last command of a script that starts the launcher; None where none does.
+    """The last command of a script that starts the launcher; None if none does.
 
-    ``positional``: the words after the script, $0 first. ``environ``: what the shell starts with.
+    ``positional``: the words after the script, $0 first. ``environ``: the shell's environment.
     """
     known, exported = dict(environ), dict(environ)
     found: Call | None = None
@@ -89,7 +89,7 @@ def find(script: str, positional: Sequence[str], environ: Mapping[str, str]) -> 
 
 
 def _launcher_at(words: Sequence[str]) -> int | None:
-    """Where the launcher is named, if it is what the command runs and not an argument of another program."""
+    """The index of the launcher's name, if the command runs it; None if it is another program's argument."""
     first = PurePosixPath(words[0]).name
     if first != "launcher" and first not in _WRAPPERS and not re.fullmatch(r"python[0-9.]*", first):
         return None
@@ -171,7 +171,7 @@ def _tokens(script: str) -> Iterator[Word | str]:
                     i += 1
                 skip = True
                 continue
-            if c == "&" and script[i + 1 : i + 2] == ">":  # &>file
+            if c == "&" and script[i + 1 : i + 2] == ">":  # the & of &>file
                 i += 1
                 continue
             if c in "\n;&|()":
@@ -189,7 +189,7 @@ def _tokens(script: str) -> Iterator[Word | str]:
 
 
 def _piece(script: str, i: int, word: Word) -> int:
-    """Take one character, one quoted text or one ``$(...)`` into the word; where the next begins."""
+    """Add the next quoted text, ``$(...)`` or run of plain text to the word; return the index after it."""
     c = script[i]
     if c == "\\":
         word.append((script[i + 1 : i + 2], LITERAL))

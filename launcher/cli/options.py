@@ -1,4 +1,4 @@
-"""Every option that makes Settings, as click takes it, in the sections of `--help`.
+"""Every option that sets a field of Settings, as a click option, in the sections of `--help`.
 
 A new option is a field of `Settings`, an entry here, and the place that uses it. Its variable (``--tp``: LAUNCHER_TP),
 its key in the TOML file, help and completion follow from the entry.
@@ -42,16 +42,16 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
 
 
 def short(value: object) -> str:
-    """A value in an error: 5,000 digits help nobody."""
+    """A value shortened for an error: nobody needs 5,000 digits."""
     try:
         text = repr(value)
-    except ValueError:  # Python does not print so many digits
+    except ValueError:  # Python refuses to print that many digits
         return "a number that is too long"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Several values in one, separated by commas."""
+    """Several values, separated by commas."""
 
     name = "list"
 
@@ -62,7 +62,7 @@ class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Shell(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Arguments as a shell would read them, in one string."""
+    """Arguments in one string, split as a shell would."""
 
     name = "arguments"
 
@@ -81,7 +81,7 @@ _SETTINGS = {setting.name: setting for setting in fields(Settings)}
 def _option(flag: str, help: str = "", *, metavar: str | None = None, default: str | None = None) -> click.Option:
     """The option of a setting. Its type, its choices and its default are those of the field in `Settings`.
 
-    ``default`` says what stands for a setting that has none, or says it better.
+    ``default``: the text that `--help` shows if the setting has no default or a better description exists.
     """
     name = flag[2:].replace("-", "_")
     setting = _SETTINGS[name]
@@ -204,7 +204,7 @@ CONFIG = click.Option(["--config"], metavar="FILE", help="Settings from a TOML f
 STRAY = click.Argument(["engine_args"], nargs=-1, type=click.UNPROCESSED)
 PARAMETERS = (*ALL, CONFIG, STRAY)
 
-#: what only `doctor` takes beside the options of a run
+#: options that only `doctor` takes, besides those of a run
 DOCTOR = (
     click.Option(["--group"], is_flag=True, help="Check the group: run this in every pod, in place of the engine."),
     click.Option(["--collective"], is_flag=True, help="As --group, and a real all-reduce with the engine's torch."),
@@ -226,7 +226,7 @@ class SettingsCommand(click.Command):
         return super().parse_args(ctx, own)
 
     def _refuse_the_engines(self, ctx: click.Context, own: list[str], engine: list[str]) -> None:
-        """Words of the engine's own command line, before click calls them unknown."""
+        """Reject words of the engine's own command line before click calls them unknown."""
         takes_value = {
             name: isinstance(p, click.Option) and not p.is_flag
             for p in self.get_params(ctx)

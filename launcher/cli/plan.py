@@ -1,7 +1,7 @@
-"""`launcher plan`: what every rank would run, and why. Text made to be read, or one JSON object.
+"""`launcher plan`: what every rank would run, and why. Prints text for people, or one JSON object.
 
-No network is touched and no engine is started. Addresses that are known only when pods run stand in angle brackets.
-Secrets (options and variables that are named like one) are replaced by ``***``.
+It touches no network and starts no engine. Addresses that are known only once pods run are placeholders in angle
+brackets. Secrets (options and variables named like one) become ``***``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def plan(
 ) -> dict[str, Any]:
     """The whole page as plain data. Raises the same errors as a run would.
 
-    ``hostname``: that of a pod elsewhere, of whose node and interpreter nothing is known; None: this one.
+    ``hostname``: of a pod elsewhere, whose node and interpreter are unknown; None: this pod.
     """
     warned = list(warnings)
     identity, sources = _identity(settings, environ, warned, hostname)
@@ -89,7 +89,7 @@ def _identity(
     try:
         identity, sources, more = steps.identity_of(settings, environ, hostname)
     except NoIdentityError:
-        # Planning away from the cluster: every rank is shown anyway, so which one this is does not matter.
+        # Outside a cluster: the plan shows every rank anyway, so this pod's own rank does not matter.
         asked = settings.replace(rank=0, leader=settings.leader or "leader")
         identity, sources, more = steps.identity_of(asked, environ, hostname)
         warned.append("nothing here tells this pod's rank and leader: planned as rank 0 of a group led by `leader`")
@@ -98,7 +98,7 @@ def _identity(
 
 
 def _facts(settings: Settings, engine: Engine, environ: Mapping[str, str], warned: list[str]) -> NodeFacts:
-    """What this machine tells; an engine that is not installed here is taken for its newest release."""
+    """Facts of this machine; an engine that is not installed here is assumed to be its newest release."""
     wanted = engine.distributions(settings)
     try:
         facts = asyncio.run(steps.learn(settings, engine, environ, asker(environ)))
@@ -116,7 +116,7 @@ def _facts(settings: Settings, engine: Engine, environ: Mapping[str, str], warne
 def _network(
     settings: Settings, identity: Identity, facts: NodeFacts, environ: Mapping[str, str], warned: list[str]
 ) -> tuple[Variable, ...]:
-    """What collectives of this rank are told. In a pod that was given its address these are the real values."""
+    """This rank's variables for collectives; none without an address. In a pod they are the real values."""
     if not identity.address:
         return ()
     own = rank_variables.environment(environ, identity.rank)
@@ -143,7 +143,7 @@ def _variables(
 
 
 def _per_node(identity: Identity, rank: int) -> dict[str, str]:
-    """The variables that each node finds out for itself, in words."""
+    """Placeholders for the variables that each node determines itself."""
     if identity.alone:
         return {}
     own = steps.address_of(identity, rank)
@@ -156,7 +156,7 @@ def _per_node(identity: Identity, rank: int) -> dict[str, str]:
 
 
 def _said(settings: Settings, name: str) -> str:
-    """How a setting was said; what goes to the engine may hold secrets."""
+    """How a setting was given, with secrets in the engine's arguments masked."""
     if name.endswith("_args"):
         return f"{settings.origins[name]} {shlex.join(arguments.mask(getattr(settings, name)))}"
     return settings.said(name)
@@ -208,7 +208,7 @@ def as_json(page: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_text(page: Mapping[str, Any], only: int | None) -> str:
-    """For people: who, why, and each rank's commands with the same things said once."""
+    """For people: who, why, and each rank's commands, without repeating what ranks share."""
     who = page["identity"]
     lines = [
         f"{page['engine']['name']}: group {who['group']}, {who['size']} {'pod' if who['size'] == 1 else 'pods'}; "
@@ -266,7 +266,7 @@ def _stage(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _command(argv: Sequence[str]) -> str:
-    """One option a line when it is long; a long script is cut to its first line."""
+    """A command: one option per line if it is long; only the first line of a long script."""
     words = [shlex.quote(a if "\n" not in a else a.strip().split("\n")[0] + " ...") for a in argv]
     if sum(len(w) + 1 for w in words) < 100:
         return " ".join(words)
@@ -285,7 +285,7 @@ def _ready(gate: str) -> str:
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two ranks run the same, but for their own rank and address."""
+    """Whether two ranks run the same commands, apart from their rank and address."""
     if 0 in (one["rank"], other["rank"]):
         return False
     own, others = _address(one), _address(other)
@@ -303,7 +303,7 @@ def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _address(rank: Mapping[str, Any]) -> str:
-    """Its own address, as its processes are told it."""
+    """The rank's own address, from its processes' environment."""
     processes = (process for stage in rank["stages"] for process in stage["processes"])
     return next((p["env"][name] for p in processes for name in HOSTS if p["env"].get(name)), "")
 

@@ -1,7 +1,7 @@
-"""Flags, LAUNCHER_* variables and a TOML file become Settings.
+"""Turns flags, LAUNCHER_* variables and a TOML file into Settings.
 
-A flag goes before a variable, a variable before the file, the file before the default. Errors name the flag (or the
-variable, or the file's entry), the value and the fix.
+Flags override variables, variables override the file, and the file overrides the defaults. Errors name the flag (or
+variable, or entry of the file), the value and the fix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from launcher.settings import Settings
 
 PREFIX = "LAUNCHER_"
 
-# Variables of this prefix that are no options of a run.
+# Variables with this prefix that are not options of a run.
 OWN_VARIABLES = {
     *("LAUNCHER_COOKIE", "LAUNCHER_REPLACES", "LAUNCHER_PREVIOUS_AGENT", "LAUNCHER_LAST_EPOCH"),
     *("LAUNCHER_DOCTOR", "LAUNCHER_DOCTOR_TOKEN", "LAUNCHER_DOCTOR_ORDER", "LAUNCHER_STATUS_TOKEN"),
@@ -36,10 +36,10 @@ _OPTIONS = {str(option.name): option for option in ALL}
 
 
 class Sources(NamedTuple):
-    """What was read."""
+    """The settings, and what else was learned from the sources."""
 
     settings: Settings
-    environ: dict[str, str]  #: without what service links put there
+    environ: dict[str, str]  #: without Kubernetes' service links
     warnings: tuple[str, ...]
 
 
@@ -57,8 +57,8 @@ def parse(
         args: the words of the command line, without the command's name.
         environ: the environment.
         flags: parsed options that win over those of ``args``.
-        engine_args: what wins over the words after ``--``.
-        more: options that are taken, too, and make no setting.
+        engine_args: replace the words after ``--``.
+        more: further options to accept, which set no setting.
 
     Raises:
         UsageError: something that cannot be read.

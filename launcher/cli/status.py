@@ -1,4 +1,4 @@
-"""`launcher status`: the /status object of a pod as a table that a person reads in two seconds."""
+"""`launcher status`: the /status object of a pod as a table that takes two seconds to read."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _port(base: str) -> int:
 def table(status: Mapping[str, Any], port: int = AGENT_PORT) -> str:
     """A dozen lines: the verdict first, then what is missing or what failed, then the members.
 
-    ``port``: where the launcher was asked, and where its leader may be asked, too.
+    ``port``: of the launcher that answered, assumed for the leader, too.
     """
     get = status.get
     if "error" in status:
@@ -92,7 +92,7 @@ def table(status: Mapping[str, Any], port: int = AGENT_PORT) -> str:
 
 
 def _what(failure: Mapping[str, Any]) -> str:
-    """Its sentence; without one, for those who don't get the details, its kind and process."""
+    """The failure's text; if the details are withheld, its cause, process and exit code."""
     if "text" in failure:
         return str(failure["text"])
     process = f", process {failure['process']}" if failure.get("process") else ""
@@ -101,7 +101,7 @@ def _what(failure: Mapping[str, Any]) -> str:
 
 
 def _when(failure: Mapping[str, Any]) -> str:
-    """``first failure (epoch 3, 4 min ago)``, as far as it is known."""
+    """``first failure (epoch 3, 4 min ago)``, without the parts that are unknown."""
     known = [] if failure.get("epoch") is None else [f"epoch {_clean(failure['epoch'])}"]
     age = failure.get("age_s")
     if isinstance(age, (int, float)) and 0 <= age < 1e12:
@@ -117,7 +117,7 @@ def _ago(seconds: float) -> str:
 
 
 def _findings(findings: list[dict[str, Any]]) -> list[str]:
-    """What the preflight found that is not well; `launcher doctor` says why it matters and what to do."""
+    """Warnings and failures of the preflight; `launcher doctor` says why they matter and what to do."""
     bad = [f for f in findings if f.get("level") in ("fail", "warn")]
     shown = [f"  {_clean(f['level'])}: {_clean(f.get('check'))}: {_clean(f.get('what'))}" for f in bad[:SHOWN_FINDINGS]]
     return [*shown, f"  and {len(bad) - SHOWN_FINDINGS} more: launcher doctor"] if len(bad) > SHOWN_FINDINGS else shown
@@ -155,5 +155,5 @@ def _seconds(value: object) -> str:
 
 
 def _clean(value: object) -> str:
-    """Text of a peer, made printable and short."""
+    """A peer's text, made printable and short."""
     return printable(value, 500)
