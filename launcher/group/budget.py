@@ -1,4 +1,4 @@
-"""How often a group may start again, how long it waits before, and when it is wiser to stop trying.
+"""How often a group may restart, how long it waits before each restart, and when it should stop trying.
 
 Pure bookkeeping over times that are passed in. A restart is charged when an epoch that had started a process failed;
 drains, mismatches and members that could not prepare cost nothing.
@@ -15,14 +15,14 @@ from itertools import zip_longest
 
 from launcher.model import Cause, CauseKind
 
-#: Failures of the machine room, not of the engine: they say nothing about whether the next start can work.
+#: Failures of the infrastructure, not of the engine: they say nothing about whether the next start can work.
 _OUTSIDE = {CauseKind.LOST, CauseKind.LEADER, CauseKind.AGENT, CauseKind.DRAIN, CauseKind.JOIN}
-#: This many failures in a row at one point, before the engine was ever ready, end the group with the reason.
+#: The group gives up after this many failures in a row at the same point, before the engine was ever ready.
 SAME_POINT = 3
-#: An engine that runs into a limit of its own, since all is slow, gets more attempts, further apart: pauses begin with
-#: this part of the longest, and end with this many times it.
+#: An engine that hits a time limit of its own because everything is slow gets more attempts, further apart: its pauses
+#: begin at SLOW_FIRST times the longest back-off and grow to SLOW_LONGEST times it.
 SAME_LIMIT, SLOW_FIRST, SLOW_LONGEST = 6, 0.25, 8.0
-#: Serving this long (seconds) means that the trouble before is over: back-off and the first failure start anew.
+#: After serving for this long (seconds), earlier trouble is over: the back-off and the first failure are reset.
 STEADY = 600.0
 
 
@@ -64,21 +64,21 @@ class Budget:
         return len(self._charges)
 
     def used(self, now: float) -> str:
-        """In words: how much of the budget is spent."""
+        """How much of the budget is spent, in words."""
         return f"{self.charged(now)} of {self._max} restarts"
 
     def ages(self, now: float) -> tuple[float, ...]:
-        """How long ago each charge was made that counts, newest first."""
+        """The ages of the charges that still count, newest first."""
         return tuple(round(now - at, 1) for at in reversed(self._charges)) if self.charged(now) else ()
 
     def inherit(self, ages: Iterable[float], now: float) -> None:
-        """A member remembers charges of a leader before us, each as old as it is.
+        """Merge the charges of a former leader that a member remembers, given by their ages.
 
-        Members remember the same charges, each as far as it has heard: the newest that anybody knows is as new as he
-        says, so is the second, and so on; nothing counts twice. What is inherited never gives the group up by itself,
-        nor does a member that says a thousand: the limit is spent by a failure that happens here. So a container that
-        is killed whole, again and again, before anything fails in it, is not judged: giving up would only end it once
-        more, and its kubelet already waits longer each time.
+        Members remember the same charges, each as far as it was told. So we merge place by place: the newest charge is
+        the newest that anybody knows, the second newest likewise, and so on; nothing counts twice. Inherited charges
+        alone never make the group give up, even if a member reports a thousand: only a failure that happens here
+        exceeds the limit. So a container that is killed whole, again and again, before anything fails in it, is not
+        judged: giving up would only end it once more, and its kubelet already waits longer each time.
         """
         told = sorted((now - age for age in ages if age <= self._window), reverse=True)[: self._max]
         mine = reversed(self._charges)
@@ -87,13 +87,13 @@ class Budget:
         self.total = max(self.total, len(told))
 
     def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
-        """An epoch ended by ``cause`` in ``stage``; ``served``: seconds in which it was ready, None if never."""
+        """Judge an epoch that ``cause`` ended in ``stage``; ``served``: for how long it was ready, None if never."""
         if cause.kind is CauseKind.DRAIN:
             return Verdict(False)
         if served is not None and served >= STEADY:
             self._in_a_row = 0
         self._in_a_row += 1
-        # full jitter would allow no wait at all; half keeps members of many groups apart all the same
+        # Full jitter would allow no wait at all; half of it still keeps many groups apart.
         first, longest = self._first, self._longest
         self._slow_in_a_row = self._slow_in_a_row + 1 if cause.limit else 0
         if cause.limit:

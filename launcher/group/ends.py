@@ -1,20 +1,20 @@
-"""Which of an epoch's ends came first, by evidence that does not depend on who was heard first.
+"""Decide which rank of an epoch failed first, from evidence that does not depend on whose report arrived first.
 
-When one rank fails, its neighbours end because of it within milliseconds, and their reports may overtake its own. So
+When one rank fails, its neighbours fail because of it within milliseconds, and their reports may overtake its own. So
 the leader keeps every end of the epoch, with
 
-    interval    the end happened between `since` and `until` on the leader's clock (clock.py). The observer's own delay
-                in being scheduled and the unknown part of its clock's offset make it wide
-    how         a signal from outside, a code of its own, a code of 0
-    last lines  whether they blame a peer ("connection reset by peer", "lost the rank after, rank 2") before anything
-                else went wrong: then this is a victim, whenever it ended. A process closes its connections some time
-                before its end can be seen (it prints a traceback, gives back GPU memory), so a victim may end first
-    told        our own stop had reached it before it ended: then it explains nothing, unless it was already printing
+    interval    the end happened between `since` and `until` on the leader's clock (clock.py). The interval is widened
+                by the observer's own scheduling delay and by the uncertainty of its clock offset
+    how         a signal from outside, an exit code of its own, or exit code 0
+    last lines  if they blame a peer ("connection reset by peer", "lost the rank after, rank 2") before anything else
+                went wrong, this rank is a victim, whenever it ended. A process closes its connections some time before
+                its end can be seen (it prints a traceback, frees GPU memory), so a victim may end first
+    told        our own stop had reached it before it ended. Then it explains nothing, unless it was already printing
                 a traceback of its own and all others blame a peer
 
-`Grade` orders the kinds of evidence; within a grade the earlier end is the first. Where intervals overlap and nobody's
-last lines name one of them, the cause says "probably", and who else it may have been. `Ends.judge` depends on the set
-of ends only: the order of arrival counts for nothing but what has no time of its own, such as lost launchers.
+`Grade` ranks the kinds of evidence; within a grade the earlier end comes first. Where intervals overlap and nobody's
+last lines name one of the ranks, the cause says "probably" and lists the other candidates. `Ends.judge` depends only on
+the set of ends. The order of arrival counts only for ends that have no time of their own, such as lost launchers.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from enum import IntEnum
 
 from launcher.model import TOLD_TO_STOP, Cause, CauseKind
 
-#: Seconds after the leader heard of the first end in which another one may have begun that explains it.
+#: An end explains the others only if it began no later than this many seconds after the leader heard of the first one.
 WINDOW = 1.0
 MOST_PER_RANK = 4
 MOST_KEPT = 64  #: ranks whose ends are kept when the epoch is over
-SAYING = ", saying: "  #: before an engine's own words
-LONGEST_LINE = 200  #: characters of such a line
-MOST_BECAUSE = 16  #: ranks that are listed as having ended because of the cause
-BOTH_LINES = 100  #: last lines of each candidate where the first is not certain
+SAYING = ", saying: "  #: precedes an engine's own words
+LONGEST_LINE = 200  #: characters of the line that describes a rank's end
+MOST_BECAUSE = 16  #: ranks listed as having ended because of the cause
+BOTH_LINES = 100  #: last lines shown of each candidate when the first one is uncertain
 
 
 class Blame(IntEnum):
-    """What the last lines of a process say of its end."""
+    """Whether the last lines of a process blame a peer for its end."""
 
     NONE = 0
-    AFTER = 1  #: a peer is blamed, but something else went wrong before
+    AFTER = 1  #: they blame a peer, but something else went wrong before
     FIRST = 2  #: a lost peer is the first thing that went wrong
 
 
 class Grade(IntEnum):
-    """The lower, the more an end explains the others."""
+    """The lower the grade, the better an end explains the others."""
 
     OOM = 0
-    HIT = 1  #: by a signal, not started at all, or by the end of its launcher
-    LOST = 2  #: lost or frozen; or ended, and nobody knows how
+    HIT = 1  #: killed by a signal, never started, or ended with its launcher
+    LOST = 2  #: lost or frozen, or ended in an unknown way
     GUARD = 3  #: killed by its guard at the deadline
-    CODE = 4  #: ended by itself
-    ZERO = 5  #: in good order, but before those who blame a peer for their own end
-    MIXED = 6  #: by itself; it blames a peer, but not first
+    CODE = 4  #: exited by itself
+    ZERO = 5  #: exited with 0, but before the ranks that blame a peer for their own end
+    MIXED = 6  #: exited by itself and blames a peer, but something else went wrong first
     STOPPED = 7  #: our stop had reached it, but its own trouble had begun before
-    VICTIM = 8  #: by itself, and it blames a peer
-    FOLLOWED = 9  #: with 0: it followed another more often than it led
+    VICTIM = 8  #: exited by itself and blames a peer first
+    FOLLOWED = 9  #: exited with 0: such an end is more often a consequence than a cause
     OTHER = 10
 
 
@@ -69,15 +69,15 @@ _GRADE = {
     CauseKind.STOPPED: Grade.LOST,
     CauseKind.LOST: Grade.LOST,
     CauseKind.UNCLEAN: Grade.GUARD,
-    CauseKind.LEADER: Grade.GUARD,  # its guard killed it at the deadline: the neighbours' connections broke of that
+    CauseKind.LEADER: Grade.GUARD,  # its guard killed it at the deadline, which broke the neighbours' connections
     CauseKind.EXITED: Grade.CODE,
     CauseKind.DIED: Grade.CODE,
 }
-#: What was seen of processes that still ran. The stop that follows makes them end, and their ends explain nothing.
+#: Verdicts on processes that were still running. The stop that follows ends them, so their ends explain nothing.
 _VERDICTS = (CauseKind.HEALTH, CauseKind.HANG, CauseKind.STALL, CauseKind.TIMEOUT)
-_BY_ITSELF = (CauseKind.EXITED, CauseKind.DIED)  #: a process ended as it chose to, or nobody knows how
-_TIMED = (*_BY_ITSELF, CauseKind.SIGNALLED, CauseKind.OOM)  #: ends of processes: their time is known
-#: A process sends them to itself: an abort in a watchdog of a collective may well be the neighbour's fault.
+_BY_ITSELF = (CauseKind.EXITED, CauseKind.DIED)  #: a process exited by itself, or nobody knows how it ended
+_TIMED = (*_BY_ITSELF, CauseKind.SIGNALLED, CauseKind.OOM)  #: ends of processes, whose time is known
+#: Exit codes of signals that a process raises itself. An abort by a collective's watchdog may be a neighbour's fault.
 _FROM_WITHIN = frozenset(
     128 + number
     for number in (
@@ -86,7 +86,7 @@ _FROM_WITHIN = frozenset(
     )
 )
 
-#: How engines say that a peer is gone: words of the kernel, Python, gloo, NCCL, torch and the reference engine.
+#: How engines say that a peer is gone: messages of the kernel, Python, gloo, NCCL, torch and the reference engine.
 _PEER = re.compile(
     r"""connection\ (?:was\ |is\ )?(?:likely\ )?(?:reset|closed|lost|aborted|broken|dropped)\b | broken\ pipe
     | connection(?:reset|aborted)error | brokenpipeerror
@@ -100,13 +100,14 @@ _PEER = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-#: Something went wrong; a log level alone ("ERROR 11-28") says nothing yet, and a traceback is told by its last line.
+#: Matches a line that reports an error. A log level alone ("ERROR 11-28") is no evidence; a traceback's last line is.
 _RAISED = re.compile(r"(?:Error|Exception|Interrupt)\b")
 _TROUBLE = (
     *("fatal", "panic", "segfault", "assert failed", "assertion failed", "core dumped", "aborted", "killed"),
     *("out of memory", "illegal instruction", "bus error"),
 )
-#: A line that blames a peer has one of these, in lower case: the expressions above are slow, and tracebacks long.
+#: Every line that blames a peer contains one of these in lower case. They are a fast filter: _PEER is slow and
+#: tracebacks are long.
 _HINTS = ("connection", "pipe", "peer", "remote", "lost", "losing", "rank", "socket", "end of file", "eof", "shut")
 _BEGUN = "Traceback (most recent call last)"
 _RANK = re.compile(r"\brank[ =#]?(\d+)\b", re.IGNORECASE)
@@ -126,7 +127,7 @@ def is_trouble(line: str) -> bool:
 
 
 def blame(tail: Sequence[str]) -> Blame:
-    """Whether last lines tell of a lost peer, and of nothing else before."""
+    """Whether the last lines report a lost peer, and whether anything else went wrong before it."""
     trouble = False
     for line in tail:
         if blames_peer(line):
@@ -136,13 +137,13 @@ def blame(tail: Sequence[str]) -> Blame:
 
 
 def in_trouble(tail: Sequence[str]) -> bool:
-    """Whether something of its own had gone wrong in these lines."""
+    """Whether these lines show trouble of the process's own, before any lost peer."""
     own = any(_BEGUN in line or is_trouble(line) for line in tail)
     return own and blame(tail) is not Blame.FIRST
 
 
 def named(tail: Sequence[str], own: int, addresses: Mapping[str, int]) -> frozenset[int]:
-    """Ranks that lines which blame a peer name, by an address or by number; ``own`` is the speaker's."""
+    """Ranks named, by address or by number, in the lines that blame a peer; ``own`` is the speaker's rank."""
     found = set()
     for line in filter(blames_peer, tail):
         found |= {int(number) for number in _RANK.findall(line)}
@@ -155,12 +156,12 @@ def named(tail: Sequence[str], own: int, addresses: Mapping[str, int]) -> frozen
 
 @dataclass(frozen=True)
 class RankEnd:
-    """How something of a rank ended. ``since``, ``until``: when, on the leader's clock."""
+    """How a rank's process or launcher ended, between ``since`` and ``until`` on the leader's clock."""
 
     cause: Cause
     since: float
     until: float
-    told: bool = False  #: our own stop had reached it before
+    told: bool = False  #: our own stop had reached it before it ended
 
     @property
     def rank(self) -> int:
@@ -172,7 +173,7 @@ class RankEnd:
 
     @property
     def own_lines(self) -> tuple[str, ...]:
-        """What it had said before it was told to stop."""
+        """The last lines from before it was told to stop."""
         tail = self.cause.tail
         return tail[: tail.index(TOLD_TO_STOP)] if TOLD_TO_STOP in tail else tail
 
@@ -182,7 +183,7 @@ class RankEnd:
         if self.told:
             return Grade.STOPPED if cause.code and in_trouble(self.own_lines) else Grade.OTHER
         if cause.kind is CauseKind.DIED and cause.code is None:
-            return Grade.LOST  # perhaps by a signal: only an older kernel does not know
+            return Grade.LOST  # possibly killed by a signal: only an older kernel cannot tell
         if grade is Grade.CODE and cause.code == 0:
             return Grade.FOLLOWED
         if grade is Grade.CODE or (cause.kind is CauseKind.SIGNALLED and cause.code in _FROM_WITHIN):
@@ -195,15 +196,15 @@ class Ends:
     """All ends of one epoch that the leader has heard of."""
 
     def __init__(self, addresses: Mapping[str, int]) -> None:
-        self.addresses = dict(addresses)  #: of the members: address -> rank; one that two ranks have is of no use
+        self.addresses = dict(addresses)  #: member address -> rank; an address that two ranks share is useless
         self.all: list[RankEnd] = []
-        self._grades: list[Grade] = []  # of `all`: each costs a look at all of its lines
+        self._grades: list[Grade] = []  # of `all`, cached: a grade takes a scan of all the end's lines
         self._count: dict[int, int] = {}
-        self.heard_at: float | None = None  #: when the first was heard
+        self.heard_at: float | None = None  #: when the first end was heard
         self._decided_at: float | None = None  # when a verdict on running processes was heard, and the stop began
 
     def add(self, end: RankEnd, now: float) -> None:
-        """Heard ``now``."""
+        """Record an end that was heard ``now``."""
         if self.heard_at is None and not end.told:
             self.heard_at = now
         if self._decided_at is None and end.cause.kind in _VERDICTS:
@@ -214,11 +215,11 @@ class Ends:
             self._grades.append(end.grade)
 
     def lost(self, rank: int) -> bool:
-        """Whether the launcher of a rank was lost, and nobody knows how."""
+        """Whether a rank's launcher was lost and nobody knows how."""
         return any(end.rank == rank and end.cause.kind is CauseKind.LOST for end in self.all)
 
     def explain(self, rank: int, died: Cause) -> None:
-        """How the launcher of a rank ended that was lost."""
+        """Replace "lost" by how that rank's launcher really died."""
         for at, end in enumerate(self.all):
             if end.rank == rank and end.cause.kind is CauseKind.LOST:
                 self.all[at] = replace(end, cause=replace(died, tail=died.tail or end.cause.tail))
@@ -226,7 +227,7 @@ class Ends:
 
     @property
     def of_each_rank(self) -> tuple[RankEnd, ...]:
-        """For people: one of each rank, what explains the most."""
+        """One end of each rank, the one that explains the most. For people."""
         best: dict[int, tuple[Grade, RankEnd]] = {}
         for grade, end in zip(self._grades, self.all, strict=True):
             if end.rank not in best or grade < best[end.rank][0]:
@@ -234,7 +235,7 @@ class Ends:
         return tuple(best[rank][1] for rank in sorted(best)[:MOST_KEPT])
 
     def judge(self) -> Cause:
-        """The first of them, as far as the evidence goes."""
+        """The first end, as far as the evidence goes."""
         assert self.all and self.heard_at is not None
         last = self.heard_at + WINDOW
         grades = {id(end): grade for end, grade in zip(self.all, self._grades, strict=True)}
@@ -242,11 +243,11 @@ class Ends:
         found = self._before_the_verdict(_without_followers(found), grades)
         found = [end for end in found if end.since <= last or end.told] or found
         victims = [end.until for end in found if grades[id(end)] is Grade.VICTIM]
-        for end in found:  # whoever ended in good order before the first that blames a peer was that peer
+        for end in found:  # a rank that exited with 0 before the first one that blames a peer was that peer
             zero = end.cause.kind is CauseKind.EXITED and grades[id(end)] is Grade.FOLLOWED
             if zero and victims and end.since <= min(victims):
                 grades[id(end)] = Grade.ZERO
-        first = min(found, key=lambda end: (grades[id(end)], end.until))  # else the one that was heard first
+        first = min(found, key=lambda end: (grades[id(end)], end.until))  # a tie goes to the one heard first
         rivals = self._beside(first, [end for end in found if grades[id(end)] is grades[id(first)]])
         first, *rivals = self._named([first, *rivals])
         rivals += _against(first, found, grades)
@@ -256,10 +257,10 @@ class Ends:
         return self._in_words(first, [end for end in rivals if end.rank != first.rank])
 
     def _before_the_verdict(self, found: list[RankEnd], grades: Mapping[int, Grade]) -> list[RankEnd]:
-        """Where running processes were judged: without the ends that our own stop brought about on other ranks.
+        """After a verdict on running processes, leave out the ends that our own stop caused on other ranks.
 
-        A stop reaches one rank after the other, and a process that loses its neighbour may end before our TERM comes.
-        What may have ended before the verdict counts if it was hit from outside or tells of trouble of its own.
+        A stop reaches one rank after another, and a process that loses its neighbour may end before our TERM arrives.
+        An end that only may have preceded the verdict counts if it was hit from outside or shows trouble of its own.
         """
         decided = self._decided_at
         if decided is None:
@@ -269,7 +270,7 @@ class Ends:
             if end.cause.kind in _VERDICTS:
                 return True
             if end.told:
-                return False  # whatever had begun in it: the verdict was there first
+                return False  # whatever trouble it had, the verdict came first
             if end.until <= decided:
                 return True
             grade = grades[id(end)]
@@ -279,28 +280,28 @@ class Ends:
         return [end for end in found if led_to_it(end)]
 
     def _beside(self, first: RankEnd, equals: list[RankEnd]) -> list[RankEnd]:
-        """Those of the same grade that may have been earlier."""
+        """Ends of the same grade on other ranks that may have been earlier."""
         return [
             end for end in equals if end.timed and first.timed and end.rank != first.rank and end.since <= first.until
         ]
 
     def _named(self, candidates: list[RankEnd]) -> list[RankEnd]:
-        """Those of the candidates that another rank's last words name; else all. The likeliest first."""
+        """The candidates that another rank's last lines name, or all if none is named. The likeliest comes first."""
         if len(candidates) > 1:
             names = self._names
             chosen = [end for end in candidates if end.rank in names]
-            # what woke an observer that had no CPU was the end itself, most likely: it is nearer to `since`
+            # An observer without CPU time was most likely woken by the end itself, so the end is nearer to `since`.
             candidates = sorted(chosen or candidates, key=lambda end: end.since)
             candidates = [candidates[0], *self._beside(candidates[0], candidates[1:])]
         return candidates
 
     @property
     def _names(self) -> frozenset[int]:
-        """Ranks that another one's last words blame."""
+        """Ranks that another rank's last lines blame."""
         return frozenset().union(*(named(e.own_lines, e.rank, self.addresses) for e in self.all))
 
     def _in_words(self, first: RankEnd, rivals: list[RankEnd]) -> Cause:
-        """The cause with who else it may have been, and with who ended because of it."""
+        """The cause, with the other candidates and the ranks that ended because of it."""
         others: dict[int, RankEnd] = {}
         for end in self.all:
             if end.rank != first.rank and not end.told:
@@ -318,7 +319,7 @@ class Ends:
 
 
 def in_a_line(end: RankEnd) -> str:
-    """A rank's end with the word that explains it."""
+    """A rank's end and the line of its output that explains it best."""
     peer = next((line for line in reversed(end.own_lines) if blames_peer(line)), "")
     word = peer or (end.cause.tail[-1] if end.cause.tail else "")
     text = f"{replace(end.cause, rivals=())}"
@@ -326,10 +327,10 @@ def in_a_line(end: RankEnd) -> str:
 
 
 def _without_followers(heard: Sequence[RankEnd]) -> list[RankEnd]:
-    """All but those of which another end of the same rank, heard before, tells more.
+    """Drop the ends that an earlier end of the same rank explains better.
 
-    A launcher that is lost had said why its engine ended, and left to begin anew. Of a process nobody knows how it
-    ended: its root may have ended first and taken it along.
+    These are a lost launcher that had already reported why its engine ended and left to start over, and a process that
+    ended in an unknown way after another had exited: its root may have exited first and taken it along.
     """
     kept: list[RankEnd] = []
     before: dict[int, list[Cause]] = {}
@@ -344,10 +345,10 @@ def _without_followers(heard: Sequence[RankEnd]) -> list[RankEnd]:
 
 
 def _silently_before(first: RankEnd, found: Sequence[RankEnd], grades: Mapping[int, Grade]) -> list[RankEnd]:
-    """Ends with 0 that may have been earlier than one with a code, when that one says nothing of its own trouble.
+    """Exits with 0 that may have preceded ``first``, if that is an exit with a code that shows no trouble of its own.
 
-    An engine may end with 0 although nobody asked it to, and its neighbours with a code because of it. They say so if
-    they say anything at all; of engines that are silent nobody knows.
+    An engine may exit with 0 unexpectedly and so make its neighbours exit with a code. They say so if they print
+    anything at all; with silent engines nobody knows.
     """
     if grades[id(first)] is not Grade.CODE or in_trouble(first.own_lines):
         return []
@@ -356,7 +357,7 @@ def _silently_before(first: RankEnd, found: Sequence[RankEnd], grades: Mapping[i
 
 
 def _earliest_first(first: RankEnd, rivals: list[RankEnd], silent: list[RankEnd]) -> list[RankEnd]:
-    """The likeliest of them first: an end with 0 only if its whole interval lies earlier, for most of them follow."""
+    """The likeliest first. An exit with 0 comes first only if its whole interval is earlier: most are consequences."""
     earliest, *others = silent
     if earliest.since < first.since and earliest.until < first.until:
         return [earliest, first, *rivals, *others]
@@ -364,7 +365,7 @@ def _earliest_first(first: RankEnd, rivals: list[RankEnd], silent: list[RankEnd]
 
 
 def _against(first: RankEnd, found: Sequence[RankEnd], grades: Mapping[int, Grade]) -> list[RankEnd]:
-    """Ends of a lower grade that were certainly earlier: the evidence points both ways."""
+    """The earliest end of weaker evidence that certainly preceded ``first``: the evidence points both ways."""
     if grades[id(first)] is Grade.STOPPED:
         return sorted((e for e in found if not e.told), key=lambda e: e.until)[:1]
     doubtful = {Grade.HIT: (Grade.CODE,), Grade.CODE: (Grade.MIXED,), Grade.MIXED: (Grade.VICTIM,)}

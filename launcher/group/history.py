@@ -1,7 +1,8 @@
-"""What went wrong and what came first: kept across epochs, so that a later failure never covers the first one.
+"""What went wrong first, and how the latest epochs ended. Kept across epochs, so that a later failure never covers the
+first one.
 
-The *first failure* is that of the latest unbroken run of failed epochs; ten minutes of serving end a run. Which failure
-of one epoch was the first is decided in `ends.py`.
+The *first failure* is the one that began the latest unbroken run of failed epochs; ten minutes of serving end a run.
+`ends.py` decides which failure of a single epoch came first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from launcher.model import Cause, CauseKind, Epoch
 class Ended:
     """How one epoch ended. ``at``: monotonic seconds of the leader; ``member``: the launcher of the cause's rank.
 
-    ``ends``: of every rank, with its last lines; kept of the first failure's epoch and of the latest.
+    ``ends``: how each rank ended, with its last lines; kept only for the first failure's epoch and the latest.
     """
 
     epoch: Epoch
@@ -36,9 +37,9 @@ class History:
     def __init__(self) -> None:
         self.first: Cause | None = None
         self.first_epoch: Epoch | None = None
-        self.first_n: int | None = None  #: the number of that epoch, also where a leader before us made it
+        self.first_n: int | None = None  #: the number of that epoch, even if a former leader made it
         self.first_at: float | None = None  #: monotonic seconds; None: not known
-        self._last_leader = False  # what is known as first is how the leader before us ended
+        self._last_leader = False  # the first failure that we know is how the former leader ended
         self.ended: deque[Ended] = deque(maxlen=20)
 
     def record(
@@ -59,26 +60,26 @@ class History:
             self.first, self.first_epoch, self.first_n, self.first_at = cause, epoch, epoch.n, at
 
     def inherit(self, cause: Cause | None, n: int | None = None, at: float | None = None) -> None:
-        """What a member remembers of a leader before us; the end of that leader is not as old as another failure."""
+        """Take in a first failure that a member remembers. Any other failure takes precedence over a leader's end."""
         if cause is not None and (self.first is None or (self._last_leader and cause.kind is not CauseKind.LEADER)):
             self.first, self._last_leader = cause, cause.kind is CauseKind.LEADER
             self.first_n, self.first_at = n, at
 
     def inherit_death(self, cause: Cause) -> None:
-        """How the launcher of rank 0 before us was killed: better words than its members have."""
+        """How the former launcher of rank 0 was killed: a better explanation than its members have."""
         if self.first is None or self.first.kind is CauseKind.LEADER:
             self.first, self._last_leader = cause, True
 
     def came_back(self, member: str) -> None:
-        """A launcher is seated: it did not die of what ended the latest epoch, whatever becomes of it later."""
+        """A launcher has returned: it did not die of what ended the latest epoch, so a later death can't explain it."""
         if self.ended and self.ended[-1].member == member:
             self.ended[-1] = replace(self.ended[-1], member="")
 
     def refine(self, rank: int, cause: Cause, replaces: Collection[str] = ()) -> bool:
-        """A member that was lost came back and says why: the better words take the place of "connection closed".
+        """A lost member is back and says why it was lost: its explanation replaces "connection closed".
 
-        ``replaces``: whose death is told. Another pod of the rank, a launcher that came later, one that was seated
-        again before it died, or one that lived on under another name explains nothing.
+        ``replaces``: the launchers whose death it reports. It explains nothing if the dead launcher is another pod of
+        the rank, came later, was seated again before it died, or lived on under another name.
         """
         changed = False
         if self.ended:

@@ -1,14 +1,14 @@
-"""The group's network: who connects to whom, and who is let in. The only file of this room that opens a socket.
+"""The group's network: who connects to whom, and who is let in. The only file of this package that opens a socket.
 
-One WebSocket connection from each member to the leader, kept for life, without compression and without the library's
-own pings (the protocol's pings carry the lease). What arrives is decoded and checked (`messages.py`) before anybody
-sees it; with a secret, nothing is decoded before the peer has proven that it knows it (`proof.py`).
+Each member keeps one WebSocket connection to the leader for life, without compression and without the library's own
+pings (the protocol's pings carry the lease). Every message is decoded and checked (`messages.py`) before anything else
+sees it. With a secret, no message is decoded until the peer has proven that it knows the secret (`proof.py`).
 
-Strangers are to be expected on an open port, in any number. Whoever says no valid hello within a few seconds, sends too
-much, too fast or something unreadable, is closed and, once a minute, named in the log. Connections that are not (yet)
-members' have places of their own, by address; where there are too many, the oldest is closed for the newest
-(`common/places.py`), and never a member. A reader that is too slow is closed too: the leader never waits for a member's
-socket. What one connection is, is in `connection.py`.
+An open port attracts any number of unknown peers. A peer that says no valid hello within a few seconds, or sends too
+much, too fast or something unreadable, is closed and logged, at most once a minute. Connections that are not (yet)
+members' have a limited number of places, shared out by address. When they are full, the oldest connection is closed for
+the newest (`common/places.py`), never a member's. A reader that is too slow is closed too: the leader never waits for a
+member's socket. `connection.py` holds a single connection.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from launcher.group.connection import (
 )
 
 HELLO_SECONDS = 10.0  #: a connection that has not said hello by then is closed
-OPEN_SECONDS = 3.0  #: for TCP: an address that is silent costs so much
-SHAKE_SECONDS = 10.0  #: for the handshake of one that answers: a leader to whom a thousand come at once is busy
-PENDING_BYTES = 8 << 20  #: of unfinished messages of all who have not joined, together
-SMALL = 4 << 10  #: an unfinished message that is not worth counting: there are only so many guests
+OPEN_SECONDS = 3.0  #: to open TCP: what an address that does not answer costs
+SHAKE_SECONDS = 10.0  #: for the handshake once TCP is open: a leader that a thousand members dial at once is busy
+PENDING_BYTES = 8 << 20  #: of unfinished messages, of all connections that have not joined together
+SMALL = 4 << 10  #: an unfinished message below this is not counted: the number of guests is limited
 PROOF = "Launcher-Proof"  #: header of a member's request: the version of its proof
 OLD_PROOF = "with --token-file every pod of a group must run launcher 0.2 or later"
 
-#: A secret for life, or one that is read again when its file changes.
+#: A fixed secret, or one that is read again when its file changes.
 Secret = bytes | proof.Secrets | None
 
 # ---------------------------------------------------------------------------------------------------- the leader
@@ -66,8 +66,8 @@ class LeaderLink:
     """The leader's end: many connections, numbered from 1 (0 is rank 0's own, which needs no socket).
 
     ``heard(conn, message)`` and ``closed(conn, why)`` are called in the order of arrival; a connection that never said
-    hello is never reported. ``stranger(address, what)`` tells of peers that are not members. ``most`` connections may
-    be open that have not said hello, enough for each of ``size`` members to come from one and the same address.
+    hello is never reported. ``stranger(address, what)`` reports peers that are not members. Up to ``most`` connections
+    may be open that have not said hello; one address may hold enough of them for all ``size`` members.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class LeaderLink:
         self._hello_seconds = hello_seconds
         self._known: dict[str, None] = {}  # addresses of members, the latest last
         self._most_known = 2 * size
-        # Before hello a connection is in one of these: without a whole request; talking, not proven; proven. After it,
-        # or when it has been refused, it is a member's, or on its way out.
+        # Before its hello a connection is incoming (no complete request yet), talking (not proven) or proven. After its
+        # hello it is a member's; once refused, it is leaving.
         talking = max(2, min(most // 2, 512 + 2 * size))
         incoming = max(2, most - talking)
         self._incoming: Places[Incoming] = Places(incoming, max(size + 8, incoming * 3 // 4), self._is_known)
@@ -99,7 +99,7 @@ class LeaderLink:
         self._proven: Places[Wire] = Places(2 * size + 8, 2 * size + 8)
         self._leaving: Places[Wire] = Places(talking, talking)
         self._most_members = 2 * size + 64
-        self._guests: dict[Wire, asyncio.TimerHandle] = {}  # who has not said hello, and until when he may
+        self._guests: dict[Wire, asyncio.TimerHandle] = {}  # connections without a hello, and the timer of each
         self._members: dict[int, Wire] = {}
         self._numbers: dict[Wire, int] = {}
         self._unsent: dict[Wire, list[EncodedMessage]] = {}
@@ -109,26 +109,26 @@ class LeaderLink:
         self._emptied = asyncio.Event()
         self._named: dict[str, float] = {}
         self.errors = Errors()
-        self.turned_away = 0  #: connections that were closed or refused before they were a member's
+        self.turned_away = 0  #: connections closed or refused before their hello, and members' that ended with an error
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
-        """Serve on sockets that listen already."""
+        """Serve on sockets that are already listening."""
         self._acceptor = Acceptor(
             sockets, self._incoming, self._hello_seconds, self._asked, self._name_address, self._expel
         )
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
-        """Where it listens."""
+        """The addresses that it listens on."""
         return self._acceptor.addresses if self._acceptor is not None else ()
 
     def own_address(self, conn: int) -> str:
-        """This machine's address at which a member arrived; empty where the connection is gone."""
+        """This machine's address that a member connected to; empty if the connection is gone."""
         wire = self._members.get(conn)
         return wire.own if wire is not None else ""
 
     def say(self, conns: Sequence[int], message: Any) -> None:
-        """Send one message, encoded once, with the next :meth:`flush`. Unknown connections are passed over."""
+        """Queue one message, encoded once, for the next :meth:`flush`. Unknown connections are skipped."""
         there = [wire for wire in map(self._members.get, conns) if wire is not None]
         if not there:
             return
@@ -139,7 +139,7 @@ class LeaderLink:
                 self._know(wire.peer[0])
 
     def flush(self) -> None:
-        """What was said goes out, to each member in one piece. Never waits."""
+        """Send what was queued, to each member in one write. Never waits."""
         unsent, self._unsent = self._unsent, {}
         for wire, messages in unsent.items():
             wire.write(messages)
@@ -166,7 +166,7 @@ class LeaderLink:
     # ------------------------------------------------------------------------------------------- one of its wires
 
     def _asked(self, incoming: Incoming) -> None:
-        """A connection has made its request: from now on it is a wire."""
+        """A connection has sent its request: turn it into a wire."""
         tasks.start(self._adopt(self._guest(incoming), incoming.sock))
 
     def _guest(self, incoming: Incoming) -> Wire:
@@ -194,7 +194,7 @@ class LeaderLink:
 
     async def _adopt(self, wire: Wire, sock: socket.socket) -> None:
         await adopt(wire, sock)
-        if wire.gone:  # it never began
+        if wire.gone:  # it was closed before the transport took over
             wire.connection_lost(None)
 
     def _turn_away(self, wire: Wire, why: str, cut: bool = False) -> None:
@@ -203,7 +203,7 @@ class LeaderLink:
             wire.cut()
 
     def _expel(self) -> None:
-        """A descriptor is needed: the guest goes who would go for a newcomer."""
+        """A file descriptor is needed: close the connection that would make room for a newcomer."""
         for places in (self._leaving, self._talking, self._proven):
             victim = places.expel()
             if victim is not None:
@@ -211,7 +211,7 @@ class LeaderLink:
                 return
 
     def _grew(self, wire: Wire) -> None:
-        """Unfinished messages of guests are kept in memory: all together only so much."""
+        """Unfinished messages of guests are kept in memory: bound their total."""
         if wire.pending < SMALL or wire not in self._guests:
             return
         if sum(guest.pending for guest in self._guests) > PENDING_BYTES:
@@ -224,7 +224,7 @@ class LeaderLink:
         self._leaves(wire)
 
     def _leaves(self, wire: Wire) -> None:
-        """It is on its way out, which may take CLOSE_SECONDS: of those, too, there may only be so many."""
+        """The connection is closing, which may take CLOSE_SECONDS: bound the number of those too."""
         if wire in self._open and wire not in self._leaving:
             victim = self._leaving.enter(wire, "")
             if victim is not None:
@@ -240,10 +240,10 @@ class LeaderLink:
             del self._known[next(iter(self._known))]
 
     def _shaken(self, wire: Wire, request: Any) -> None:
-        """A request has come: an upgrade is accepted, everything else answered in words."""
+        """A request has arrived: accept an upgrade, answer anything else with an explanation."""
         ws = cast(ServerProtocol, wire.ws)
         if ws.close_expected():
-            return  # what came with it was no WebSocket frame
+            return  # what followed the request was no WebSocket frame
         if not _is_upgrade(request):
             self._name(wire, "made a plain HTTP request")
             response = ws.reject(
@@ -261,7 +261,7 @@ class LeaderLink:
         if self._secret is None:
             wire.hear = self._greeted
         elif request.headers.get_all(PROOF) != [str(proof.VERSION)]:
-            wire.refuse(LinkError(OLD_PROOF), 4001)  # said before it gives its proof: only so does 0.1 log our words
+            wire.refuse(LinkError(OLD_PROOF), 4001)  # before it sends its proof: only then does 0.1 log our reason
             return
         else:
             opening["bound"] = proof.VERSION
@@ -300,7 +300,7 @@ class LeaderLink:
         self._heard(self._next, hello)
 
     def _no_guest(self, wire: Wire) -> bool:
-        """It has joined or is refused. False: it was no guest."""
+        """The connection has joined or is refused. Returns False if it was no guest."""
         timer = self._guests.pop(wire, None)
         if timer is None:
             return False
@@ -310,11 +310,11 @@ class LeaderLink:
         return True
 
     def _listened(self, number: int, wire: Wire, text: str) -> None:
-        if number in self._members:  # else given up: what it still says is nobody's
+        if number in self._members:  # otherwise we hung up on it: ignore what still arrives
             self._heard(number, m.decode(text, m.MEMBER_SAYS))
 
     def _ended(self, wire: Wire, error: Exception | None) -> None:
-        """It has closed, or said (``error``) what it may not say."""
+        """The connection has closed, or sent something that it may not (``error``)."""
         if error is not None:
             self.errors.count(error)
         self._leaves(wire)
@@ -340,7 +340,7 @@ class LeaderLink:
         self._name_address(":".join(map(str, wire.peer)), what)
 
     def _name_address(self, address: str, what: str) -> None:
-        """Once a minute and host: a stranger may come ten thousand times."""
+        """Report once a minute per host: an unknown peer may connect ten thousand times."""
         self.turned_away += 1
         host, now = address.rpartition(":")[0], time.monotonic()
         if now - self._named.get(host, -1e9) < 60:
@@ -356,20 +356,21 @@ class LeaderLink:
 
 @dataclass(frozen=True)
 class LinkEvents:
-    """Whom a member's link tells of what happens."""
+    """Callbacks of a member's link."""
 
     connected: Callable[[str], None]  #: with this end's address
     heard: Callable[[Any], None]  #: a message of the leader
     closed: Callable[[str], None]  #: why the connection ended
     failed: Callable[[str], None]  #: why one try to connect failed
-    #: A message that cannot be read: whoever is told says so to the leader, and hangs up. None: the link hangs up.
+    #: A message cannot be read: the callee tells the leader and hangs up. If None, the link hangs up itself.
     unread: Callable[[str], None] | None = None
 
 
 class MemberLink:
     """A member's end: at most one connection at a time, made by :meth:`dial`.
 
-    ``task`` runs a coroutine whose failure is not lost: what is no failure of the network is not tried again here.
+    ``task`` must run a coroutine so that its failure is reported: what is no failure of a connection is not retried
+    here.
     """
 
     def __init__(
@@ -388,27 +389,27 @@ class MemberLink:
         self._events = events
         self._run = task
         self._wire: Wire | None = None
-        self._proving: Wire | None = None  # the latest to which we have said our proof
+        self._proving: Wire | None = None  # the latest connection to which we sent our proof
         self._task: asyncio.Task[None] | None = None
         self.errors = Errors()
 
     @property
     def reached(self) -> str:
-        """The leader's address at which this member reached it; empty without a connection."""
+        """The address at which this member reached the leader; empty without a connection."""
         return str(self._wire.peer[0]) if self._wire is not None else ""
 
     def dial(self, delay: float) -> None:
-        """After ``delay`` seconds resolve and connect, again and again until it works. ``failed`` tells of each try."""
+        """After ``delay`` seconds resolve and connect, until it succeeds. ``failed`` reports each failed attempt."""
         self.hang()
         self._task = self._run(self._dial(delay))
 
     def say(self, message: Any) -> None:
-        """Send. Never waits; without a connection it is lost, as it would be on a broken one."""
+        """Send a message. Never waits; without a connection the message is lost, as it would be on a broken one."""
         if self._wire is not None:
             self._wire.say_text(m.encode(message))
 
     def hang(self) -> None:
-        """Give the connection up, or the attempt at one; ``closed`` will not be called."""
+        """Give up the connection, or the attempt to make one; ``closed`` will not be called."""
         wire, self._wire = self._wire, None
         task, self._task = self._task, None
         if wire is not None:
@@ -425,7 +426,8 @@ class MemberLink:
             wire = await self._try_all()
             if wire is not None:
                 break
-            # an address that refuses is often a leader that starts this second; one that is silent costs OPEN_SECONDS
+            # An address that refuses is often a leader that is just starting, so retry soon. One that does not answer
+            # has already cost OPEN_SECONDS.
             await asyncio.sleep(pause * (0.75 + secrets.randbelow(500) / 1000))
             pause = min(pause * 2, 1.5)
         self._wire = wire
@@ -435,7 +437,7 @@ class MemberLink:
     async def _try_all(self) -> Wire | None:
         try:
             addresses = await self._resolve()
-        except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name that is too long
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is too long
             self._events.failed(str(error))
             return None
         for address in addresses:
@@ -445,7 +447,7 @@ class MemberLink:
                 self._events.failed(f"{address} port {self._port}: {_words(error)}")
             except (LinkError, m.Malformed) as error:
                 self._events.failed(f"{address} port {self._port} is not a leader that we can join: {error}")
-            except Exception as error:  # whoever listens there is no reason to end
+            except Exception as error:  # whatever listens there must not end this launcher
                 self.errors.count(Unexpected(str(error)))
                 self._events.failed(f"{address} port {self._port}: {type(error).__name__}: {_words(error)}")
         return None
@@ -453,7 +455,7 @@ class MemberLink:
     async def _open(self, address: str) -> Wire:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-        ready.add_done_callback(lambda it: it.cancelled() or it.exception())  # it may fail when nobody waits any more
+        ready.add_done_callback(lambda it: it.cancelled() or it.exception())  # it may fail after we stopped waiting
         wire = Wire(
             ClientProtocol(
                 parse_uri(f"ws://{host_port(address, self._port)}/group"), max_size=m.MAX_FROM_LEADER, logger=SILENT
@@ -549,7 +551,7 @@ def _done(ready: asyncio.Future[None]) -> None:
 
 
 def _accepted(secret: bytes | proof.Secrets) -> tuple[bytes, ...]:
-    """What proves membership now, the newest first."""
+    """The secrets that prove membership now, newest first."""
     return secret.accepted() if isinstance(secret, proof.Secrets) else (secret,)
 
 
@@ -559,7 +561,7 @@ def _is_upgrade(request: Request) -> bool:
 
 async def _connected(address: str, port: int) -> socket.socket:
     """A TCP connection to an IP address. Raises OSError."""
-    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)  # asks nobody
+    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)  # no DNS
     family, kind, protocol, _, where = found[0]
     sock = socket.socket(family, kind, protocol)
     try:
@@ -579,10 +581,10 @@ def _object(text: str, word: str) -> dict[str, Any]:
 
 
 def _why(wire: Wire, error: Exception | None, who: str) -> str:
-    """Why a connection that worked is over, for people; empty: it was closed in good order."""
+    """Why an established connection ended, for people; empty if it was closed in good order."""
     if error is None:
         return wire.why
-    if isinstance(error, OSError):  # of the network: nobody has said anything wrong
+    if isinstance(error, OSError):  # a network failure, not a protocol error
         return f"it broke: {_words(error)}"
     return f"{who} sent what is not the protocol: {error}"
 

@@ -1,8 +1,8 @@
-"""The words on the wire between a member and the leader: small JSON objects, versioned, bounded, validated.
+"""The messages between a member and the leader: small JSON objects, versioned, bounded, validated.
 
 Every field that arrives is checked here for type, length and range before anything else sees it, so the state machines
-never meet a malformed message: :func:`decode` gives a message or raises :class:`Malformed`. Nothing here does I/O.
-An unknown field is ignored (a newer peer may add one); an unknown message or a missing field is malformed.
+never see a malformed message: :func:`decode` returns a message or raises :class:`Malformed`. Nothing here does I/O.
+An unknown field is ignored (a newer peer may add one); an unknown message or a missing required field is malformed.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Any, Union
 from launcher.model import Cause, CauseKind, Epoch
 
 PROTOCOL = 1
-#: Bytes of one message. A member list of 1,024 is about 45 KiB; members themselves never need more than a hello.
+#: Bytes of one message. A list of 1,024 members is about 45 KiB; the largest message of a member is its hello.
 MAX_FROM_LEADER = 512 * 1024
 MAX_FROM_MEMBER = 96 * 1024
 MAX_RANKS = 4096
 MAX_CHARGES = 1000
 MAX_SECONDS = 1e9  #: of a duration or an age
-MAX_RETRY = 60.0  #: seconds that a member waits because a leader said so
-MAX_DIGITS = 20  #: of a whole number: more than 64 bits hold
-#: The highest number of an epoch. It grows by one an epoch: one a second would take 30,000 years. A higher one is a
-#: lie or a broken file, and is not taken in, from a peer or from our own memory.
+MAX_RETRY = 60.0  #: the longest that a member waits because a leader said so, in seconds
+MAX_DIGITS = 20  #: of a whole number: enough for any 64-bit value
+#: The highest epoch number. It grows by one an epoch; at one a second, 2**40 would take 30,000 years. A higher one is a
+#: lie or comes from a broken file, and is rejected whether it comes from a peer or from our own memory.
 MOST_EPOCHS = 2**40
-MOST_WORDS = 1000  #: characters of what is said to people of a cause, a refusal or an abort
-TAIL_LINES, TAIL_BYTES = 240, 28 * 1024  #: of a cause: a traceback and the last lines; a hello may hold two of them
+MOST_WORDS = 1000  #: characters of the text for people in a cause, a refusal or an abort
+TAIL_LINES, TAIL_BYTES = 240, 28 * 1024  #: of a cause: a traceback and the last lines; a hello may hold two causes
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
 
 
 class Malformed(ValueError):
-    """A message that cannot be read. The text is short, safe to log, and never repeats the peer's bytes raw."""
+    """A message that cannot be read. The text is short, safe to log, and never contains the peer's raw bytes."""
 
 
 # -------------------------------------------------------------------------------------------------- field checks
@@ -51,7 +51,7 @@ def _text(longest: int) -> Check:
 
 
 def _token(longest: int) -> Check:
-    """A text that goes into logs, names and comparisons: printable, without spaces or control characters."""
+    """A text for logs, names and comparisons: printable, without spaces or control characters."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or len(value) > longest or not value.isprintable() or " " in value:
@@ -71,14 +71,15 @@ def _whole(least: int, most: int) -> Check:
 
 
 def _seconds(value: Any) -> float:
-    """Compared before it is converted: a whole number of 400 digits is no float. NaN is in no range."""
+    """Compare before converting: an integer of 400 digits does not fit a float. NaN fails the range check."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_SECONDS:
         raise Malformed(f"is not a number of seconds from 0 to {MAX_SECONDS:g}")
     return float(value) + 0.0  # -0.0 becomes 0.0
 
 
 def _sendable(value: Any) -> Any:
-    """Seconds as the other side takes them: a clock that was set, or a pod of many years, costs no hello."""
+    """Clamp seconds to what the other side accepts, so that a clock that was set, or a pod that is many years old, can
+    still say hello."""
     if value is None or 0 <= value <= MAX_SECONDS:
         return value
     return MAX_SECONDS if value > 0 else 0.0
@@ -117,10 +118,10 @@ def _map(key: Check, item: Check, most: int) -> Check:
 
 
 def _by_rank(longest: int) -> Check:
-    """One plain word of each rank, on the wire a single text: "a b c".
+    """One plain word per rank, sent as a single text: "a b c".
 
-    A thousand ranks are read on each of a thousand members. As one text they are checked in a few passes of C, and what
-    is kept holds nothing that a garbage collector would have to walk through.
+    Each of a thousand members reads the words of a thousand ranks. As one text they are checked in a few passes of C
+    code, and the resulting tuple of strings leaves the garbage collector nothing to traverse.
     """
 
     def check(value: Any) -> tuple[str, ...]:
@@ -136,7 +137,7 @@ def _by_rank(longest: int) -> Check:
 
 
 def _printable(text: str) -> bool:
-    """`str.isprintable`, which asks a table about each character, is ten times as slow."""
+    """`str.isprintable` for mostly ASCII text: ten times faster, as it needs no table lookup per character."""
     return not text.encode().translate(None, _PRINTABLE) if text.isascii() else text.isprintable()
 
 
@@ -194,7 +195,7 @@ def _plain(value: Any) -> Any:
 
 
 def _wire(check: Check, write: Check | None = None, **more: Any) -> Any:
-    """A field: how what arrives is checked, and how it is written where JSON has no such thing."""
+    """A message field: ``check`` validates what arrives, ``write`` converts what JSON cannot represent."""
     return field(metadata={"check": check, "write": write}, **more)
 
 
@@ -203,7 +204,7 @@ def _wire(check: Check, write: Check | None = None, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Hello:
-    """First word of a member, said only when none of its engine's processes is left."""
+    """A member's first message, sent only when none of its engine's processes is left."""
 
     group: str = _wire(_text(600))
     rank: int = _wire(_whole(0, MAX_RANKS - 1))
@@ -212,43 +213,43 @@ class Hello:
     address: str = _wire(_token(64))
     name: str = _wire(_token(300), default="")
     fingerprint: dict[str, str] = _wire(_map(_token(64), _text(600), 64), default_factory=dict)
-    #: What else is known of the pod (rails, MTU, findings): for people and for comparison; it binds nobody.
+    #: What else is known of the pod (rails, MTU, findings), for people and for comparison. No rule depends on it.
     facts: dict[str, str] = _wire(_map(_token(64), _text(MAX_FACT), MAX_FACTS), default_factory=dict)
     protocol: int = _wire(_whole(0, 10**6), default=PROTOCOL)
     last_epoch: Epoch | None = _wire(_optional(_epoch), default=None)
-    #: Its members of which something may still run, for all that this one was told; those of a whole epoch by rank.
+    #: The members of ``last_epoch`` of which, as far as this one was told, something may still run; by rank if all.
     last_members: tuple[str, ...] = _wire(_INCARNATIONS, write=" ".join, default=())
-    #: Seconds since this member last sent its former leader anything: what bounds that leader's leases.
+    #: Seconds since this member last sent its former leader anything. This bounds that leader's leases.
     quiet: float = _wire(_seconds, write=_sendable, default=0.0)
     #: Earlier incarnations in this very pod whose processes are all known to be gone.
     replaces: tuple[str, ...] = _wire(_list(_INCARNATION, 64), default=())
-    #: Ages of the restarts charged in the window, as this member knows, newest first.
+    #: Ages of the restarts charged in the window, as far as this member knows, newest first.
     charges: tuple[float, ...] = _wire(_list(_seconds, MAX_CHARGES), write=_all_sendable, default=())
-    first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last told by a leader
-    first_epoch: int | None = _wire(_optional(_whole(0, MOST_EPOCHS)), default=None)  #: its number
+    first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last reported by a leader
+    first_epoch: int | None = _wire(_optional(_whole(0, MOST_EPOCHS)), default=None)  #: number of the epoch it ended
     first_age: float | None = _wire(_optional(_seconds), write=_sendable, default=None)  #: seconds since then
     died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
-    #: Counts the hellos of an incarnation: one that was held up on a connection since given up is known for what it is.
+    #: Counts the hellos of an incarnation, so that a delayed one from an abandoned connection is recognised as old.
     attempt: int = _wire(_whole(0, 2**53), default=0)
 
     @property
     def dead(self) -> tuple[str, ...]:
-        """Those of ``replaces`` whose process ended: a launcher that was taken over lives on under its next name."""
+        """Those of ``replaces`` whose process ended: a superseded launcher lives on under its next name."""
         lived_on = {self.incarnation, *self.replaces}
         return tuple(name for name in self.replaces if next_incarnation(name) not in lived_on)
 
 
 def next_incarnation(incarnation: str) -> str:
-    """A new name for a launcher whose old one was taken over: the same stem, so that logs can be followed."""
+    """A new name for a launcher that was superseded: it keeps the stem, so that logs can be followed."""
     stem, _, number = incarnation.partition("-")
     return f"{stem}-{int(number) + 1 if number.isdecimal() else 2}"
 
 
 @dataclass(frozen=True)
 class Ping:
-    """Heartbeat. ``echo`` is the newest ``mark`` heard: it proves to the leader that its words arrive.
+    """Heartbeat. ``echo`` is the newest ``mark`` received: it proves to the leader that its messages arrive.
 
-    ``at`` and ``heard``: when this was sent and when that mark was heard, in seconds of the member's own clock.
+    ``at`` and ``heard``: when this was sent and when that mark was received, in seconds of the member's own clock.
     """
 
     seq: int = _wire(_whole(0, 2**53))
@@ -259,7 +260,7 @@ class Ping:
 
 @dataclass(frozen=True)
 class Answer:
-    """Reply to a challenge: "I am here and it is my rank"."""
+    """Reply to a challenge: "I am here, and this is my rank"."""
 
     nonce: str = _wire(_token(64))
 
@@ -271,7 +272,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Unable:
-    """This member cannot take part in the epoch. ``retry``: it may work later."""
+    """This member cannot take part in the epoch. ``retry``: a later attempt may work."""
 
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
@@ -288,10 +289,10 @@ class StageDone:
 class Failed:
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
-    noticed: float = _wire(_seconds, write=_sendable, default=0.0)  #: seconds that it took the rank to notice
-    #: When it was, by the clock of its pings.
+    noticed: float = _wire(_seconds, write=_sendable, default=0.0)  #: seconds that the rank took to notice
+    #: When it happened, on the clock of the member's pings.
     at: float | None = _wire(_optional(_seconds), write=_sendable, default=None)
-    #: Seconds that it may have been earlier: its observer had no CPU.
+    #: Seconds by which it may have been earlier, because its observer had no CPU.
     doubt: float = _wire(_seconds, write=_sendable, default=0.0)
     told: bool = _wire(_flag, default=False)  #: our own stop had reached it before it ended
 
@@ -306,14 +307,14 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Drained:
-    """Rank 0: no request is in flight any more."""
+    """From rank 0: no request is in flight any more."""
 
     epoch: Epoch = _wire(_epoch)
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """This pod was told to go. ``grace``: seconds until it is killed."""
+    """This pod received SIGTERM. ``grace``: seconds until it is killed."""
 
     grace: float = _wire(_seconds, write=_sendable)
 
@@ -325,13 +326,13 @@ class Report:
     epoch: Epoch = _wire(_epoch)
     pids: tuple[int, ...] = _wire(_list(_whole(1, 2**31), 4096), default=())
     health: str = _wire(_token(32), default="")
-    activity: int = _wire(_whole(0, 2**63), default=0)  #: moves while anything works: output, CPU, disk, network
-    tail: tuple[str, ...] = _wire(_list(_text(500), 40), default=())  #: last lines, so that a lost pod leaves them here
+    activity: int = _wire(_whole(0, 2**63), default=0)  #: changes while anything works: output, CPU, disk, network
+    tail: tuple[str, ...] = _wire(_list(_text(500), 40), default=())  #: last lines, so that the leader has a lost pod's
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A message of the leader cannot be read, and ``text`` says why: this member hangs up."""
+    """This member cannot read a message of the leader and hangs up; ``text`` says why."""
 
     text: str = _wire(_text(300))
 
@@ -341,7 +342,7 @@ class Unread:
 
 @dataclass(frozen=True)
 class Accepted:
-    """``mark``: the first one, to be echoed by the first ping: it proves that words arrive both ways."""
+    """The member has a seat. Its first ping echoes ``mark``, which proves that messages arrive both ways."""
 
     leader: str = _wire(_INCARNATION)
     mark: int = _wire(_whole(0, 2**53))
@@ -349,7 +350,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Not accepted: ``why`` is one word for programs, ``text`` is for people; try again after ``retry`` seconds."""
+    """Not accepted. ``why`` is one word for programs, ``text`` is for people; try again after ``retry`` seconds."""
 
     why: str = _wire(_token(32))
     text: str = _wire(_text(MOST_WORDS))
@@ -366,7 +367,7 @@ class Ack:
 
 @dataclass(frozen=True)
 class Challenge:
-    """Another pod says that it has your rank: are you there?"""
+    """Another pod claims your rank: are you still there?"""
 
     nonce: str = _wire(_token(64))
     rival: str = _wire(_text(400), default="")
@@ -405,7 +406,7 @@ class Drain:
 
 @dataclass(frozen=True)
 class Stop:
-    """End the epoch's processes: TERM, ``grace`` seconds, KILL. Answered with ``stopped`` always, running or not."""
+    """End the epoch's processes: TERM, ``grace`` seconds, KILL. Always answered with ``stopped``, running or not."""
 
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
@@ -423,12 +424,12 @@ class Abort:
 
 @dataclass(frozen=True)
 class Goodbye:
-    """A member that is leaving may go."""
+    """A member that is leaving may exit."""
 
 
 @dataclass(frozen=True)
 class News:
-    """What the leader knows of the group, for logs and /status on every pod. Sent when it changes."""
+    """What the leader knows about the group, for logs and /status on every pod. Sent when it changes."""
 
     phase: str = _wire(_token(32))
     text: str = _wire(_text(2000), default="")
@@ -444,7 +445,7 @@ class News:
     first_age: float | None = _wire(_optional(_seconds), write=_sendable, default=None)  #: seconds since then
     wait: float | None = _wire(
         _optional(_seconds), write=_sendable, default=None
-    )  #: how long what ``text`` says lasts at most
+    )  #: the longest that the wait in ``text`` can last
     over: Epoch | None = _wire(_optional(_epoch), default=None)  #: this leader's latest epoch, if it is over
     lost: tuple[str, ...] = _wire(
         _INCARNATIONS, write=" ".join, default=()
@@ -472,7 +473,7 @@ LEADER_SAYS: dict[str, type[Any]] = {
 # ---------------------------------------------------------------------------------------------- on the wire
 
 
-#: What is asked for at every message: its word, its fields, how they are checked and written.
+#: Precomputed for encode and decode: each message's name, its fields, and how each is checked and written.
 _SHAPES: dict[type[Any], tuple[str, tuple[tuple[str, Check, Check], ...]]] = {
     kind: (word, tuple((f.name, f.metadata["check"], f.metadata["write"] or _plain) for f in fields(kind)))
     for word, kind in (*MEMBER_SAYS.items(), *LEADER_SAYS.items())
@@ -480,7 +481,7 @@ _SHAPES: dict[type[Any], tuple[str, tuple[tuple[str, Check, Check], ...]]] = {
 
 
 def _short_int(digits: str) -> int:
-    """Reading a number of n digits takes n squared steps, and no field takes a long one."""
+    """Parsing n digits takes n squared steps, and no field holds a number that long."""
     if len(digits) > MAX_DIGITS:
         raise ValueError("a whole number that is too long")
     return int(digits)
@@ -497,12 +498,12 @@ def encode(message: Message) -> str:
     for name, _, write in shape:
         body[name] = write(getattr(message, name))
     text = _ENCODER.encode(body)
-    # A lone surrogate stands for a byte of argv that is no UTF-8; or a peer sent one. As an escape it passes.
+    # A lone surrogate stands for a byte of argv that is not UTF-8, or a peer sent it. Written as an escape, it passes.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def hello_that_fits(hello: Hello) -> Hello:
-    """A hello that a leader takes. What explains goes before what binds: last words first, then what people read."""
+    """Shrink a hello to what a leader accepts: drop the causes' last lines first, then the facts, then old charges."""
     for less in (
         _without_last_words,
         lambda it: replace(it, facts={}),
@@ -520,15 +521,15 @@ def _without_last_words(hello: Hello) -> Hello:
 
 
 def read_json(text: str | bytes) -> Any:
-    """JSON of somebody else's. Raises Malformed and nothing else."""
+    """Parse untrusted JSON. Raises Malformed and nothing else."""
     try:
         return _DECODER.decode(text if isinstance(text, str) else str(text, "utf-8"))
-    except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, a number that is too long
+    except (ValueError, RecursionError):  # ValueError: not JSON, not UTF-8, or a number that is too long
         raise Malformed("not JSON") from None
 
 
 def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
-    """A message from JSON text; ``says`` is what this side of the link may say.
+    """A message from JSON text; ``says`` lists the messages that its sender may send.
 
     Raises:
         Malformed: not JSON, not a known message, or a field out of bounds. Nothing else, whatever ``text`` is.
@@ -548,7 +549,7 @@ def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
             values[name] = check(body[name])
         except Malformed as error:
             raise Malformed(f"{word}.{name} {error}") from None
-        except (ValueError, TypeError, ArithmeticError, RecursionError):  # no check should, and no peer may profit
+        except (ValueError, TypeError, ArithmeticError, RecursionError):  # no check should; no peer may exploit one
             raise Malformed(f"{word}.{name} cannot be read") from None
     try:
         return kind(**values)
@@ -557,7 +558,7 @@ def decode(text: str | bytes, says: dict[str, type[Any]]) -> Any:
 
 
 def cause_object(value: Cause, room: int = TAIL_BYTES) -> dict[str, Any]:
-    """A cause as JSON, cut to what the other side takes; ``room``: bytes for its last lines."""
+    """A cause as JSON, cut to what the other side accepts; ``room``: bytes for its last lines."""
     return {
         "kind": value.kind.value,
         "rank": value.rank,
@@ -572,7 +573,7 @@ def cause_object(value: Cause, room: int = TAIL_BYTES) -> dict[str, Any]:
 
 
 def _newest(lines: tuple[str, ...], room: int) -> list[str]:
-    """As many of the last lines as there is room for."""
+    """The newest lines that fit in ``room`` bytes."""
     kept: list[str] = []
     for line in reversed(lines[-TAIL_LINES:]):
         room -= len(line[:500].encode("utf-8", "replace")) + 4

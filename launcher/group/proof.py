@@ -1,12 +1,12 @@
-"""Proof that both ends of a link know the group's secret, and what else is derived from it. Pure; nothing is sent here.
+"""Proof that both ends of a link know the group's secret, and the tokens derived from it. Nothing is sent here.
 
-The leader opens with a nonce. The member answers with a nonce of its own and a MAC, the leader with the other MAC; only
-then is anything else said. Each MAC covers its direction, the group and both nonces, so it can neither be replayed nor
-reflected, nor used in another group that shares the secret. The secret itself never crosses the wire.
+The leader opens with a nonce. The member answers with a nonce of its own and a MAC, and the leader replies with the
+other MAC; nothing else is said before that. Each MAC covers its direction, the group and both nonces, so it can be
+neither replayed nor reflected, nor used in another group that shares the secret. The secret never crosses the wire.
 
-The proof alone would hold for its moment only: a relay could let it pass and then speak itself. So every later message
-carries a tag (`Seal`), made with a key that only these two nonces and the secret give. A message that was altered,
-repeated, left out or moved does not verify. Messages are not encrypted.
+The proof alone would hold only for its moment: a relay could let it pass and then speak for itself. So every later
+message carries a tag (`Seal`), made with a key derived from the secret, the group and these two nonces. If a message
+was altered, repeated, dropped or reordered, the tag does not verify. Messages are not encrypted.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from launcher.errors import ConfigError
 from launcher.model import Epoch
 
 LEAST_BYTES = 16
-VERSION = 2  #: of the proof; the first, of launcher 0.1, did not bind the messages that follow
-TAG_BYTES = 32  #: of a message's tag: 128 bits in hexadecimal digits, for messages are texts
-#: How long a secret is still accepted after its file has changed: pods are restarted one by one, and the kubelet takes
-#: a minute or two to bring the new content to each.
+VERSION = 2  #: of the proof; version 1 (launcher 0.1) did not bind the messages that follow
+TAG_BYTES = 32  #: of a message's tag: 128 bits in hexadecimal, because messages are text
+#: How long the old secret is accepted after the file has changed: pods restart one by one, and the kubelet takes a
+#: minute or two to bring the new content to each.
 KEEP_SECONDS = 3600.0
 
 
 def read_secret(path: str, said: str) -> bytes:
-    """The secret in a file, without the white space around it. Raises ConfigError where there is none to be had."""
+    """Read the secret in a file, without surrounding white space. Raises ConfigError if it is unreadable or short."""
     try:
         secret = Path(path).read_bytes().strip()
     except OSError as error:
@@ -47,20 +47,20 @@ def read_secret(path: str, said: str) -> bytes:
 
 
 class Secrets:
-    """The secret in ``--token-file``, newest first: the file is read again when it changes.
+    """The secrets of ``--token-file``, newest first: the file is read again when it changes.
 
-    The content before stays good for ``KEEP_SECONDS``. A file that has become unreadable changes nothing; ``warn``
-    hears of it once.
+    The previous content stays valid for ``KEEP_SECONDS``. A file that becomes unreadable changes nothing; ``warn`` is
+    called once.
     """
 
     def __init__(self, path: str, said: str, warn: Callable[[str], None] = lambda text: None) -> None:
         self._path, self._said, self.warn = path, said, warn
         self._stat = self._look()
         self._newest = read_secret(path, said)
-        self._former: list[tuple[bytes, float]] = []  # and until when
+        self._former: list[tuple[bytes, float]] = []  # former secrets, each with its expiry
 
     def accepted(self) -> tuple[bytes, ...]:
-        """All that prove membership now."""
+        """All secrets that prove membership now."""
         self._read_again()
         now = time.monotonic()
         self._former = [(secret, until) for secret, until in self._former if until > now]
@@ -103,9 +103,9 @@ class Secrets:
 
 
 class Seal:
-    """One direction of a proven connection: each message gets, or must have, the tag of its place in the order.
+    """One direction of a proven connection: each message carries a tag that depends on its position.
 
-    The tag covers the direction and the connection (by the key), the number of the message, and its text.
+    The tag covers the direction and the connection (through the key), the message's number, and its text.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -118,35 +118,35 @@ class Seal:
         return hmac.digest(self._key, self._count.to_bytes(8, "big") + digest, "sha256")[:16].hex().encode()
 
     def opened(self, message: bytes) -> bytes | None:
-        """The text of the next message that arrived, without its tag. None: it is not what the other side sent next."""
+        """The text of the next message, without its tag; None if it is not what the other side sent next."""
         text = message[TAG_BYTES:]
         return text if hmac.compare_digest(message[:TAG_BYTES], self.tag(digest_of(text))) else None
 
 
 def digest_of(text: bytes) -> bytes:
-    """What a tag covers of a text: one that goes to a thousand members is hashed once."""
+    """The digest of a text that its tags cover, so that a text sent to a thousand members is hashed once."""
     return hashlib.sha256(text).digest()
 
 
 def seals(secret: bytes, group: str, leader_nonce: str, member_nonce: str) -> tuple[Seal, Seal]:
-    """For the messages of a proven connection: of the leader's, and of the member's."""
+    """The seals of a proven connection: one for the leader's messages, one for the member's."""
     nonces = (group, leader_nonce, member_nonce)
     leaders, members = (_mac(secret, f"messages of the {who}", *nonces) for who in ("leader", "member"))
     return Seal(bytes.fromhex(leaders)), Seal(bytes.fromhex(members))
 
 
 def key_id(secret: bytes) -> str:
-    """Which secret it is, for those who have it; it says nothing of it to others."""
+    """Identifies a secret to those who have it, and reveals nothing about it to others."""
     return _mac(secret, "key id")[:16]
 
 
 def member_mac(secret: bytes, group: str, leader_nonce: str, member_nonce: str) -> str:
-    """What a member sends to the leader."""
+    """The MAC that a member sends to the leader."""
     return _mac(secret, "member to leader, messages bound", group, leader_nonce, member_nonce)
 
 
 def leader_mac(secret: bytes, group: str, leader_nonce: str, member_nonce: str) -> str:
-    """What the leader answers."""
+    """The MAC that the leader replies with."""
     return _mac(secret, "leader to member, messages bound", group, leader_nonce, member_nonce)
 
 
@@ -156,14 +156,14 @@ def epoch_token(secret: bytes, group: str, epoch: Epoch) -> str:
 
 
 def status_token(secret: bytes) -> str:
-    """What bearers present for the details of /status. It opens nothing else, and the secret cannot be told from it."""
+    """The bearer token for the details of /status. It grants nothing else, and the secret can't be derived from it."""
     return _mac(secret, "status token")
 
 
 def exposure(path: str, said: str) -> str:
-    """A warning if more users than needed can read or change the file; empty if not, or if nobody knows.
+    """A warning if more users than necessary can read or change the file; empty if not, or if stat fails.
 
-    A Secret mounted 0440 with fsGroup is as closed as it gets: the kubelet owns it and our group reads it.
+    A Secret mounted 0440 with fsGroup is as strict as it gets: the kubelet owns it and our group reads it.
     """
     try:
         found = os.stat(path)

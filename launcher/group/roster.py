@@ -9,26 +9,26 @@ from launcher.group import messages as m
 from launcher.group.lease import Contact
 
 LOCAL = 0  #: the connection of rank 0, inside the leader's process
-CHALLENGE_SECONDS = 2.0  #: for the holder of a rank to answer that it is there
-MOST_SUPERSEDED = 4096  #: incarnations that are remembered
-MANY = 64  #: seats; with more, what takes a pass over all of them is not done at every message
+CHALLENGE_SECONDS = 2.0  #: for the holder of a rank to answer a challenge
+MOST_SUPERSEDED = 4096  #: superseded incarnations that are remembered
+MANY = 64  #: seats; above this, work that takes a pass over all seats is not done for every message
 
 
 @dataclass
 class Part:
-    """A seat's part in one epoch. The part of a seat that was in no epoch yet is empty."""
+    """A seat's part in one epoch; all defaults if the seat has not been in an epoch yet."""
 
-    member: bool = False  #: it takes part, stopped or not
+    member: bool = False  #: it takes part, whether stopped or not
     joined: bool = False  #: it has not said `stopped`: processes of its engine may be running
     done: int = -2  #: -2: nothing; -1: prepared; k: stage k done
     told_stop: bool = False
     report: m.Report | None = None
-    moved: float = 0.0  #: when its activity last moved, less the seconds put off until then
+    moved: float = 0.0  #: when its activity last changed, minus the seconds put off until then
 
 
 @dataclass
 class Seat:
-    """A rank that is present."""
+    """The place of a rank that is present."""
 
     conn: int
     hello: m.Hello
@@ -78,7 +78,7 @@ class Roster:
     def __init__(self, group: str, size: int) -> None:
         self.seats: dict[int, Seat] = {}
         self.by_conn: dict[int, int] = {}
-        self.superseded: dict[str, None] = {}  #: incarnations whose rank was given to another pod, the latest last
+        self.superseded: dict[str, None] = {}  #: incarnations whose rank was given to another pod, newest last
         self._group = group
         self._size = size
         self._claims: dict[int, int] = {}  # connections of rivals, and the rank that each has claimed
@@ -92,7 +92,7 @@ class Roster:
         return None if rank is None else self.seats[rank]
 
     def refusal(self, conn: int, hello: m.Hello) -> m.Rejected | None:
-        """Why this hello can't be accepted; None: it can."""
+        """Why this hello can't be accepted; None if it can."""
         if hello.protocol != m.PROTOCOL:
             return m.Rejected(
                 "protocol", f"this leader speaks protocol {m.PROTOCOL}, rank {hello.rank} speaks {hello.protocol}", 5
@@ -124,13 +124,13 @@ class Roster:
         self._claims[rival.conn] = rival.hello.rank
 
     def drop_rival(self, conn: int) -> None:
-        """What this connection has claimed it claims no more."""
+        """Withdraw this connection's claim, if it has one."""
         seat = self.seats.get(self._claims.pop(conn, -1))
         if seat is not None and seat.rival is not None and seat.rival.conn == conn:
             seat.rival = None
 
     def unanswered(self, now: float) -> Iterator[tuple[Seat, Rival]]:
-        """Seats whose holder has not answered a challenge in time. They may change while this is iterated over."""
+        """Seats whose holder has not answered a challenge in time. The caller may change the seats while iterating."""
         if not self._claims:
             return
         for seat in list(self.seats.values()):
@@ -139,7 +139,7 @@ class Roster:
                 yield seat, rival
 
     def supersede(self, seat: Seat) -> None:
-        """Its rank goes to the rival: the holder is not accepted again under its name."""
+        """The rank goes to the rival: the holder is not accepted again under its present incarnation."""
         seat.rival = None
         self.superseded[seat.hello.incarnation] = None
         while len(self.superseded) > MOST_SUPERSEDED:
@@ -147,13 +147,13 @@ class Roster:
 
 
 def alike(seats: Iterable[Seat], size: int) -> bool:
-    """Quick: all members are of one print, and of the leader's size."""
+    """Whether all members have one fingerprint and the leader's size. A quick check by hashes."""
     prints = {(s.print, s.hello.size) for s in seats}
     return not prints or (len(prints) == 1 and prints.pop()[1] == size)
 
 
 def differences(seats: Mapping[int, Seat], size: int) -> tuple[str, ...]:
-    """What is not alike: ``rank 3: engine.version 0.32.0, group has 0.33.0``. Majority, then rank 0, is right."""
+    """The differences: ``rank 3: engine.version 0.32.0, group has 0.33.0``. The majority is right; in a tie, rank 0."""
     prints = {r: {**s.hello.fingerprint, "size": str(s.hello.size)} for r, s in sorted(seats.items())}
     prints[0] = {**prints.get(0, {}), "size": str(size)}
     found = []
@@ -172,7 +172,7 @@ def differences(seats: Mapping[int, Seat], size: int) -> tuple[str, ...]:
 
 
 def named(ranks: Iterable[int], most: int = 12) -> str:
-    """``rank 3``, ``ranks 1, 2``, ``no rank``; of very many the first ``most``."""
+    """``rank 3``, ``ranks 1, 2``, ``no rank``; of a long list the first ``most``."""
     ranks = list(ranks)
     if not ranks:
         return "no rank"
