@@ -1,37 +1,37 @@
-"""The leader's half of the group protocol: one page, one table, no I/O.
+"""The leader's half of the group protocol: one state machine, one table, no I/O.
 
 Events and the time go in, actions come out; nothing here opens a socket, reads a clock or starts a process. Rank 0 is a
 member like any other: its link is connection 0, inside the process.
 
-The coordinator is between epochs (WAITING) until every rank has said hello, all are alike, nobody is leaving, the
+The coordinator stays between epochs (WAITING) until every rank has said hello, all are alike, nobody is leaving, the
 back-off is over, and nothing of an earlier epoch can still be running anywhere. Then it makes an epoch:
 
     PREPARING   every member gets the list of members and answers `prepared` (no process has been started)
     STARTING    stage by stage: `start` to all, `stage_done` from all, the next stage
     RUNNING     the group serves
     DRAINING    a pod received SIGTERM: no new requests; when none is in flight rank 0 is stopped, then the others
-    STOPPING    the epoch is over: `stop` to all; the next one waits for `stopped` from all
+    STOPPING    the epoch is ending: `stop` to all; the next one waits for `stopped` from all
     ABORTED     the group has given up; a member that connects is told why
 
 Processes of two epochs never run at the same time. A member says hello only when nothing of its engine is left, so a
 new *seat* is clean. It is unclean from `prepare` to `stopped`. A member that is lost while its seat is unclean leaves a
-*fence*: no epoch starts before its lease has certainly run out, or before the same launcher (or the next one in the same
-pod, `replaces`) has said hello and answered on that connection. The members of a former leader's epoch can't be seen;
-their fence is counted from when our members last spoke to that leader (`lease.py` says why that is enough). When an
-epoch is over, the leader tells its members which of them may still run something. They can then tell the next leader,
-and an epoch that ended in good order leaves no fence.
+*fence*: no epoch starts before its lease has certainly run out, or before the same launcher (or the next in the same
+pod, `replaces`) has said hello and answered on that connection. The leader cannot see the members of a former leader's
+epoch; it counts their fence from when our members last spoke to that leader (`lease.py` says why that is enough). When
+an epoch is over, the leader tells its members which of them may still run something. They can then tell the next
+leader, and an epoch that ended in good order leaves no fence.
 
-What a hello remembers (`_take_in`) and what it says is clean (`_clear`) counts when its connection has answered: a peer
-that is refused, or that never answers, changes nothing but its own seat.
+What a hello remembers (`_take_in`) and what it says is clean (`_clear`) counts only once its connection has answered: a
+peer that is refused, or that never answers, changes nothing but its own seat.
 
 The table below is complete: every phase has an answer to every event. LEADS says where each phase may lead, and each
 step is checked against it (docs/protocol.md draws both). `_stale` ignores a message of an epoch that is over or of a
 phase that has passed. The first failure that is heard ends the epoch; which failure explains it is decided when all
 members have stopped (`ends.py`).
 
-Beside it: `epoch.py` (the state of one epoch), `roster.py` (who is there, who differs), `fences.py` (what may still run
-unseen), `lease.py` (how long), `budget.py` (whether to try again), `history.py` (what came first), `news.py` (when to
-tell the members), `last_words.py` (who has heard why the group gave up), `metrics.py` (what is counted).
+Related files: `epoch.py` (the state of one epoch), `roster.py` (who is there, who differs), `fences.py` (what may still
+run unseen), `lease.py` (how long), `budget.py` (whether to try again), `history.py` (what came first), `news.py` (when
+to tell the members), `last_words.py` (who has heard why the group gave up), `metrics.py` (what is counted).
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ from launcher.group.own_gap import OwnGap
 from launcher.group.roster import CHALLENGE_SECONDS, LOCAL, MANY, Rival, Roster, Seat, alike, differences, named
 from launcher.model import Cause, CauseKind, Epoch
 
-PREPARE_SECONDS = 120.0  #: members bound their own preparation; this is for one that broke
-LOOK_PER_SEAT = 20e-6  #: seconds between two passes over MANY seats, for each seat: they may cost 5 % of the time
+PREPARE_SECONDS = 120.0  #: members bound their own preparation; this catches a broken member
+LOOK_PER_SEAT = 20e-6  #: seconds per seat between two passes over more than MANY seats, which may cost 5 % of the time
 
 
 class GroupPhase(str, Enum):
@@ -76,12 +76,12 @@ class GroupPhase(str, Enum):
 
 
 class Wait(str, Enum):
-    """What WAITING waits for: the phase that people see between epochs."""
+    """What WAITING waits for. Between epochs, people see this as the phase."""
 
     GATHERING = "gathering"  #: ranks are missing
     FENCED = "fenced"  #: a lost member's lease has not run out
     MISMATCHED = "mismatched"  #: members are not alike
-    LEAVING = "leaving"  #: a present member was told to go
+    LEAVING = "leaving"  #: a present member received SIGTERM
     BACKOFF = "backoff"  #: the next attempt comes soon
 
 
@@ -90,7 +90,7 @@ Action = Send | SendAll | Hang | Note
 
 @dataclass(frozen=True)
 class Pause:
-    """Before the next epoch. ``words``: why there is one."""
+    """The pause before the next epoch. ``words``: why there is one."""
 
     until: float
     words: str = ""
@@ -98,7 +98,7 @@ class Pause:
 
 Answer = Callable[[int, Any, float], None]
 
-#: Where each phase may lead. Every single step is held to this.
+#: Where each phase may lead. Every step is checked against this.
 LEADS: Mapping[GroupPhase, frozenset[GroupPhase]] = {
     GroupPhase.WAITING: frozenset({GroupPhase.PREPARING, GroupPhase.ABORTED}),
     GroupPhase.PREPARING: frozenset({GroupPhase.STARTING, GroupPhase.STOPPING}),
@@ -114,11 +114,11 @@ LEADS: Mapping[GroupPhase, frozenset[GroupPhase]] = {
 
 
 class Coordinator:
-    """State of the group as the leader knows it. Call :meth:`handle` with every event, and with a Tick every half beat."""
+    """The state of the group as the leader knows it. Call :meth:`handle` with each event and a Tick every half beat."""
 
     # fmt: off
     def _table(self) -> Mapping[type[Any], tuple[Answer, ...]]:
-        """What answers each event in each phase."""
+        """The method that answers each event in each phase."""
         return {
             # event      waiting         preparing              starting               running                draining             stopping              aborted
             m.Hello:     (self._admit,    self._admit,           self._admit,           self._admit,           self._admit,         self._admit,          self._refuse),
@@ -146,29 +146,29 @@ class Coordinator:
         self.roster = Roster(config.group, config.size)
         self.fences = Fences(config.terms)
         self.latest: EpochState | None = None  #: the current epoch or, between epochs, the one before
-        self.highest_n = config.highest_n  #: of all epochs that anybody has told of
+        self.highest_n = config.highest_n  #: of all epochs that anybody has reported
         self.stages: tuple[StageLimit, ...] = ()  #: set before rank 0 says hello
         self.history = History()
         self.measures = Measures()
         self.budget = Budget(config.max_restarts, config.restart_window, rng, longest=config.restart_backoff)
-        self.put_off = 0.0  #: seconds so far for which deadlines of a start did not count: this machine was starved
+        self.put_off = 0.0  #: total seconds by which start deadlines were put off because this machine was starved
         self.abort: m.Abort | None = None  #: the group gives up when this epoch is over, or has given up
-        self._last_words: LastWords | None = None  # the group has given up
+        self._last_words: LastWords | None = None  # set once the group has given up
         self.answers = by_state(GroupPhase, self._table())
         self._rng = rng
         self._gap = OwnGap(config.terms, now)
         self._born = now
         self._pause = Pause(now)
         self._look_at = now  # when `_look` may look again
-        self._look_due = False  # it was asked to and has not yet
+        self._look_due = False  # a look is due that has not happened yet
         self._news = NewsDesk(now)
-        self._beat_only = False  # the ping at hand has changed nothing but its member's lease
+        self._beat_only = False  # the current ping changed nothing but its member's lease
         self._out: list[Action] = []
 
     # ------------------------------------------------------------------------------------------------ the one door
 
     def handle(self, event: Any, conn: int, now: float) -> list[Action]:
-        """Answer one event of connection ``conn`` (LOCAL for Tick). Returns what is to be done, in order."""
+        """Answer one event of connection ``conn`` (LOCAL for Tick). Returns the actions to carry out, in order."""
         self._out = []
         self._beat_only = False
         self._gap.event(now)
@@ -198,7 +198,7 @@ class Coordinator:
 
     @property
     def cause(self) -> Cause | None:
-        """Why the current epoch is ending, as far as is known."""
+        """Why the current epoch is ending, as far as we know."""
         return None if self.latest is None else self.latest.cause
 
     @property
@@ -209,7 +209,7 @@ class Coordinator:
 
     @property
     def shown_phase(self) -> str:
-        """The phase in the word that people see."""
+        """The phase as people see it."""
         return self.wait.value if self.phase is GroupPhase.WAITING else self.phase.value
 
     @property
@@ -219,11 +219,11 @@ class Coordinator:
     # ------------------------------------------------------------------------------------------------ who is there
 
     def rank_of(self, conn: int) -> int | None:
-        """Whose seat a connection has; None: nobody's."""
+        """The rank whose seat a connection holds, or None."""
         return self.roster.by_conn.get(conn)
 
     def relocate(self, address: str) -> None:
-        """Rank 0's own address turned out to be another one. Only between epochs: an epoch's addresses are fixed."""
+        """Correct rank 0's own address. Only between epochs: an epoch's addresses are fixed."""
         seat = self.seats.get(0)
         if seat is not None and self.phase is GroupPhase.WAITING:
             seat.hello = replace(seat.hello, address=address)
@@ -233,10 +233,10 @@ class Coordinator:
         if refusal is not None:
             self._turn_away(conn, refusal)
             return
-        self.roster.drop_rival(conn)  # what it claimed before
+        self.roster.drop_rival(conn)  # its earlier claim
         seat = self.seats.get(hello.rank)
         if seat is not None and seat.hello.incarnation == hello.incarnation and hello.attempt < seat.hello.attempt:
-            self._out.append(Hang(conn))  # said on a connection that it has since given up
+            self._out.append(Hang(conn))  # an old hello, from a connection that it has since given up
             return
         if seat is None:
             self._seat(conn, hello, now)
@@ -246,10 +246,10 @@ class Coordinator:
             self._challenge(seat, conn, hello, now)
 
     def _take_in(self, hello: m.Hello, now: float) -> None:
-        """What a hello that was heard at ``now`` remembers; its connection has answered since."""
+        """Take in what a hello that was heard at ``now`` remembers. Its connection has answered since."""
         if hello.died is not None:
             self._explain_death(hello, replace(hello.died, rank=hello.rank))
-        if self.latest is None:  # from our first epoch on we know better
+        if self.latest is None:  # once we have made an epoch, we know better
             at = None if hello.first_age is None else now - hello.first_age
             self.history.inherit(hello.first_failure, hello.first_epoch, at)
             self.budget.inherit(hello.charges, now)
@@ -261,18 +261,18 @@ class Coordinator:
             self.fences.put_foreign(hello, self._known_clean, now)
 
     def _came_back(self, hello: m.Hello) -> None:
-        """It lives: it did not die of what ended an epoch that it was lost from."""
+        """A member is back alive, so it did not die of what ended the epoch that it was lost from."""
         if self.latest is not None:
             self.latest.came_back(hello.rank, hello.incarnation)
         self.history.came_back(hello.incarnation)
 
     def _known_clean(self, since: float) -> frozenset[str]:
-        """Launchers of which nothing runs: members here that have answered after ``since``, and those before them."""
+        """Launchers of which nothing runs: members that have answered after ``since``, and those that they replace."""
         answered = [s for s in self.seats.values() if s.contact.proven is not None and s.contact.proven >= since]
         return frozenset().union(*(s.clears for s in answered))
 
     def _explain_death(self, hello: m.Hello, died: Cause) -> None:
-        """A launcher that was killed is back and says how: the end of an epoch that it was in, and of no other."""
+        """A killed launcher's successor says how it died. It explains only an epoch that the dead one was lost from."""
         rank, replaces = hello.rank, hello.dead
         stopping = self.phase is GroupPhase.STOPPING
         if stopping and self._this.was_lost_for(rank, replaces):
@@ -283,9 +283,9 @@ class Coordinator:
             self.history.inherit_death(died)
 
     def _clear(self, seat: Seat) -> None:
-        """A member has answered on its connection: its hello is not an old one that was held up, and so it is true.
+        """A member has answered on its connection, so its hello is no delayed old one and can be believed.
 
-        Nothing runs of its launcher nor of those that it replaces: no fence is needed for them any more.
+        Nothing of its launcher, or of those that it replaces, is running: remove their fences.
         """
         self.fences.clear(seat.clears, seat.contact.at)
 
@@ -298,7 +298,7 @@ class Coordinator:
             self._look(conn, hello, now)
 
     def _return(self, seat: Seat, conn: int, hello: m.Hello, now: float) -> None:
-        """The same launcher on a new connection. It says hello only when clean, so whatever it ran is gone."""
+        """The same launcher has a new connection. It says hello only when clean, so whatever it ran is gone."""
         if seat.conn != conn:
             self._out.append(Hang(seat.conn))
         self._give_up_seat(seat)
@@ -366,22 +366,22 @@ class Coordinator:
         self._remove(rank, self._or_own_gap(Cause(CauseKind.LOST, rank, text, tail=seat.tail), now), now)
 
     def _or_own_gap(self, cause: Cause, now: float) -> Cause:
-        """Who gives us up right after we did not run for so long is right to."""
+        """If a peer gave us up right after this process had not run for long, the cause is our own gap."""
         theirs = cause.kind in (CauseKind.LOST, CauseKind.LEADER)
         return Cause(CauseKind.LOST, 0, self._gap.words) if theirs and self._gap.recent(now) else cause
 
     def _remove(self, rank: int, cause: Cause, now: float, noticed: float = 0.0) -> None:
-        """Take a seat away, and with it the epoch that it is part of."""
+        """Take a seat away. If its engine may be running, this ends the epoch."""
         seat = self.seats[rank]
         self._give_up_seat(seat)
         if seat.joined:
             self._gone_from_epoch(cause, now, noticed)
 
     def _give_up_seat(self, seat: Seat) -> None:
-        """Nobody sits there any more: if its engine may be running, leave a fence; F moves no further."""
+        """Vacate a seat. If its engine may be running, leave a fence; its contact, and so F, moves no further."""
         rank = seat.hello.rank
         self.roster.remove(seat)
-        if seat.rival is not None:  # decided by the incumbent's end
+        if seat.rival is not None:  # the holder is gone, which decides the challenge
             rival, seat.rival = seat.rival, None
             self._turn_away(rival.conn, m.Rejected("retry", f"rank {rank} has just become free", 0.1))
         if seat.joined:
@@ -424,14 +424,14 @@ class Coordinator:
         return self.phase not in (GroupPhase.WAITING, GroupPhase.ABORTED)
 
     def _freshness(self, now: float) -> float:
-        """F, the oldest contact of all members of the epoch."""
+        """F: the oldest contact of all members of the epoch."""
         return self._this.freshness(self.seats.values(), now)
 
     def _silent(self, now: float) -> None:
         """Members without contact for too long are lost."""
         limit = now - self.config.terms.lost_after
         late = [(rank, seat) for rank, seat in self.seats.items() if seat.contact.at < limit]
-        for rank, seat in sorted(late, key=lambda one: one[0]):  # if we were frozen, all are, and rank 0 is the reason
+        for rank, seat in sorted(late, key=lambda one: one[0]):  # all look silent if we were frozen: blame rank 0
             if self.seats.get(rank) is not seat:
                 continue
             silent = seat.contact.silent_for(now)
@@ -446,19 +446,19 @@ class Coordinator:
     # -------------------------------------------------------------------------------------------- between epochs
 
     def _look(self, conn: int, event: object, now: float) -> None:
-        """WAITING, and somebody came, went or proved that he hears us. The last of many is seen at the next ping."""
+        """In WAITING, a member came, left or proved that it hears us. Of a burst, the next ping sees the last one."""
         if now < self._look_at:
             self._look_due = True
         else:
             self._consider(conn, event, now)
 
     def _consider(self, conn: int, event: object, now: float) -> None:
-        """WAITING: is everything there for an epoch? Sets what we wait for, or begins one."""
+        """In WAITING, begin an epoch if everything is there; otherwise set what we wait for."""
         self._look_due = False
         self._look_at = now + (LOOK_PER_SEAT * len(self.seats) if len(self.seats) > MANY else 0.0)
         self._watch(conn, Tick(), now)
         if self.phase is not GroupPhase.WAITING:
-            return  # a newcomer that took a silent member's rank completed the group
+            return  # a newcomer took a silent member's rank and completed the group
         fenced = self.fences.stand(now)
         seats, terms = self.seats.values(), self.config.terms
         if any(s.leaving is not None for s in seats):
@@ -481,10 +481,10 @@ class Coordinator:
     def _give_up_waiting(self, now: float) -> None:
         limit = self.config.join_timeout
         if not limit or self.highest_n or now - self._born < limit:
-            return  # an epoch that anybody here knows of: it is not the group's first gathering, though it may be ours
+            return  # if anybody knows of an epoch, this is not the group's first gathering, though it may be ours
         tells = any(s.contact.proven is None and s.hello.last_epoch is not None for s in self.seats.values())
         if tells and now - self._born < limit + self.config.terms.lost_after:
-            return  # it has not answered yet
+            return  # a member that reports an epoch has not answered yet
         names = ", ".join(f"rank {r}" for r in self.missing[:16])
         text = f"{names} did not come within {limit:g} s (--join-timeout)"
         self._give_up(Cause(CauseKind.JOIN, 0, text), int(ExitCode.UNAVAILABLE), text, now)
@@ -494,7 +494,7 @@ class Coordinator:
     def _prepare(self, now: float) -> None:
         self.highest_n = (
             self.highest_n % m.MOST_EPOCHS + 1
-        )  # epochs are compared whole: a number that comes again harms nobody
+        )  # epochs are compared whole, so reusing a number is harmless
         seats = [seat for _, seat in sorted(self.seats.items())]
         name = Epoch(self.highest_n, self.config.incarnation)
         self.latest = epoch = EpochState(name, seats, self.config.terms, self._counted(now))
@@ -524,7 +524,7 @@ class Coordinator:
         self._say_all(m.Start(epoch.name, stage))
 
     def _counted(self, now: float) -> float:
-        """The clock of a start's deadlines: it stood still while this machine was starved."""
+        """The clock for a start's deadlines: it stands still while this machine is starved."""
         return now - self.put_off
 
     def _stage_done(self, conn: int, message: m.StageDone, now: float) -> None:
@@ -554,12 +554,12 @@ class Coordinator:
 
     def _failed(self, conn: int, message: m.Failed, now: float) -> None:
         seat = self._current(conn, message.epoch)
-        if seat is not None and not message.told:  # else we have told nobody to stop: its guard killed at the deadline
+        if seat is not None and not message.told:  # `told`: not by us, so by its guard at the deadline
             cause = self._or_own_gap(replace(message.cause, rank=seat.hello.rank), now)
             self._end(self._beside_silence(cause, now), now, message.noticed, self._when(seat, message, now))
 
     def _beside_silence(self, cause: Cause, now: float) -> Cause:
-        """An engine may end because its neighbour behind a bad link was killed by its lease: then both are told."""
+        """Name a silent rank beside an exit: its guard may have killed its engine at the deadline and so caused it."""
         silence = {r: s.contact.silent_for(now) for r, s in self.seats.items() if r != cause.rank}
         rank = max(silence, key=silence.__getitem__, default=cause.rank)
         if cause.kind is not CauseKind.EXITED or silence.get(rank, 0.0) <= self.config.terms.notable_silence:
@@ -567,7 +567,7 @@ class Coordinator:
         return replace(cause, text=f"{cause.text}; rank {rank} had been silent for {silence[rank]:.1f} s")
 
     def _when(self, seat: Seat, message: m.Failed, now: float) -> tuple[float, float]:
-        """Between which times it was, on our clock."""
+        """The interval in which it happened, on our clock."""
         offset = seat.contact.offset
         found = None if message.at is None else offset.interval(message.at, message.doubt, now)
         return found or (now - message.noticed - message.doubt, now - message.noticed)
@@ -584,7 +584,7 @@ class Coordinator:
             self._end(cause, now)
 
     def _unread(self, conn: int, message: m.Unread, now: float) -> None:
-        """A member cannot read what we say, and will not the next time: trying again would never end."""
+        """A member cannot read our messages, and could not the next time either: retrying would never end."""
         seat = self._seat_of(conn)
         if seat is None or seat.contact.proven is None:
             return
@@ -628,7 +628,7 @@ class Coordinator:
     def _watch_run(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
         if self.phase is GroupPhase.RUNNING and (self._this.served(now) or 0.0) >= STEADY:
-            self.history.first = None  # the trouble before is over
+            self.history.first = None  # earlier trouble is over
 
     def _watch_start(self, conn: int, tick: Tick, now: float) -> None:
         self._watch(conn, tick, now)
@@ -655,7 +655,7 @@ class Coordinator:
             self._end(Cause(CauseKind.STALL, rank, text), now, c.startup_stall_timeout)
 
     def _still_for(self, now: float) -> float:
-        """Seconds since anything of the engine moved on any rank, but for those that this machine was starved."""
+        """Seconds without activity of the engine on any rank, not counting those in which this machine was starved."""
         return self._counted(now) - max(s.part.moved for s in self.seats.values())
 
     # --------------------------------------------------------------------------------------------------- draining
@@ -664,18 +664,18 @@ class Coordinator:
         seat = self._seat_of(conn)
         if seat is None:
             return
-        seat.leaving = now + message.grace  # it exits at once: nothing runs there
+        seat.leaving = now + message.grace  # nothing runs there, so it exits at once
         if self.phase is GroupPhase.WAITING:
             self._consider(conn, message, now)
 
     def _leaves(self, conn: int, message: m.Leaving, now: float) -> Seat | None:
         seat = self._seat_of(conn)
         if seat is not None:
-            seat.leaving = now + message.grace  # a second time it has no grace
+            seat.leaving = now + message.grace  # after a second SIGTERM the grace is 0
         return seat
 
     def _leave_unserved(self, conn: int, message: m.Leaving, now: float) -> None:
-        """Told to go before the group ever served: nothing to wait for."""
+        """A pod received SIGTERM before the group served: there is nothing to drain."""
         seat = self._leaves(conn, message, now)
         if seat is not None:
             self._end(_drain_cause(seat.hello.rank), now)
@@ -740,7 +740,7 @@ class Coordinator:
             self._stopped_unasked(conn, message, now)
 
     def _drain_failed(self, conn: int, message: m.Failed, now: float) -> None:
-        """A worker whose rank 0 is being stopped may well end: that is no failure, and rank 0 keeps its time."""
+        """A worker may well end while rank 0 is being stopped: that is no failure, and rank 0 keeps its time."""
         seat = self._current(conn, message.epoch)
         if seat is not None and self.seats[0].part.told_stop and seat.hello.rank != 0:
             self._note("ended with rank 0", level="debug", member=seat.hello.rank, cause=message.cause.text)
@@ -754,9 +754,9 @@ class Coordinator:
     # ---------------------------------------------------------------------------------------------- the end of one
 
     def _end(self, cause: Cause, now: float, noticed: float = 0.0, when: tuple[float, float] | None = None) -> None:
-        """End the epoch on all ranks: `stop` to everybody who takes part in it.
+        """End the epoch on all ranks: `stop` to every member that takes part in it.
 
-        ``noticed``: seconds from the failure to now, as far as anybody knows; ``when``: between which times it was.
+        ``noticed``: seconds from the failure to its detection, as far as known; ``when``: the interval of the failure.
         """
         epoch = self._this
         drained = cause.kind is CauseKind.DRAIN
@@ -771,7 +771,7 @@ class Coordinator:
         if not drained:
             self._note("epoch failed", level="error", of_epoch=str(epoch.name), cause=str(cause))
         if was_draining and not drained:
-            epoch.charged = False  # nobody pays for a failure in an epoch that was ending anyway
+            epoch.charged = False  # a failure in an epoch that was ending anyway is not charged
         grace = self.config.stop_grace
         if any(s.leaving is not None for s in self.seats.values()):
             grace = min(grace, max(LEAST_STOP_GRACE, self._grace_left(now) - STOP_RESERVE))
@@ -802,7 +802,8 @@ class Coordinator:
             self._over_if_all_stopped(now)
 
     def _over_if_all_stopped(self, now: float) -> None:
-        """All that can be heard have stopped, and had said before what they know; the lost are behind fences."""
+        """The epoch is over once every present member has stopped. They reported what they know before; the lost are
+        behind fences."""
         if any(s.joined for s in self.seats.values()) or self.phase is not GroupPhase.STOPPING:
             return
         epoch = self._this
@@ -819,7 +820,7 @@ class Coordinator:
             self._give_up(self.abort.cause, self.abort.code, self.abort.text, now)
             return
         if verdict.give_up and not drained:
-            # what is told is the first failure, but the code is that of the last: it is what the engine does now
+            # Report the first failure, but exit with the code of the last one: that is what the engine does now.
             self._give_up(self.history.first or cause, exit_code(cause), verdict.reason, now)
             return
         words = f"the engine is started again after a pause, {self.budget.used(now)} used"
@@ -838,7 +839,7 @@ class Coordinator:
         return self._this.cause
 
     def _settle_cause(self) -> None:
-        """All ends that can be heard of are heard: which was the first?"""
+        """All ends that we can hear of are in: decide which came first."""
         first = self._cause
         if first.kind is not CauseKind.DRAIN:
             self._this.cause = cause = self._this.ends.judge()
@@ -853,7 +854,7 @@ class Coordinator:
         self._say_all(self.abort)
 
     def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
-        """The group has given up: who comes is told why, and hangs up on hearing it."""
+        """The group has given up: tell a newcomer why. It hangs up when it has heard."""
         refusal = self.roster.refusal(conn, hello)
         assert self._last_words is not None
         if refusal is not None:
@@ -861,12 +862,12 @@ class Coordinator:
             return
         seat = self.seats.get(hello.rank)
         if seat is not None and seat.conn != conn and seat.hello.incarnation == hello.incarnation:
-            self.roster.remove(seat)  # it has lost that connection, and what was said on it
+            self.roster.remove(seat)  # it lost that connection, and with it what we said there
         self._last_words.came(conn, hello.rank)
         self._say(conn, self._last_words.abort)
 
     def _told(self, conn: int, closed: Closed, now: float) -> None:
-        """The group has given up, and a connection ended."""
+        """The group has given up, and a connection has ended."""
         assert self._last_words is not None
         seat = self._seat_of(conn)
         self._last_words.closed(conn, None if seat is None else seat.hello.rank, closed.why)
@@ -874,7 +875,7 @@ class Coordinator:
             self.roster.remove(seat)
 
     def lingers(self, now: float) -> bool:
-        """Whether this launcher must stay although the group has given up: a rank may not have heard why."""
+        """Whether this launcher must stay after the group gave up, because a rank may not have heard why."""
         return self._last_words is not None and self._last_words.awaited(self.seats, self.config.linger, now)
 
     # --------------------------------------------------------------------------------------------------- small ones
@@ -897,7 +898,8 @@ class Coordinator:
         self._out.append(Send(conn, message))
 
     def _turn_away(self, conn: int, why: m.Rejected | m.Abort) -> None:
-        """The answer to a hello that is not taken. It is read first; then the connection takes nobody's place."""
+        """Answer a hello that is not accepted. The answer is sent first; then the connection is closed, unless it holds
+        a seat."""
         self._say(conn, why)
         if conn not in self.roster.by_conn:
             self.roster.drop_rival(conn)
@@ -912,7 +914,7 @@ class Coordinator:
         self._out.append(Note(event, fields, level))
 
     def waiting_for(self) -> str:
-        """What is missing for the next epoch, in words; empty while one runs."""
+        """What the next epoch waits for, in words; empty while one runs."""
         if self.phase is GroupPhase.STOPPING:
             return f"waiting for {named([r for r, s in sorted(self.seats.items()) if s.joined])} to stop"
         if self.phase is not GroupPhase.WAITING:
@@ -930,18 +932,18 @@ class Coordinator:
         return f"waiting for {named(self.missing)}" if self.missing else ""
 
     def wait_left(self, now: float) -> float | None:
-        """How long what `waiting_for` says lasts at most, in seconds; None: nobody knows."""
+        """The longest that the wait of `waiting_for` can last, in seconds; None if unknown."""
         if self.phase is not GroupPhase.WAITING or self.wait not in (Wait.FENCED, Wait.BACKOFF):
             return None
         return max(0.0, (self._pause.until if self.wait is Wait.BACKOFF else self.fences.until) - now)
 
     def _nothing_new(self, event: object, now: float) -> bool:
-        """Quick, for most events are such: everybody knows all, and a beat or a tick of an epoch has changed nothing."""
+        """A quick check, true for most events: a beat or a tick in an epoch changed nothing, and no news is due."""
         idle = self._beat_only or (type(event) is Tick and self._in_epoch() and not self._out)
         return idle and self._news.nothing_new(self.history.first, lambda: self.budget.charged(now))
 
     def _publish(self, now: float) -> None:
-        """Tell all members when what people can see has changed."""
+        """Send news to all members when what people can see has changed."""
         known = (self.shown_phase, self.history.first, self.budget.total)
         if not self._news.due(known, len(self.seats), now):
             return
@@ -952,7 +954,7 @@ class Coordinator:
         counts = (len(self.seats), len(answered), text, self.budget.charged(now))
         if not self._news.changed(state, counts, now):
             return
-        # A member whose hello has not been taken in yet must not forget over our news what it told in it.
+        # Our news replaces what a member remembers, so it must not go to one whose hello we have not taken in yet.
         news = m.News(
             self.shown_phase,
             text[:2000],
@@ -971,10 +973,10 @@ class Coordinator:
 
     @property
     def _over_now(self) -> tuple[Epoch | None, tuple[str, ...]]:
-        """Our latest epoch, when it is over, and its members of which something may still run: all others have stopped.
+        """Our latest epoch if it is over, and its members that may still run something; all others have stopped.
 
-        A member that is lost leaves a fence unless it had said `stopped`, and no epoch begins while one stands: so
-        whoever is fenced is of this epoch, and of this epoch nobody else is left.
+        A lost member leaves a fence unless it had said `stopped`, and no epoch begins while a fence stands. So every
+        fenced member is of this epoch, and no other member of it can be running anything.
         """
         if self._in_epoch() or self.epoch is None:
             return None, ()

@@ -1,23 +1,24 @@
 """A member's half of the group protocol: events and the time in, actions out. Rank 0 is a member too.
 
-    CLEANING   something of an earlier engine may be left here: say nothing to anybody
+    CLEANING   something of an earlier engine may be left here: do not contact the leader
     SEEKING    clean, looking for the leader; `hello` as soon as there is a connection
     SEATED     accepted, no epoch
     PREPARING  got `prepare`; checking whether this node can run the epoch. No process yet
-    STARTING   `prepared` was said: stages start when the leader says so
+    STARTING   said `prepared`: each stage starts when the leader says so
     RUNNING    the group serves
-    STOPPING   the processes of the epoch are being ended
+    STOPPING   the epoch's processes are being stopped
     LEAVING    received SIGTERM, nothing runs any more: waiting for the leader's `goodbye`
     GONE       the launcher exits
 
 What makes the promises hold on this side:
 
 - Hello is said in SEEKING only, and SEEKING is entered only when the guard has reported that nothing is left.
-- From `prepared` until nothing is left the guard holds a deadline, which moves only with the lease (`lease.py`). When it
-  passes the guard kills, whether or not this code still runs. The lease is checked once more before every stage.
-- A closed connection to the leader ends the engine at once; nobody exits for being alone (except when no restart is
-  allowed at all). The process, its caches and its address stay, and it looks the leader up anew.
-- SIGTERM with no engine exits 0 at once. With one, the leader decides the order of stopping; a second one stops now.
+- From `prepared` until nothing is left, the guard holds a deadline, which moves only with the lease (`lease.py`). When
+  it passes, the guard kills, whether or not this code still runs. The lease is checked again before every stage.
+- A closed connection to the leader stops the engine at once. A member never exits because it is alone, except when no
+  restart is allowed at all: the process, its caches and its address stay, and it looks up the leader again.
+- SIGTERM without an engine: exit 0 at once. With an engine, the leader decides the order of stopping; a second SIGTERM
+  stops it now.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Connected:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """The leader has said something that is not the protocol as we know it; ``why`` in words."""
+    """The leader sent a message that this member cannot read; ``why`` says what is wrong."""
 
     why: str
 
@@ -76,7 +77,7 @@ class Able:
 
 @dataclass(frozen=True)
 class NotAble:
-    """It can't. ``retry``: perhaps later."""
+    """This node can't run the epoch. ``retry``: a later attempt may work."""
 
     epoch: Epoch
     cause: Cause
@@ -85,7 +86,7 @@ class NotAble:
 
 @dataclass(frozen=True)
 class Done:
-    """The gates of this rank's processes of a stage have opened."""
+    """The gates of all of this rank's processes in a stage have opened."""
 
     epoch: Epoch
     stage: int
@@ -93,12 +94,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Broke:
-    """Something of the engine failed on this rank."""
+    """Part of the engine failed on this rank."""
 
     epoch: Epoch
     cause: Cause
     noticed: float = 0.0  #: seconds that it took to notice
-    doubt: float = 0.0  #: seconds that it may have been earlier still
+    doubt: float = 0.0  #: seconds by which it may have been earlier still
     told: bool = False  #: our stop had reached it before it ended
 
 
@@ -142,7 +143,7 @@ class Terminate:
 
 @dataclass(frozen=True)
 class Dial:
-    """Look the leader up and connect, after ``delay`` seconds; keep trying until connected."""
+    """After ``delay`` seconds look up the leader and connect; keep trying until connected."""
 
     delay: float = 0.0
 
@@ -160,14 +161,14 @@ class DoStage:
 
 @dataclass(frozen=True)
 class DoServe:
-    """The group serves: begin to watch health and progress."""
+    """The group serves: start to watch health and progress."""
 
     epoch: Epoch
 
 
 @dataclass(frozen=True)
 class DoDrain:
-    """Not ready any more; rank 0 says Idle when no request is in flight."""
+    """Report not ready; rank 0 reports Idle when no request is in flight."""
 
     epoch: Epoch
     seconds: float
@@ -175,7 +176,7 @@ class DoDrain:
 
 @dataclass(frozen=True)
 class DoStop:
-    """TERM, ``grace`` seconds, KILL, for everything; answered with Gone."""
+    """Stop every process: TERM, ``grace`` seconds, KILL. Answered with Gone."""
 
     grace: float
     cause: Cause
@@ -197,7 +198,7 @@ class Exit:
 
 Answer = Callable[[Any, float], None]
 
-#: Where each state may lead. Every single step is held to this.
+#: Where each state may lead. Every step is checked against this.
 LEADS: Mapping[State, frozenset[State]] = {
     State.CLEANING: frozenset({State.SEEKING, State.GONE}),
     State.SEEKING: frozenset({State.SEATED, State.GONE}),
@@ -212,11 +213,11 @@ LEADS: Mapping[State, frozenset[State]] = {
 
 
 class Member:
-    """State of one rank. Call :meth:`handle` with every event, and with a Tick every half beat."""
+    """The state of one rank. Call :meth:`handle` with every event, and with a Tick every half beat."""
 
     # fmt: off
     def _table(self) -> Mapping[type[Any], tuple[Answer, ...]]:
-        """What answers each event in each state."""
+        """The method that answers each event in each state."""
         return {
             # event       cleaning       seeking           seated            preparing             starting           running            stopping              leaving           gone
             Connected:   (self._idle,    self._greet,      self._idle,       self._idle,           self._idle,        self._idle,        self._idle,           self._idle,       self._idle),
@@ -253,24 +254,24 @@ class Member:
         self.incarnation = config.incarnation
         self.address = ""  #: own IP, set before the first Connected
         self.fingerprint: dict[str, str] = {}  #: set before the first Connected
-        self.facts: dict[str, str] = {}  #: what else hello tells of this pod
+        self.facts: dict[str, str] = {}  #: what else the hello says about this pod
         #: The current or the latest epoch.
         self.latest: MemberEpoch | None = MemberEpoch(*config.last, now) if config.last else None
         self.news = m.News("gathering")
-        self.news_at = now  #: when it came
-        self.first_at: float | None = None  #: when the first failure that it tells was; None: not known
+        self.news_at = now  #: when the news arrived
+        self.first_at: float | None = None  #: when the first failure in the news happened; None: unknown
         self.refusal = ""  #: why the last hello was not accepted, in words
         self.terminating = False
         self.answers = by_state(State, self._table())
         self._leader = LeaderContact(Pings(config.terms), now)
         self._gap = OwnGap(config.terms, now)
         self._born = now
-        self._led_at = now  # when a leader last answered that had accepted us
-        self._charged_by = now  # the ages of the news' charges count from here: they were said no earlier
-        self._attempts = 0  # hellos said
+        self._led_at = now  # when a leader that had accepted us last answered
+        self._charged_by = now  # the ages of the news' charges count from here: the news was sent no earlier
+        self._attempts = 0  # hellos sent
         self._replaces = config.replaces
         self._died = config.died
-        self._served_once = config.last is not None  # an epoch began, here or before us: --join-timeout is done
+        self._served_once = config.last is not None  # an epoch began, here or before us: the first gathering is over
         self._leave_by: float | None = None
         self._exit: Exit | None = None  # how to exit when the stop is done
         self._out: list[Any] = []
@@ -282,7 +283,7 @@ class Member:
 
     @property
     def epoch_members(self) -> tuple[str, ...]:
-        """Its members of which, for all that we were told, something may still run: all, by rank, until it is over."""
+        """Members of that epoch that, as far as we know, may still run something: all, by rank, until it is over."""
         return () if self.latest is None else self.latest.members
 
     @property
@@ -317,7 +318,7 @@ class Member:
     # ------------------------------------------------------------------------------------------------ the one door
 
     def handle(self, event: Any, now: float) -> list[Any]:
-        """Answer one event. Returns what is to be done, in order."""
+        """Answer one event. Returns the actions to carry out, in order."""
         self._out = []
         self._gap.event(now)
         self.answers[self.state][type(event)](event, now)
@@ -329,11 +330,11 @@ class Member:
         self.state = state
 
     def replace(self, former: str) -> None:
-        """Before the first Connected: ``former`` was the launcher in this very pod, and nothing of it is left."""
+        """``former`` was the previous launcher in this very pod, and nothing of it is left. Call before Connected."""
         self._replaces = (*self._replaces, former)[-64:]
 
     def _idle(self, event: object, now: float) -> None:
-        """Nothing to do: the event belongs to a time that has passed."""
+        """Ignore an event that does not matter in this state."""
 
     def _say(self, message: Any, now: float) -> None:
         if self._leader.connected:
@@ -401,7 +402,7 @@ class Member:
         self._drop(min(message.retry, m.MAX_RETRY))
 
     def _unreadable(self, event: Unreadable, now: float) -> None:
-        """Say so, for the leader cannot know; then it is as if the connection had closed."""
+        """Tell the leader, which cannot know otherwise; then continue as if the connection had closed."""
         self._say(m.Unread(event.why[:300]), now)
         self._drop_if_connected()
         self.refusal = why = f"the leader sent what is not the protocol: {event.why}"
@@ -424,12 +425,12 @@ class Member:
         self._out.append(Dial())
 
     def _ended(self) -> bool:
-        """The leader is gone after it told us to stop and no restart is allowed: nobody is left to say `abort`."""
+        """Whether the latest epoch failed and no restart is allowed: with the leader gone, nobody can say `abort`."""
         failed = self.cause is not None and self.cause.kind is not CauseKind.DRAIN
         return failed and not self.config.may_restart
 
     def _drop(self, delay: float) -> None:
-        """Give this connection up and look the leader up anew."""
+        """Give up this connection and look up the leader again."""
         self._leader.connected = False
         self._out.append(Hang(LINK))
         if self.state is State.SEATED:
@@ -438,21 +439,21 @@ class Member:
 
     def _seek(self, tick: Tick, now: float) -> None:
         if self._leader.connected and now - self._leader.seated_at > self.config.terms.hello_timeout:
-            self._drop(0.2)  # said hello into a half-open connection, or to something that is no leader
+            self._drop(0.2)  # the connection is half-open, or the peer is no leader
         self._join_in_time(now)
 
     def _join_in_time(self, now: float) -> None:
         if self.config.rank == 0:
-            return  # its limit is the coordinator's
+            return  # the coordinator applies the limit
         limit, since, missing = self.config.join_timeout, self._born, "no group"
         if self._served_once:
             limit, since, missing = self.config.rejoin_timeout, self._led_at, "the leader did not come back"
             if self.state is State.SEATED:
-                return  # it is back
+                return  # the leader is back
         if not limit or now - since < limit:
             return
         if self.state is State.SEATED and self.news.phase == "mismatched":
-            return  # all are here: it goes on when they are alike, and the leader waits for that, too
+            return  # the leader is there; the group goes on once all are alike, and the leader waits for that too
         what = self.refusal or self.news.text or "the leader did not answer"
         text = f"{missing} within {limit:g} s (--join-timeout): {what}"
         self._finish(Exit(int(ExitCode.UNAVAILABLE), Cause(CauseKind.JOIN, self.config.rank, text), text))
@@ -466,7 +467,7 @@ class Member:
 
     def _acked(self, ack: m.Ack, now: float) -> None:
         self._leader.acked_at = self._led_at = now
-        self._died = None  # the ping that this answers has proven our hello: the leader has taken it in
+        self._died = None  # the ping that this acks proved our hello, so the leader has taken it in
         grew = self._leader.pings.acked(ack.good, ack.mark, now)
         if grew and self.state in (State.STARTING, State.RUNNING, State.STOPPING):
             self._out.append(SetDeadline(self._leader.pings.deadline))
@@ -486,7 +487,7 @@ class Member:
                 else:
                     self._drop(0.0)
         elif self.state is State.PREPARING and self._leader.silent_for(now) > self.config.terms.lost_after:
-            self._expired(Expired(), now)  # no guard holds a deadline for this state yet
+            self._expired(Expired(), now)  # the guard holds no deadline in this state yet
 
     def _stand(self, challenge: m.Challenge, now: float) -> None:
         self._note("another pod claims this rank", level="warning", rival=challenge.rival)
@@ -516,7 +517,7 @@ class Member:
         self._out.append(DoPrepare(shared))
 
     def _not_of_us(self, message: m.Prepare) -> str:
-        """What is wrong with an epoch that has not one address and one launcher for each rank, this one among them."""
+        """What is wrong with an epoch that lacks an address or a launcher for a rank, or this launcher at its rank."""
         counts, size = (len(message.addresses), len(message.incarnations)), self.config.size
         if counts != (size, size):
             return f"it names {counts[0]} addresses and {counts[1]} launchers; the size here is {size}"
@@ -562,8 +563,8 @@ class Member:
             self._say(event.report, now)
 
     def _broke(self, event: Broke, now: float) -> None:
-        """The leader stops everybody, us too. If it can't hear us, its silence does. One that came before the stop and
-        is noticed only now may explain it better."""
+        """Report the failure: the leader then stops everybody, us too. If the leader can't hear us, the lease ends the
+        epoch. A failure that preceded the stop but is noticed only now may explain the end better."""
         if event.epoch == self.epoch:
             at = max(0.0, now - event.noticed - self._born)
             self._say(m.Failed(event.epoch, event.cause, event.noticed, at, event.doubt, event.told), now)
@@ -572,7 +573,7 @@ class Member:
 
     def _stop(self, message: m.Stop, now: float) -> None:
         if message.epoch != self.epoch:
-            self._say(m.Stopped(message.epoch), now)  # of an epoch that we have nothing of
+            self._say(m.Stopped(message.epoch), now)  # of that epoch nothing runs here
             return
         self._this.stop_told = True
         self._begin_stop(message.cause, message.grace)
@@ -589,12 +590,12 @@ class Member:
     def _begin_stop(self, cause: Cause, grace: float) -> None:
         self._this.cause = cause
         if self.news.first_failure is None and cause.kind is not CauseKind.DRAIN:
-            self.news = replace(self.news, first_failure=cause)  # if this leader can't tell the next one, we can
+            self.news = replace(self.news, first_failure=cause)  # we can tell the next leader if this one can't
         self._go(State.STOPPING)
         self._out.append(DoStop(grace, cause))
 
     def _date(self, now: float) -> None:
-        """If the end of this epoch is the first failure, it is of now."""
+        """If the end of this epoch is the first failure, record that it happened now."""
         if self.news.first_failure is self.cause and self.epoch is not None:
             self.news = replace(self.news, first_epoch=self.epoch.n)
             self.first_at = now
@@ -604,7 +605,7 @@ class Member:
         return Exit(int(ExitCode.PEERS_LOST), self.news.first_failure or cause, "no restart is allowed")
 
     def _stop_alone(self, cause: Cause, grace: float, now: float) -> None:
-        """Without the leader: the connection is given up, and the leader is looked up anew when all is gone."""
+        """Stop without the leader: give up the connection, and look up the leader again when all is gone."""
         if self._leader.connected and self.epoch is not None:
             self._say(m.Failed(self.epoch, cause), now)
             self._out.append(Hang(LINK))
@@ -621,10 +622,10 @@ class Member:
         if self._gap.recent(now):
             text = f"{self._gap.words}; then the leader's connection was closed"
             cause = Cause(CauseKind.LEADER, self.config.rank, text)
-        self._stop_alone(cause, self.config.stop_grace, now)  # the guard's deadline stands
+        self._stop_alone(cause, self.config.stop_grace, now)  # the guard's deadline still stands
 
     def _cut(self, closed: Closed, now: float) -> None:
-        """The connection closed while stopping: go on, and look for the leader when all is gone."""
+        """The connection closed while stopping: continue, and look for the leader when all is gone."""
         self._leader.connected = False
         if self.latest is not None:
             self.latest.stop_told = False
@@ -667,7 +668,7 @@ class Member:
     # ------------------------------------------------------------------------------------------------ told to go
 
     def _quit(self, event: Terminate, now: float) -> None:
-        """No process of an engine runs here: nothing to wait for."""
+        """No engine process runs here: exit at once."""
         self.terminating = True
         if self.state in (State.SEATED, State.PREPARING):
             self._say(m.Leaving(event.grace), now)
@@ -676,7 +677,7 @@ class Member:
         self._finish(Exit(0))
 
     def _quit_preparing(self, event: Terminate, now: float) -> None:
-        """As `_quit`; but the leader itself goes when all have stopped: its members could not tell the next one."""
+        """Like `_quit`, but a leader waits until all have stopped: else its members could not tell the next leader."""
         if self.config.rank == 0:
             self._leave(event, now)
         else:
@@ -723,18 +724,19 @@ class Member:
 
     def _news(self, news: m.News, now: float) -> None:
         before = self.news
-        if news.first_failure is None and news.phase == "stopping":  # the leader records it when all have stopped
+        if news.first_failure is None and news.phase == "stopping":  # the leader records it once all have stopped
             news = replace(news, first_failure=before.first_failure, first_epoch=before.first_epoch)
         elif (news.first_failure, news.first_epoch) != (before.first_failure, before.first_epoch):
             self.first_at = None if news.first_age is None else now - news.first_age
         if self.latest is not None and news.over == self.latest.name:
             self.latest.members = news.lost  # all others have stopped
         self.news, self.news_at = news, now
-        # It may have been held up. But it was said after the newest good ping: no charge is younger than that makes it.
+        # The news may have been delayed, but it was sent after our newest good ping: counting the ages from that ping
+        # never makes a charge younger than it is.
         self._charged_by = self._leader.seated_at if self._leader.pings.since is None else self._leader.pings.since
 
     def charges(self, now: float) -> tuple[float, ...]:
-        """Ages of the restarts charged, as far as we know: what is remembered grows old as it does for the leader."""
+        """Ages of the charged restarts, as far as we know: they age here as they do at the leader."""
         return tuple(age + (now - self._charged_by) for age in self.news.charges)
 
 
