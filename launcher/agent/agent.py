@@ -178,7 +178,7 @@ class Agent:
         return leaving.code
 
     async def _linger(self) -> None:
-        """The group has given up: wait until all ranks have heard it, those that come late included."""
+        """The group has given up: wait until all ranks have heard it, including those that come late."""
         leader, logged = self.coordinator, False
         while leader is not None and leader.lingers(time.monotonic()) and not self._hurried.is_set():
             if not logged and time.monotonic() - leader.phase_since > HEARING_SECONDS:
@@ -324,7 +324,7 @@ class Agent:
         """The guard was killed: kill at once what it guarded, and exit, because nothing can be reaped without it."""
         self.engine.kill_without_guard()
         self._last_words(CauseKind.AGENT, "the launcher's guard process was killed; the engine was ended")
-        os.set_blocking(2, False)  # it may not be read, and the guard no longer writes there for us
+        os.set_blocking(2, False)  # the reader may be stuck, and the guard no longer writes there for us
         with contextlib.suppress(OSError):
             os.write(2, b"launcher: the guard process was killed; the engine was ended\n")
         os._exit(128 + signal.SIGKILL)
@@ -343,7 +343,7 @@ class Agent:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _last_words(self, kind: CauseKind, text: str) -> None:
-        """Tell the leader, or as the leader tell all, why this agent ends: on return the kernel has the message."""
+        """Tell the leader, or on the leader all members, why this agent ends. On return the kernel has the message."""
         with contextlib.suppress(Exception):  # whatever comes of it, this is the end
             if self.engine.epoch is not None:
                 cause = Cause(kind, self.context.identity.rank, text, "launcher")
@@ -352,7 +352,7 @@ class Agent:
     # ---------------------------------------------------------------------------------------------------- time passes
 
     async def _beat(self) -> None:
-        """Let time pass for the state machines, and look around: in one loop, because waking up costs the most."""
+        """Tick the state machines and look at the pod, both in one loop, because waking up costs the most."""
         pressure = self.context.pressure
         tick, look_at = self.member.config.terms.tick, 0.0
         pause = min(tick, SCAN_EVERY)
@@ -369,7 +369,7 @@ class Agent:
             self._to_member(Tick())
             now = time.monotonic()
             if now >= look_at:
-                look_at = now + SCAN_EVERY - tick / 2  # the tick that is nearest
+                look_at = now + SCAN_EVERY - tick / 2  # the nearest tick
                 self._look()
 
     def _look(self) -> None:

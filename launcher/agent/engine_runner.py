@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class EngineRunner:
     """The engine's processes on this pod.
 
-    ``state`` is the member's; ``before_handoff`` takes leave of the group.
+    ``state`` is the member's; ``before_handoff`` takes this pod out of the group.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class EngineRunner:
         return steps.with_environment(self.adapter.plan(context, self._rank), self.network)
 
     async def prepare(self, shared: Shared) -> None:
-        """All but the start: the plan, free ports, a look at what is there before. Tells Able or NotAble.
+        """Do everything but the start: the plan, free ports, a record of what was there before. Tells Able or NotAble.
 
         Each wait may see this epoch stopped and the next one prepared, or even run: then nothing here counts any more.
         """

@@ -46,7 +46,7 @@ class Links:
         self.visitors: Visitors | None = None  #: connections to the agent port
         self._to_members: LeaderLink | None = None
         self._to_leader: MemberLink | None = None
-        self._arrived: set[int] = set()  # connections of members whose way to us was looked at
+        self._arrived: set[int] = set()  # members' connections whose address on our side has been noted
 
     # ------------------------------------------------------------------------------------------------- rank 0
 
@@ -80,7 +80,7 @@ class Links:
 
     def _hear_member(self, conn: int, message: Any) -> None:
         if isinstance(message, m.Ping) and conn not in self._arrived:
-            # It has a seat and answers on this connection: before that its word changes nothing.
+            # It has a seat and has answered on this connection: before that, nothing that it says counts.
             rank = self._coordinator.rank_of(conn) if self._coordinator is not None else None
             if rank is not None and self._to_members is not None:
                 self._arrived.add(conn)

@@ -1,6 +1,6 @@
 """Errors that nothing caught: an error of the launcher's own code is a bug, one over a connection is contained.
 
-Whoever is at the other end of a connection must not be able to end a pod, whatever asyncio or a library makes of it.
+A peer must not be able to end a pod through a connection, whatever asyncio or a library makes of its input.
 """
 
 from __future__ import annotations

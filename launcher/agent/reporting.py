@@ -56,7 +56,7 @@ class Reporter:
         self._incarnation = context.incarnation
         self._saved_news: m.News | None = None
         self._saved_epoch: tuple[Epoch, tuple[str, ...], leftovers.Snapshot | None] | None = None
-        self._owns_file = False  # whether the state file speaks of this agent, and no more of the one before
+        self._owns_file = False  # whether the state file describes this agent, no longer the one before
         self.phase = "setup"  #: as people see it
 
     # ----------------------------------------------------------------------------------------------------- events
@@ -256,7 +256,7 @@ class Reporter:
 
 
 def waiting_for(text: str, wait: float | None, since: float) -> str:
-    """What is waited for, and for how long still: ``wait`` seconds counted from ``since``."""
+    """What we wait for, and how much longer: ``wait`` seconds counted from ``since``."""
     if not text or wait is None:
         return text
     return f"{text}; {max(0.0, since + wait - time.monotonic()):.0f} s left"

@@ -36,7 +36,7 @@ class FailureReporter:
         return cause if self._last_lines else replace(cause, tail=(), because=because)
 
     def write_termination_message(self, cause: Cause | None, code: int, text: str) -> None:
-        """Write it if the platform has made a file for it. A write that fails is logged."""
+        """Write it if the platform has provided a file for it. A failed write is logged."""
         words = termination_message(cause and self._shown(cause), code, text)
         if not words or not os.path.exists(self._path):
             return

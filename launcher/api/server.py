@@ -2,7 +2,7 @@
 
 The agent passes functions that give the answers. Connections and their limits are in `visitors.py`.
 
-/livez is 200 whenever the event loop runs, also during an hour's wait for peers and while a model loads, because a
+/livez is 200 whenever the event loop runs, even during an hour's wait for peers and while a model loads, because a
 kubelet must not restart the pod for that. /status shows its details to those that `access.py` admits. No route changes
 anything; one that does must set ``acts`` in `ROUTES`, and is reached only through `access.acts`.
 """

@@ -63,7 +63,7 @@ def parse(head: bytes) -> tuple[str, str, Headers]:
 
 
 def answer_of(respond: Respond, head: bytes, peer: str) -> Response:
-    """The answer to any bytes: a page that fails is an answer, too."""
+    """The answer to any bytes; a page that fails is answered too."""
     try:
         return respond(*parse(head), peer)
     except BadRequest as error:

@@ -1,12 +1,12 @@
-"""A member's clock on the leader's: bounds of the difference, from the round trips of the beats.
+"""Maps a member's clock to the leader's: bounds of their offset, from the round trips of the beats.
 
-Each ping says, by the member's clock, when it was sent and when the mark that it echoes was heard. It was sent before
-it arrived, and the mark was heard after it was sent: two bounds of the offset, each off by no more than one way took.
-The tightest are kept, and widened with their age by what two clocks may drift apart (1 % each, `lease.py`). A machine
-that was suspended, or moved to another one, may have had its clock stand still: a bound that the newest one contradicts
-is of the time before, and is forgotten.
+Each ping says, by the member's clock, when it was sent and when the mark that it echoes was received. The ping was sent
+before it arrived, and the mark was received after it was sent. This gives two bounds of the offset, each off by no more
+than the one-way delay. The tightest bounds are kept, and widened with their age by as much as two clocks may drift
+apart (1 % each, `lease.py`). On a suspended or migrated machine the clock may have stood still: a bound that the newest
+one contradicts dates from before that, and is dropped.
 
-For the order of failures only: no lease, deadline or fence depends on it.
+Used for the order of failures only: no lease, deadline or fence depends on it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class Offset:
         self._most: tuple[float, float] | None = None
 
     def sent(self, at: float, now: float) -> None:
-        """What the member sent at its time ``at`` arrived at ``now``."""
+        """A message that the member sent at its time ``at`` arrived at ``now``."""
         if self._most is None or now - at < self._upper(self._most, now):
             self._most = (now - at, now)
             if self._contradicts(now):
                 self._least = None
 
     def heard(self, at: float, said: float, now: float) -> None:
-        """The member heard at its time ``at`` what was said at ``said``. It is ``now``."""
+        """The member received at its time ``at`` what the leader sent at ``said``. It is ``now``."""
         if self._least is None or said - at > self._lower(self._least, now):
             self._least = (said - at, said)  # it was true when it was heard, which was no earlier
             if self._contradicts(now):
                 self._most = None
 
     def interval(self, at: float, doubt: float, now: float) -> tuple[float, float] | None:
-        """When it was, by the leader's clock, what the member noticed at ``at`` and ``doubt`` seconds late at most."""
+        """When it happened on the leader's clock: the member noticed it at ``at``, at most ``doubt`` seconds late."""
         if self._least is None or self._most is None:
             return None
         until = min(now, at + self._upper(self._most, now))

@@ -1,4 +1,4 @@
-"""What the two state machines are configured with. Durations are in seconds."""
+"""The configuration of the two state machines. Durations are in seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.model import Cause, Epoch
 
 @dataclass(frozen=True)
 class StageLimit:
-    """What the coordinator must know of a stage of the plan: its name, and how long it may take."""
+    """What the coordinator must know about a stage of the plan: its name, and how long it may take."""
 
     name: str
     timeout: float | None = None

@@ -1,8 +1,8 @@
-"""One connection of the group: the WebSocket library's protocol without I/O, between asyncio's transport and `link.py`.
+"""One connection of the group: the WebSocket library's sans-I/O protocol, between asyncio's transport and `link.py`.
 
-A leader may have a thousand members, who come in the same second and ping twice in each. So a connection is no task
-with queues, as the library's own for asyncio is: what arrives is answered before anything else is read. Everybody who
-is there gets his turn in each round of the event loop, so that newcomers do not keep the pings of members waiting.
+A leader may have a thousand members, which connect in the same second and ping twice a second each. So a connection is
+not a task with queues, as in the library's own asyncio implementation: what arrives is handled before anything else is
+read. Each connection is served once per loop iteration, so that newcomers do not delay the members' pings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLOSE_SECONDS = 0.5  #: for the other side's goodbye, then the connection is cut
 UNREAD_BYTES = 4 << 20  #: a peer that leaves more than this unread is closed
 BURST, PER_SECOND = 500, 100.0  #: frames that one member may send at once, and per second in the long run
 
-# The library's own log would tell of every stranger; what matters of it is said by us.
+# The library would log every unknown peer; we log what matters ourselves.
 SILENT = logging.getLogger("launcher.link")
 SILENT.addHandler(logging.NullHandler())
 SILENT.propagate = False
@@ -39,28 +39,28 @@ class LinkError(Exception):
 
 
 class Unexpected(Exception):
-    """An error that nobody foresaw, over what came on a connection. It is counted apart: somebody should look."""
+    """An unforeseen error over what arrived on a connection. It is counted separately, because it deserves a look."""
 
 
 EXPECTED = (LinkError, m.Malformed, OSError)
 
 
 class Errors:
-    """Connections that were closed because of what came on them: how many, by kind."""
+    """How many connections were closed because of what arrived on them, by kind."""
 
     def __init__(self) -> None:
-        self.protocol = 0  #: it sent what may not be sent
+        self.protocol = 0  #: the peer violated the protocol
         self.unexpected = 0
 
     def count(self, error: Exception) -> None:
         if isinstance(error, Unexpected):
             self.unexpected += 1
-        elif not isinstance(error, OSError):  # a connection that broke
+        elif not isinstance(error, OSError):  # an OSError is a broken connection
             self.protocol += 1
 
 
 class EncodedMessage:
-    """One message of the leader, encoded once for all who get it."""
+    """One message of the leader, encoded once for all its recipients."""
 
     def __init__(self, text: str, sealed: bool) -> None:
         self._text = text.encode()
@@ -75,7 +75,7 @@ class EncodedMessage:
 
 
 def _head(length: int) -> bytes:
-    """Of an unmasked text frame (RFC 6455, 5.2)."""
+    """The header of an unmasked text frame (RFC 6455, 5.2)."""
     if length < 126:
         return bytes((0x81, length))
     if length < 1 << 16:
@@ -90,7 +90,7 @@ class Allowance:
         self._left, self._since = float(BURST), time.monotonic()
 
     def spend(self) -> None:
-        """Raises Malformed: it is too much."""
+        """Raises Malformed if the peer exceeds its allowance."""
         now = time.monotonic()
         self._left, self._since = min(BURST, self._left + (now - self._since) * PER_SECOND) - 1, now
         if self._left < 0:
@@ -102,11 +102,11 @@ _BUFFER = memoryview(bytearray(64 * 1024))
 
 
 class Wire(asyncio.BufferedProtocol):
-    """One connection. Each text that arrives is given to ``hear``; that it is over is told once, at once.
+    """One connection. Each text that arrives goes to ``hear``; its end is reported once, immediately.
 
-    ``made``: TCP is there. ``shaken``: the handshake's request or response has come. ``ended(error)``: nothing more
-    will be heard, because the other side has left (None) or because of what it said. ``lost``: TCP is gone.
-    Whatever ``shaken``, ``hear`` or the library raise over what came ends this connection, and nothing else: no input
+    ``made``: TCP is open. ``shaken``: the handshake's request or response has arrived. ``ended(error)``: nothing more
+    will be heard, because the other side has left (None) or because of what it sent. ``lost``: TCP is closed.
+    Whatever ``shaken``, ``hear`` or the library raise over input ends this connection and nothing else: no input
     reaches the event loop as an exception. ``grew``: bytes wait here for the rest of their message.
     """
 
@@ -123,9 +123,9 @@ class Wire(asyncio.BufferedProtocol):
     ) -> None:
         self.ws = ws
         self.hear: Callable[[Wire, str], None] = _too_soon
-        self.pending = 0  #: bytes that have arrived of what is not complete yet
-        self.seal_out: Seal | None = None  #: once proven: for what is said
-        self.seal_in: Seal | None = None  #: and for what is heard
+        self.pending = 0  #: bytes that have arrived of an incomplete message
+        self.seal_out: Seal | None = None  #: once proven: seals outgoing messages
+        self.seal_in: Seal | None = None  #: once proven: verifies incoming messages
         self._made = made
         self._shaken = shaken
         self._ended = ended
@@ -141,7 +141,7 @@ class Wire(asyncio.BufferedProtocol):
 
     @property
     def gone(self) -> bool:
-        """It never had a transport, and will have none."""
+        """Whether it never got a transport."""
         return self._transport is None
 
     @property
@@ -152,7 +152,7 @@ class Wire(asyncio.BufferedProtocol):
 
     @property
     def why(self) -> str:
-        """How it was closed, for people; empty: in good order."""
+        """Why it was closed, for people; empty if in good order."""
         close = self.ws.close_rcvd or self.ws.close_sent
         if close is None:
             return "without a goodbye"
@@ -168,7 +168,7 @@ class Wire(asyncio.BufferedProtocol):
             self.flush()
 
     def write(self, messages: list[EncodedMessage]) -> None:
-        """Messages of the leader that are ready to be sent. One that reads too slowly is cut off."""
+        """Send encoded messages of the leader. A peer that reads too slowly is cut off."""
         transport = self._transport
         if transport is None or self._finished or not messages or self.ws.state is not State.OPEN:
             return
@@ -177,7 +177,7 @@ class Wire(asyncio.BufferedProtocol):
             transport.abort()
 
     def flush(self) -> None:
-        """What the library wants to be sent."""
+        """Send what the library has queued."""
         transport = self._transport
         for data in self.ws.data_to_send():
             if transport is None or self._finished:
@@ -186,7 +186,7 @@ class Wire(asyncio.BufferedProtocol):
                 self._finished = True
                 try:
                     transport.write_eof()
-                except OSError:  # the other side has gone, and asyncio does not know yet
+                except OSError:  # the other side has left, and asyncio does not know yet
                     transport.abort()
             else:
                 transport.write(data)
@@ -196,12 +196,12 @@ class Wire(asyncio.BufferedProtocol):
             self._closing = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.cut)
 
     def refuse(self, error: Exception, code: int = 1000) -> None:
-        """Nothing more is heard of it. With another ``code`` it is told why."""
+        """Refuse the connection and ignore its further input. With another ``code`` the peer is told why."""
         self._end(error)
         self.hang(code, str(error) if code >= 4000 else "")
 
     def hang(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye, and be gone soon; ``ended`` will not be called."""
+        """Send a close frame and close soon; ``ended`` will not be called."""
         self.over = True
         if self.ws.state is State.OPEN:
             self.ws.send_close(code, reason)
@@ -210,13 +210,13 @@ class Wire(asyncio.BufferedProtocol):
             self.cut()
 
     def cut(self) -> None:
-        """Be gone at once."""
+        """Close at once."""
         self._doomed = True
         if self._transport is not None:
             self._transport.abort()
 
     def receive(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Take in bytes that have arrived."""
         self.pending += len(data)
         with self._contained():
             self.ws.receive_data(data)
@@ -261,7 +261,7 @@ class Wire(asyncio.BufferedProtocol):
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
-        """An error ends the connection on which it came up."""
+        """An error ends only the connection on which it occurred."""
         try:
             yield
         except EXPECTED as error:

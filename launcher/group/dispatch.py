@@ -1,4 +1,4 @@
-"""From the tables of the two state machines, as they are written, to what answers an event in a state."""
+"""Turns the tables of the two state machines, as written, into a lookup by state and event."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ _Answer = TypeVar("_Answer", bound=Callable[..., None])
 def by_state(
     states: type[_State], rows: Mapping[type[Any], tuple[_Answer, ...]]
 ) -> dict[_State, dict[type[Any], _Answer]]:
-    """``rows``: for each event what answers it in each state, in the order of the states."""
+    """``rows``: for each event the method that answers it in each state, in the order of the states."""
     columns = zip(*rows.values(), strict=True)
     return {state: dict(zip(rows, column, strict=True)) for state, column in zip(states, columns, strict=True)}

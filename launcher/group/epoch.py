@@ -1,4 +1,4 @@
-"""The state of one epoch as the leader knows it: made with the epoch, dropped when the next one is made."""
+"""The state of one epoch as the leader knows it: created with the epoch, dropped when the next one is created."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class EpochState:
         self.name = name
         self.members = tuple(seat.hello.incarnation for seat in seats)  #: by rank
         self.addresses = tuple(seat.hello.address for seat in seats)  #: by rank
-        #: What its cause is judged by.
+        #: The evidence for its cause.
         self.ends = Ends({a: r for r, a in enumerate(self.addresses)} if len(set(self.addresses)) == len(seats) else {})
-        self.cause: Cause | None = None  #: why it is ending, as far as is known
+        self.cause: Cause | None = None  #: why it is ending, as far as we know
         self.stage = 0
         self.stage_since = counted  #: when this stage was started; before the first: when the epoch began
         self.starting_since = counted  #: when the first stage was started
@@ -28,9 +28,9 @@ class EpochState:
         self.ready_at: float | None = None
         self.drain_by: float | None = None  #: until when requests may finish
         self.drain_end = DrainEnd.IDLE
-        #: The contact of a member that was lost: F (lease.py) moves no further. Of several the oldest.
+        #: The oldest contact of all lost members, beyond which F (lease.py) cannot move.
         self.frozen: float | None = None
-        self._back: set[int] = set()  # ranks whose member was lost and is seated again: it lives
+        self._back: set[int] = set()  # ranks whose member was lost and is seated again, so it is alive
         self._terms = terms
         self._f = self._f_at = float("-inf")  # F as last computed, and when
         for seat in seats:
@@ -42,7 +42,7 @@ class EpochState:
             self.charged, self.starting_since = True, counted
 
     def served(self, now: float) -> float | None:
-        """For how many seconds it has been ready; None: it never was."""
+        """Seconds since it became ready; None if it never was."""
         return None if self.ready_at is None else now - self.ready_at
 
     def freshness(self, seats: Iterable[Seat], now: float) -> float:
@@ -55,7 +55,7 @@ class EpochState:
         return self._f
 
     def freeze(self, contact: float) -> None:
-        """A member is lost that was last heard at ``contact``."""
+        """A member is lost whose last contact was at ``contact``."""
         self.frozen = contact if self.frozen is None else min(self.frozen, contact)
 
     def came_back(self, rank: int, incarnation: str) -> None:
@@ -64,7 +64,7 @@ class EpochState:
             self._back.add(rank)
 
     def lost_member(self, rank: int) -> str:
-        """Who of a rank is lost for all that is known; empty: it came back, so it had not died."""
+        """The launcher of a rank that, as far as we know, is lost; empty if it came back and so had not died."""
         return "" if rank in self._back else self.members[rank]
 
     def was_lost_for(self, rank: int, replaces: Sequence[str]) -> bool:
@@ -77,9 +77,9 @@ class MemberEpoch:
 
     def __init__(self, name: Epoch, members: tuple[str, ...], now: float, shared: Shared | None = None) -> None:
         self.name = name
-        #: Its members of which, for all that we were told, something may still run: all, by rank, until it is over.
+        #: Its members that, as far as we were told, may still run something: all, by rank, until the epoch is over.
         self.members = members
-        self.shared = shared  #: None: of the launcher before us
+        self.shared = shared  #: None for the former launcher's epoch
         self.stage = -1
         self.spoke = now  #: when we last spoke to its leader
         self.cause: Cause | None = None  #: why the engine is being stopped

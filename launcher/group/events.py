@@ -1,6 +1,6 @@
-"""The events that both state machines take besides messages, and the actions that both return: plain values.
+"""The events besides messages that both state machines take, and the actions that both return: plain values.
 
-`agent/` carries the actions out; what is sent goes through `link.py`. A member's own events and actions are in
+`agent/` carries out the actions; messages are sent through `link.py`. A member's own events and actions are in
 `member.py`.
 """
 

@@ -15,15 +15,15 @@ class LastWords:
     def __init__(self, abort: m.Abort, size: int, now: float) -> None:
         self.abort = abort
         self._since = now
-        self._untold = set(range(1, size))  # ranks that may not have heard
-        self._late: dict[int, int] = {}  # connections of those that came to hear it, and their ranks
+        self._untold = set(range(1, size))  # ranks that may not have heard why
+        self._late: dict[int, int] = {}  # connections that came after the group gave up -> rank
 
     def came(self, conn: int, rank: int) -> None:
         """A rank comes to hear why. It hangs up when it has."""
         self._late[conn] = rank
 
     def closed(self, conn: int, seated: int | None, why: str) -> None:
-        """A connection ended, of the seat of rank ``seated`` perhaps: in good order (no ``why``) if it has heard."""
+        """A connection ended, perhaps that of rank ``seated``. If in good order (no ``why``), the rank has heard."""
         rank = self._late.pop(conn, seated)
         if rank is not None and not why:
             self._untold.discard(rank)
@@ -31,8 +31,8 @@ class LastWords:
     def awaited(self, seated: Iterable[int], linger: float, now: float) -> bool:
         """Whether the leader must stay.
 
-        Those that are here are waited for until they have hung up, which they do when they exit; the others, and those
-        whose connection broke, for as long as ``linger`` says: only this launcher can tell them.
+        It waits up to HEARING_SECONDS for present members to hang up, which they do when they exit, and up to
+        ``linger`` for the others and those whose connection broke: only this launcher can tell them.
         """
         here = {*seated, *self._late.values()} & self._untold
         waited = now - self._since

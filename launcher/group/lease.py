@@ -13,24 +13,25 @@ old leader, and F is not later than that.
     declared lost  lease - budget - 2.5 beats without contact: the newest good ping of another member may have been sent
                    a beat and a half before F, so this is a beat before the first guard would act, and the cause that
                    everybody hears is "rank 3 is silent" and not "my lease ran out"
-    fence          1.02 lease   what others wait before they count on it: clocks may drift by 1 % each way
+    fence          1.02 lease   how long others wait before they rely on it: clocks may drift by 1 % each way
 
-The sums, in true time and in leases, for clocks that are wrong by 1 % at most:
+The arithmetic, in true time and in leases, for clocks that are wrong by 1 % at most:
 
     the old engine is dead  at the latest 0.8 / 0.99 + 0.2 = 1.0081 after the good ping was sent: the guard acts by a
-                            slow clock; the kill takes what it takes, by no clock of ours
+                            slow clock; the kill takes its time, by no clock of ours
     the fence falls         at the earliest 1.02 / 1.01 = 1.0099 after that ping arrived, by a fast one
-    of a leader before us   a member's age `quiet`, d in truth, is at most 1.01 d, and the rest is waited by a clock of
+    of a former leader      a member's age `quiet`, d in truth, is at most 1.01 d, and the rest is waited by a clock of
                             speed x: d + (1.02 - 1.01 d) / x, at the least (x = 1.01, or d = 1.0099) again 1.0099
     the leader's verdict    at the latest (0.675 + half a beat) / 0.99 = 0.7071 after F, by a slow clock
     the first guard         at the earliest 0.8 / 1.01 - 1.5 beats / 0.99 = 0.7163 after F, by a fast one
 
-So 0.0018 lease are left between death and fence (18 ms of 10 s): 1.02 is right, and not by much. A budget of the kill
-that were measured by the slow clock, too, would need 1.0202.
+That leaves 0.0018 lease between death and fence (18 ms of 10 s): 1.02 is enough, but only just. If the slow clock
+measured the kill's budget too, the fence would need 1.0202.
 
-Contact lags by at most two beats, so an outage shorter than lease / 2 ends nothing if what was sent in it comes through
-soon after it. TCP repeats 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss: at the default of 10 s an outage of up to
-3 s certainly ends nothing, and one of up to 5 s where the pause between repeats is bounded (TCP_RTO_MAX_MS).
+Contact lags by at most two beats, so an outage shorter than lease / 2 does no harm if what was sent during it gets
+through soon after it. TCP retransmits 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss: at the default of 10 s an
+outage of up to 3 s certainly does no harm, nor does one of up to 5 s if the pause between retransmissions is bounded
+(TCP_RTO_MAX_MS).
 
 Times are monotonic seconds of one process; they are never sent. Only ages ("quiet for 2.1 s") cross the wire.
 """
@@ -81,12 +82,12 @@ class Terms:
 
     @property
     def hello_timeout(self) -> float:
-        """A hello that is not answered by then went into a half-open connection, or to something that is no leader."""
+        """A hello not answered by then went into a half-open connection, or to something that is no leader."""
         return self.lease
 
     @property
     def linger(self) -> float:
-        """For a rank that was lost when the group gave up: until its engine has ended, and half a lease more."""
+        """Time for a rank that was lost when the group gave up: until its engine has ended, and half a lease more."""
         return 1.5 * self.lease
 
     @property
@@ -96,12 +97,12 @@ class Terms:
 
     @property
     def notable_silence(self) -> float:
-        """A rank that was silent for longer may be why its neighbour's engine ended: the cause mentions it."""
+        """A rank silent for longer than this may be why its neighbour's engine ended: the cause mentions it."""
         return self.lease / 4
 
     @property
     def gap(self) -> float:
-        """Between two events of one state machine: what is longer means that this launcher did not run."""
+        """A longer time between two events of one state machine means that this launcher did not run."""
         return self.lease / 4
 
     @property
@@ -117,12 +118,12 @@ class Pings:
         self._terms = terms
         self._sent: deque[tuple[int, float]] = deque(maxlen=256)
         self._seq = 0
-        self.echo = echo  #: the newest mark heard
-        self.heard_at: float | None = None  #: when it was
+        self.echo = echo  #: the newest mark received
+        self.heard_at: float | None = None  #: when that was
         self.since: float | None = None  #: when the newest good ping was sent
 
     def send(self, now: float) -> int:
-        """Note that a ping is sent now; its number."""
+        """Record that a ping is sent now. Returns its number."""
         self._seq += 1
         self._sent.append((self._seq, now))
         return self._seq
@@ -202,12 +203,12 @@ class Contact:
 
     @property
     def owed(self) -> bool:
-        """A ping has arrived that was too late for the F of its time: nobody has been told that it is good."""
+        """Whether a ping arrived that was too late for F at the time: its member has not been told that it is good."""
         return bool(self._pings)
 
     def silent_for(self, now: float) -> float:
         return now - self.at
 
     def fresh(self, now: float, terms: Terms) -> bool:
-        """Proven, both ways, and not long ago: good enough to begin an epoch with."""
+        """Whether contact is proven both ways and recent: good enough to begin an epoch with."""
         return self.proven is not None and self.silent_for(now) < terms.fresh_within

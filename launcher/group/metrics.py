@@ -1,6 +1,6 @@
 """What the leader counts of its epochs, for /metrics: how they ended, and how long it took to notice and to stop.
 
-Counts and sums only grow, as Prometheus wants them; they begin anew with the leader's launcher.
+Counts and sums only grow, as Prometheus requires; they restart from 0 with the leader's launcher.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import Enum
 
 @dataclass
 class Durations:
-    """How many there were, and their sum in seconds."""
+    """The number of durations, and their sum in seconds."""
 
     count: int = 0
     sum: float = 0.0

@@ -1,4 +1,4 @@
-"""When the leader tells its members what it knows: at every change that people can see, mere counts once a second."""
+"""Decides when the leader sends news to its members: at every change that people can see; mere counts once a second."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ NEWS_EVERY = 1.0
 
 
 class NewsDesk:
-    """What was last told. ``state`` is told when it changes, ``counts`` too, but at most once in NEWS_EVERY.
+    """What was last sent. ``state`` is sent when it changes, and so is ``counts``, but at most once in NEWS_EVERY.
 
-    ``known`` is the part of ``state`` that costs nothing to know; the rest takes a pass over all seats.
+    ``known`` is the part of ``state`` that is cheap to know; the rest takes a pass over all seats.
     """
 
     def __init__(self, now: float) -> None:
@@ -24,11 +24,11 @@ class NewsDesk:
         self._all_told = False  # as of the last look, the members know all that people can see
 
     def nothing_new(self, first_failure: Cause | None, charged: Callable[[], int]) -> bool:
-        """After an event that has changed nothing else: whether these have not changed either, and all is told."""
+        """After an event that changed nothing else: whether these have not changed either, and all news was sent."""
         return self._all_told and first_failure is self._state[1] and charged() == self._counts[-1]
 
     def due(self, known: tuple[object, ...], seats: int, now: float) -> bool:
-        """Whether the rest must be looked at: not at every event where there are many seats."""
+        """Whether to compute the rest: with many seats, not at every event."""
         self._all_told = False
         if now < self._look_at and known == self._state[: len(known)]:
             return False
@@ -36,7 +36,7 @@ class NewsDesk:
         return True
 
     def changed(self, state: tuple[object, ...], counts: tuple[object, ...], now: float) -> bool:
-        """Whether this must be told now; if so it counts as told."""
+        """Whether this must be sent now; if so, it counts as sent."""
         same = counts == self._counts
         if state == self._state and (same or now - self._told_at < NEWS_EVERY):
             self._all_told = same

@@ -1,4 +1,4 @@
-"""How long this launcher itself did not run: when a whole machine stands still, everybody else seems silent."""
+"""Measures how long this launcher itself did not run: when its machine freezes, all peers seem silent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from launcher.group.lease import Terms
 
 
 class OwnGap:
-    """Notices a gap by the time between two events: ticks come forty times a lease."""
+    """Detects a gap from the time between two events: ticks come forty times a lease."""
 
     def __init__(self, terms: Terms, now: float) -> None:
         self._terms = terms
@@ -21,13 +21,13 @@ class OwnGap:
         self._last = now
 
     def explains(self, silence: float, now: float) -> bool:
-        """Whether a peer's silence of so many seconds is only our own gap, and the little time since and before."""
+        """Whether a peer's silence of so many seconds is just our own gap, plus a little time before and after it."""
         if not self.seconds or now - self._ended > self._terms.gap:
             return False
         return silence - self.seconds - (now - self._ended) <= self._terms.gap_slack
 
     def recent(self, now: float) -> bool:
-        """Whether a gap has just ended that was so long that others must have declared us lost."""
+        """Whether a gap has just ended that was long enough for others to declare us lost."""
         return self.seconds >= self._terms.lost_after and now - self._ended <= self._terms.gap
 
     @property
