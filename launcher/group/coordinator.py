@@ -431,7 +431,7 @@ class Coordinator:
         """Members without contact for too long are lost."""
         limit = now - self.config.terms.lost_after
         late = [(rank, seat) for rank, seat in self.seats.items() if seat.contact.at < limit]
-        for rank, seat in sorted(late, key=lambda one: one[0]):  # all look silent if we were frozen: blame rank 0
+        for rank, seat in sorted(late, key=lambda one: one[0]):  # if we were frozen, all look silent: rank 0 first
             if self.seats.get(rank) is not seat:
                 continue
             silent = seat.contact.silent_for(now)
