@@ -517,7 +517,7 @@ class Member:
         self._out.append(DoPrepare(shared))
 
     def _not_of_us(self, message: m.Prepare) -> str:
-        """What is wrong with an epoch without exactly one address and launcher per rank, this one's included; or empty."""
+        """What is wrong if an epoch lacks exactly one address and launcher per rank, this one included; else empty."""
         counts, size = (len(message.addresses), len(message.incarnations)), self.config.size
         if counts != (size, size):
             return f"it names {counts[0]} addresses and {counts[1]} launchers; the size here is {size}"
