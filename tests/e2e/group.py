@@ -299,7 +299,8 @@ class Group:
 
     def kill_rank(self, rank: int) -> None:
         """The whole pod at once: guard, agent, engine."""
-        os.kill(self.guard(rank), signal.SIGSTOP)  # else it may start a new agent between two kills, on the same ports
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.guard(rank), signal.SIGSTOP)  # else it may start a new agent between two kills
         victims = [*self.tree(rank), *(p for p in [read(self.guard(rank))] if p)]
         for one in victims:
             with contextlib.suppress(ProcessLookupError):

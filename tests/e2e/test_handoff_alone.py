@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import re
 import signal
 import socket
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.group import LAUNCHER, PATIENCE
+from tests.ports import free_port
 
 LOOK = "echo $$; tr '\\\\0' '\\\\n' < /proc/self/environ; cat /proc/self/status; ls -l /proc/self/fd; exit 7"
 
@@ -37,15 +36,6 @@ def launch(
         env={**os.environ, **(env or {})},
         pass_fds=fds,
     )
-
-
-def free_port() -> int:
-    """One below those that the kernel gives to outgoing connections, so that none of them takes it before we do."""
-    for port in random.sample(range(16_000, 32_000), 1000):
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("", port))
-            return port
-    raise AssertionError("no port is free")
 
 
 def test_the_engine_has_the_pid_and_a_fresh_process(tmp_path: Path) -> None:

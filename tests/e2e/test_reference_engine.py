@@ -22,6 +22,7 @@ import pytest
 
 from launcher.engines.reference import PROGRAM
 from launcher.reference.tokens import chat_prompt, expected_text
+from tests.ports import free_port
 
 DEADLINE = 90.0
 
@@ -35,20 +36,6 @@ def until(what: str, true: Callable[[], Any], deadline: float = DEADLINE) -> Any
             return value
         assert time.monotonic() < end, f"not within {deadline} s: {what}"
         time.sleep(0.01)
-
-
-def free_port(addresses: list[str]) -> int:
-    """A port that is free on every address."""
-    for _ in range(50):
-        with socket.socket() as first:
-            first.bind((addresses[0], 0))
-            port = int(first.getsockname()[1])
-            with suppress(OSError):
-                for address in addresses[1:]:
-                    with socket.socket() as other:
-                        other.bind((address, port))
-                return port
-    raise AssertionError("no port is free on all loopback addresses")
 
 
 class Ranks:

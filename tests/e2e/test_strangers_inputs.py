@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from launcher.group import messages as m
 from launcher.model import Cause, CauseKind, Epoch
 from tests.e2e.group import LAUNCHER, Group, running
 from tests.e2e.test_launcher_strangers import UPGRADE, masked, talk
+from tests.ports import free_port
 
 HUGE = (
     "1" + "0" * 400,
@@ -192,11 +192,6 @@ command = [{python}, {script}, {mode}, "{port}"]
 [worker]
 command = ["true"]
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
 
 
 @pytest.mark.parametrize(("mode", "why"), [("drip", "timed out after 5 s"), ("endless", "an answer of more than")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +22,7 @@ from launcher.model import Gate, Health, NodeFacts, Plan, Port, Process, Stage
 from launcher.preflight import doctor
 from launcher.settings import Settings
 from tests import plugins
+from tests.ports import free_port
 from tests.unit.test_render import SAMPLE
 
 PROJECT = """
@@ -172,6 +172,22 @@ spec:
 """
 
 
+def refused(folder: Path, broken: str, *args: str, cwd: Path | None = None) -> str:
+    """What the launcher prints, as a process that must end with 78, where the plug-in is ``broken``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", *args],
+        cwd=cwd,
+        env={**plugins.environment(folder), "BROKEN": broken, "LAUNCHER_AGENT_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == ExitCode.CONFIG, said
+    return said
+
+
 @pytest.mark.parametrize("broken", ["import exits", "check is mute", "plan returns nonsense"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command(folder: Path, tmp_path: Path, command: str, broken: str) -> None:
@@ -181,37 +197,13 @@ def test_every_command(folder: Path, tmp_path: Path, command: str, broken: str) 
     )
     (tmp_path / "service.yaml").write_text(own)
     (tmp_path / "pods.yaml").write_text(PODS)
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher", *COMMANDS[command], *engine],
-        cwd=tmp_path,
-        env={**plugins.environment(folder), "BROKEN": broken, "LAUNCHER_AGENT_PORT": str(free_port())},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == ExitCode.CONFIG, said
+    said = refused(folder, broken, *COMMANDS[command], *engine, cwd=tmp_path)
     assert "mine" in said and re.search(r"my-\s*engines 1\.2", said) and "Traceback" not in said, said
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def test_a_plan_that_fails_in_the_first_epoch_only(folder: Path) -> None:
     """With real addresses, after the group has formed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher", "--engine", "mine", "--agent-port", str(free_port())],
-        env={**plugins.environment(folder), "BROKEN": "epoch exits"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == ExitCode.CONFIG, said
+    said = refused(folder, "epoch exits", "--engine", "mine")
     assert "engine mine: plan() failed: SystemExit: no licence" in said and "Traceback" not in said
 
 

@@ -117,14 +117,20 @@ def test_probes_are_no_sign_of_life_and_a_traceback_is_told_whole() -> None:
     assert cause.tail == tuple(traceback)
 
 
-def test_the_guards_own_tail_is_read_alike() -> None:
-    """The agent may have begun to listen after the engine had printed."""
+def serving() -> tuple[StageRunner, str, list[Any]]:
+    """Stages of which the only process has been ordered, the guard's name for it, and the failures to come."""
     broke: list[Any] = []
     orders: list[Any] = []
     stages = StageRunner(0, orders.append, lambda *_: None, lambda *failure: broke.append(failure), lambda: False)
     stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
     stages.start(0)
-    stages.hear(guard.Exited(orders[0].id, 1, None, "\n".join(map(str, range(100)))))
+    return stages, orders[0].id, broke
+
+
+def test_the_guards_own_tail_is_read_alike() -> None:
+    """The agent may have begun to listen after the engine had printed."""
+    stages, name, broke = serving()
+    stages.hear(guard.Exited(name, 1, None, "\n".join(map(str, range(100)))))
     ((_, cause, *_),) = broke
     assert cause.tail == tuple(map(str, range(80, 100)))
 
@@ -132,45 +138,33 @@ def test_the_guards_own_tail_is_read_alike() -> None:
 @pytest.mark.parametrize("told", [True, False])
 def test_what_the_guard_ended_itself_is_no_failure(told: bool) -> None:
     """At the deadline it kills, and says why when all is dead: an agent that thaws hears of the single ends first."""
-    broke: list[Any] = []
-    orders: list[Any] = []
-    stages = StageRunner(0, orders.append, lambda *_: None, lambda *failure: broke.append(failure), lambda: False)
-    stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
-    stages.start(0)
-    stages.hear(guard.Exited(orders[0].id, None, 9, "", told))
+    stages, name, broke = serving()
+    stages.hear(guard.Exited(name, None, 9, "", told))
     assert [cause.kind for _, cause, *_ in broke] == ([] if told else [CauseKind.SIGNALLED])
 
 
 def test_a_second_order_to_stop_does_not_make_our_own_term_come_first() -> None:
-    broke: list[Any] = []
-    orders: list[Any] = []
-    stages = StageRunner(0, orders.append, lambda *_: None, lambda *failure: broke.append(failure), lambda: False)
-    stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
-    stages.start(0)
+    stages, name, broke = serving()
     with subprocess.Popen(["sleep", "60"]) as process:
-        stages.hear(guard.Started(orders[0].id, process.pid, 1))
+        stages.hear(guard.Started(name, process.pid, 1))
         stages.cancel()
         process.terminate()  # by the guard, as ordered; it has ended, and is not yet reaped
         while not tree.ending(process.pid):
             time.sleep(0.01)
         stages.cancel()
-    stages.hear(guard.Exited(orders[0].id, None, 15, "", told=True))
+    stages.hear(guard.Exited(name, None, 15, "", told=True))
     assert not broke
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_an_end_before_our_stop_is_a_failure_unless_the_guard_brought_it_about(told: bool) -> None:
     """The guard's deadline may pass a moment before the leader's verdict: then our stop finds the engine dying."""
-    broke: list[Any] = []
-    orders: list[Any] = []
-    stages = StageRunner(0, orders.append, lambda *_: None, lambda *failure: broke.append(failure), lambda: False)
-    stages.begin(Epoch(1, "a"), Plan(0, (Stage("serve", (Process("engine", ("x",)),)),)), {})
-    stages.start(0)
+    stages, name, broke = serving()
     with subprocess.Popen(["sleep", "60"]) as process:
-        stages.hear(guard.Started(orders[0].id, process.pid, 1))
+        stages.hear(guard.Started(name, process.pid, 1))
         process.kill()
         while not tree.ending(process.pid):
             time.sleep(0.01)
         stages.cancel()
-    stages.hear(guard.Exited(orders[0].id, None, 9, "", told))
+    stages.hear(guard.Exited(name, None, 9, "", told))
     assert [cause.kind for _, cause, *_ in broke] == ([] if told else [CauseKind.SIGNALLED])
