@@ -99,11 +99,10 @@ class ProcessWatch:
 
     def look(self) -> None:
         """Look at the process tree: frozen processes, vital ones, signs of life, and stages that take long."""
-        guarding, run = self._context.guard.guarding, self._run
-        if run is None or guarding is None:
+        run, procs = self._run, self._processes()
+        if run is None or procs is None:
             return
         now = time.monotonic()
-        procs = [p for p in tree.descendants(guarding.pid) if p.pid != os.getpid()]
         self._recorded = tree.still_ours(self._recorded, procs)
         self.pids = tuple(p.pid for p in procs if not p.gone)
         self._find_frozen(run, procs, now)
@@ -148,11 +147,13 @@ class ProcessWatch:
 
     def signs(self) -> int:
         """A number that moves with CPU time, bytes and output of this rank's engine."""
+        procs = self._processes()
+        return 0 if procs is None else process_activity.activity(procs) + self._stages.bytes
+
+    def _processes(self) -> list[tree.Proc] | None:
+        """All below the guard but this agent; None: the guard is not known yet."""
         guarding = self._context.guard.guarding
-        if guarding is None:
-            return 0
-        procs = tree.descendants(guarding.pid)
-        return process_activity.activity(p for p in procs if p.pid != os.getpid()) + self._stages.bytes
+        return None if guarding is None else [p for p in tree.descendants(guarding.pid) if p.pid != os.getpid()]
 
     # ------------------------------------------------------------------------------------------ vital processes
 

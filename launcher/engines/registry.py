@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from launcher.engines.arguments import Owned
     from launcher.engines.base import Engine
+    from launcher.engines.plugin import Plugin
 
 GROUP = "launcher.engines"
 
@@ -59,26 +60,33 @@ def load(settings: Settings) -> Engine:
         from launcher.engines.file.engine import load_engine_file
 
         return load_engine_file(settings.engine_file)
-    found = by_name(settings.engine)
-    if found is None:
+    built_in = _built_in(settings.engine)
+    if built_in is not None:
+        return built_in
+    point = _entry_points().get(settings.engine)
+    if point is None:
         raise _unknown(settings)
-    if settings.engine not in BUILT_IN and settings.engine not in INTERNAL:
-        from launcher.engines.plugin import Plugin
-
-        if isinstance(found, Plugin):
-            found.rehearse(settings)
-    return found
+    plugin = _plugin(point)
+    plugin.rehearse(settings)
+    return plugin
 
 
 def by_name(name: str) -> Engine | None:
     """The engine of this name; None: there is none. Raises ConfigError for one that cannot be used."""
-    built_in = BUILT_IN.get(name) or INTERNAL.get(name)
+    built_in = _built_in(name)
     if built_in is not None:
-        module, _, attribute = built_in.target.partition(":")
-        engine: Engine = getattr(importlib.import_module(module), attribute)()
-        return engine
+        return built_in
     point = _entry_points().get(name)
     return _plugin(point) if point is not None else None
+
+
+def _built_in(name: str) -> Engine | None:
+    found = BUILT_IN.get(name) or INTERNAL.get(name)
+    if found is None:
+        return None
+    module, _, attribute = found.target.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), attribute)()
+    return engine
 
 
 def names() -> tuple[str, ...]:
@@ -141,7 +149,7 @@ def _distribution(point: EntryPoint) -> str:
     return f"{dist.name} {dist.version}" if dist is not None else "entry point"
 
 
-def _plugin(point: EntryPoint) -> Engine:
+def _plugin(point: EntryPoint) -> Plugin:
     from launcher.engines import plugin
 
     return plugin.load(point.load, point.name, point.value, _distribution(point))
