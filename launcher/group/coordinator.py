@@ -47,7 +47,7 @@ from launcher.group import messages as m
 from launcher.group.budget import STEADY, Budget
 from launcher.group.config import CoordinatorConfig, StageLimit
 from launcher.group.dispatch import by_state
-from launcher.group.drain import LEADER_ALONE, LEADER_GRACE, LEAST_STOP_GRACE, STOP_RESERVE, stop_share
+from launcher.group.drain import LEADER_SHARE, LEAST_STOP_GRACE, STOP_RESERVE, stop_share
 from launcher.group.ends import RankEnd
 from launcher.group.epoch import EpochState
 from launcher.group.events import Closed, Hang, Note, Send, SendAll, Tick
@@ -690,7 +690,7 @@ class Coordinator:
             return
         epoch = self._this
         left = self._grace_left(now)
-        by = now + left - stop_share(left)
+        by = now + left - stop_share(left) - self.config.terms.tick  # a tick may be that late
         first = epoch.drain_by is None
         epoch.drain_by = by if epoch.drain_by is None else min(epoch.drain_by, by)
         if first:
@@ -720,14 +720,14 @@ class Coordinator:
             self._note("drain cut short by the grace", level="warning", of_epoch=str(self.epoch))
             self._this.drain_end = DrainEnd.GRACE
             self._stop_leader_first(now)
-        elif now >= by + self._grace_left(by) * LEADER_ALONE:
+        elif now >= by + self._grace_left(by) * LEADER_SHARE:
             self._end(self._cause, now)  # rank 0 takes too long: the others need their share of the grace
 
     def _stop_leader_first(self, now: float) -> None:
         leader = self.seats[0]
         if not leader.part.told_stop:
             leader.part.told_stop = True
-            self._say(leader.conn, m.Stop(self._this.name, self._cause, self._grace_left(now) * LEADER_GRACE))
+            self._say(leader.conn, m.Stop(self._this.name, self._cause, self._grace_left(now) * LEADER_SHARE))
 
     def _drain_stopped(self, conn: int, message: m.Stopped, now: float) -> None:
         seat = self._current(conn, message.epoch)

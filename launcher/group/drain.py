@@ -5,9 +5,9 @@ Rank 0 is stopped first, because it serves; the others follow when it has stoppe
 
 from __future__ import annotations
 
-LEADER_GRACE = 0.8  #: of what is left of the grace: how long rank 0 may take to stop before it is killed
-LEADER_ALONE = 0.6  #: of what is left when the drain is over: after that the others are stopped too
+LEADER_SHARE = 0.6  #: of what is left of the grace: after that rank 0 is killed, and the others are stopped
 STOP_RESERVE = 0.5  #: seconds of the grace reserved for the launcher after the engine's stop
+LAST_MOMENT = 0.1  #: seconds of the grace that are left when a pod on which nothing runs exits without a goodbye
 LEAST_STOP_GRACE = 0.2  #: seconds
 
 

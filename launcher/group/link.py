@@ -421,9 +421,13 @@ class MemberLink:
 
     async def _dial(self, delay: float) -> None:
         await asyncio.sleep(delay)
-        pause = 0.1
+        pause, me = 0.1, asyncio.current_task()
         while True:
             wire = await self._try_all()
+            if self._task is not me:  # Python 3.10 and 3.11 lose a cancellation as what `wait_for` waits for ends
+                if wire is not None:
+                    wire.hang()
+                return
             if wire is not None:
                 break
             # An address that refuses is often a leader that is just starting, so retry soon. One that does not answer

@@ -32,6 +32,7 @@ from launcher.errors import ExitCode
 from launcher.group import messages as m
 from launcher.group.config import MemberConfig
 from launcher.group.dispatch import by_state
+from launcher.group.drain import LAST_MOMENT, LEAST_STOP_GRACE, STOP_RESERVE
 from launcher.group.epoch import MemberEpoch
 from launcher.group.events import Closed, Hang, Note, Send, Tick
 from launcher.group.lease import LeaderContact, Pings
@@ -473,7 +474,8 @@ class Member:
             self._out.append(SetDeadline(self._leader.pings.deadline))
 
     def _beat(self, tick: Tick, now: float) -> None:
-        if self.state is State.LEAVING and self._leave_by is not None and now >= self._leave_by:
+        next_tick = now + self.config.terms.tick
+        if self.state is State.LEAVING and self._leave_by is not None and next_tick >= self._leave_by - LAST_MOMENT:
             self._finish(Exit(0))
             return
         if now - self._leader.beat_at >= self.config.terms.beat:
@@ -576,23 +578,29 @@ class Member:
             self._say(m.Stopped(message.epoch), now)  # of that epoch nothing runs here
             return
         self._this.stop_told = True
-        self._begin_stop(message.cause, message.grace)
+        self._begin_stop(message.cause, message.grace, now)
         self._date(now)
 
     def _stop_sooner(self, message: m.Stop, now: float) -> None:
         if message.epoch == self.epoch:
             self._this.stop_told = True
-            self._out.append(DoStop(message.grace, message.cause))
+            self._out.append(DoStop(self._within_grace(message.grace, now), message.cause))
 
     def _stopped(self, message: m.Stop, now: float) -> None:
         self._say(m.Stopped(message.epoch), now)
 
-    def _begin_stop(self, cause: Cause, grace: float) -> None:
+    def _begin_stop(self, cause: Cause, grace: float, now: float) -> None:
         self._this.cause = cause
         if self.news.first_failure is None and cause.kind is not CauseKind.DRAIN:
             self.news = replace(self.news, first_failure=cause)  # we can tell the next leader if this one can't
         self._go(State.STOPPING)
-        self._out.append(DoStop(grace, cause))
+        self._out.append(DoStop(self._within_grace(grace, now), cause))
+
+    def _within_grace(self, grace: float, now: float) -> float:
+        """``grace``, or less: a pod that received SIGTERM must be gone before the platform kills it."""
+        if self._leave_by is None:
+            return grace
+        return min(grace, max(LEAST_STOP_GRACE, self._leave_by - now - STOP_RESERVE))
 
     def _date(self, now: float) -> None:
         """If the end of this epoch is the first failure, record that it happened now."""
@@ -610,7 +618,7 @@ class Member:
             self._say(m.Failed(self.epoch, cause), now)
             self._out.append(Hang(LINK))
         self._leader.connected = False
-        self._begin_stop(cause, grace)
+        self._begin_stop(cause, grace, now)
         self._date(now)
         if not self.config.may_restart:
             self._exit = self._no_restart(cause)
@@ -694,8 +702,9 @@ class Member:
     def _leave_stopping(self, event: Terminate, now: float) -> None:
         again = self.terminating
         self._leave(event, now)
-        if again:
-            self._out.append(DoStop(0.0, self.cause or _told_to_go(self.config.rank)))
+        grace = 0.0 if again else self._within_grace(self.config.stop_grace, now)
+        if grace < self.config.stop_grace:
+            self._out.append(DoStop(grace, self.cause or _told_to_go(self.config.rank)))
 
     def _drain(self, message: m.Drain, now: float) -> None:
         if message.epoch == self.epoch:
@@ -716,7 +725,7 @@ class Member:
     def _abort_after(self, message: m.Abort, now: float) -> None:
         self._exit = Exit(message.code, message.cause, message.text)
         if self.state is not State.STOPPING:
-            self._begin_stop(message.cause, self.config.stop_grace)
+            self._begin_stop(message.cause, self.config.stop_grace, now)
 
     def _finish(self, leaving: Exit) -> None:
         self._go(State.GONE)

@@ -1,18 +1,20 @@
 """What a dead engine may still hold: files in /dev/shm, ports, GPU memory; and whether the kernel killed it for memory.
 
 The agent's: it asks before an epoch, and after one when the guard has reported ``Stopped``. Nothing is started here
-(``nvidia-smi`` runs through the guard, as ``GPU_QUERY``) and nothing waits: each function looks once, and the agent
-asks again until it is satisfied or its bound is over.
+(``nvidia-smi`` runs through the guard, as ``GPU_QUERY``) and nothing waits, except for another launcher that looks at
+the same /dev/shm: each function looks once, and the agent asks again until it is satisfied or its bound is over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from launcher.common.numbers import is_whole
@@ -25,6 +27,9 @@ CGROUPS = "/sys/fs/cgroup"
 GPU_QUERY = ("nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits")
 #: MiB by which a GPU may differ from before: the driver keeps a little of what contexts used.
 GPU_TOLERANCE = 256
+
+#: Seconds to wait for another launcher that looks at the same files: it needs some milliseconds.
+MOST_WAIT = 2.0
 
 _F_SETSIG = 10  #: in `fcntl` since Python 3.11 only
 
@@ -53,20 +58,42 @@ def remove(before: Snapshot, folder: str = SHM, proc: str = PROC) -> tuple[str, 
     new = {key: (path, info) for key, (path, info) in new.items() if info.st_uid == os.geteuid()}
     if not new:
         return ()
-    used, all_seen = _used(set(new), proc)
     removed = []
-    for key, (path, info) in new.items():
-        if key in used:
-            continue
-        held = _held(path, key)
-        private = not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-        if held is False or (held is None and (all_seen or private)):
-            try:
-                os.unlink(path)
-                removed.append(path)
-            except OSError:  # already removed
+    with _looking_alone(folder):
+        used, all_seen = _used(set(new), proc)
+        for key, (path, info) in new.items():
+            if key in used:
                 continue
+            held = _held(path, key)
+            private = not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+            if held is False or (held is None and (all_seen or private)):
+                try:
+                    os.unlink(path)
+                    removed.append(path)
+                except OSError:  # already removed
+                    continue
     return tuple(sorted(removed))
+
+
+@contextlib.contextmanager
+def _looking_alone(folder: str) -> Iterator[None]:
+    """Wait, at most `MOST_WAIT` seconds, for other launchers that share the folder.
+
+    To look at a file is to have it open: two that look at the same time would each take the other's look for a use, and
+    both would leave the file there for ever.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        until = time.monotonic() + MOST_WAIT
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _held(path: str, key: tuple[int, int]) -> bool | None:

@@ -258,10 +258,10 @@ class NumbersRepeat(c.Coordinator):
 
 @member("hello and `stopped` are said when nothing is left")
 class CleanAtOnce(mb.Member):
-    def _begin_stop(self, cause: Cause, grace: float) -> None:
-        super()._begin_stop(cause, grace)
+    def _begin_stop(self, cause: Cause, grace: float, now: float) -> None:
+        super()._begin_stop(cause, grace, now)
         self._this.stop_told = self._leader.connected
-        self._gone(mb.Gone(), self._leader.beat_at)
+        self._gone(mb.Gone(), now)
 
 
 @member("hello tells of the last epoch", "leader_cut_off")
@@ -712,6 +712,22 @@ class DrainsForEver(c.Coordinator):
         self._watch(conn, tick, now)
 
 
+@leader("rank 0 leaves the others part of the grace", "long_request_and_short_grace")
+class RankZeroTakesItAll(c.Coordinator):
+    def _watch_drain(self, conn: int, tick: Any, now: float) -> None:
+        if not self.seats[0].part.told_stop:
+            super()._watch_drain(conn, tick, now)
+
+    def _say(self, conn: int, message: Any) -> None:
+        super()._say(conn, replace(message, grace=message.grace / 0.6) if isinstance(message, m.Stop) else message)
+
+
+@member("a stop is over before a pod's grace is", "told_while_stopping")
+class StopsAtLeisure(mb.Member):
+    def _within_grace(self, grace: float, now: float) -> float:
+        return grace
+
+
 @leader("a failure in a drain ends it", "fails_in_a_drain")
 class DrainGoesOn(c.Coordinator):
     def _drain_failed(self, conn: int, message: m.Failed, now: float) -> None:
@@ -867,7 +883,7 @@ class _OwesNothing(Contact):
 
 @member("members remember how the last leader ended")
 class LeaderForgotten(mb.Member):
-    def _begin_stop(self, cause: Cause, grace: float) -> None:
+    def _begin_stop(self, cause: Cause, grace: float, now: float) -> None:
         news = self.news
-        super()._begin_stop(cause, grace)
+        super()._begin_stop(cause, grace, now)
         self.news = news

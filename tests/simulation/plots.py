@@ -229,6 +229,12 @@ def long_request(cluster: Cluster) -> None:
     one_leaves_slowly(cluster)
 
 
+def told_while_stopping(cluster: Cluster) -> None:
+    """An engine ends; while the others still stop, which takes longer than a pod's grace, one of them is told to go."""
+    _rank_fails(cluster, 2)
+    cluster.world.at(0.3, _told_to_go, cluster, _pod(cluster, 1))
+
+
 def fails_in_a_drain(cluster: Cluster) -> None:
     """A worker is told to go while a long request is in flight; a second later another worker's engine ends."""
     long_request(cluster)
@@ -656,6 +662,10 @@ PLOTS: dict[str, Plot] = {
         leader_killed_while_stopping, more={"term_time": (0.7, 0.9), "max_restarts": 0}
     ),
     "long_request": Plot(long_request, lasts=2 * LEASE),
+    "long_request_and_short_grace": Plot(
+        long_request, more={"stubborn": 1.0, "term_time": (1.9, 2.0), "stop_grace": 3.0, "grace": 5.0}
+    ),
+    "told_while_stopping": Plot(told_while_stopping, more={"stubborn": 1.0, "stop_grace": 14.0, "grace": 5.0}),
     "fails_in_a_drain": Plot(fails_in_a_drain, more={"longest_request": 0.5}, lasts=2 * LEASE),
     "fails_as_it_ends_unserved": Plot(
         fails_as_it_ends_unserved,

@@ -537,6 +537,8 @@ class Agent:
             self.guard.memory = Memory((epoch, member.epoch_members))
         if member.state is not before:
             self.world.note(self.pod.name, member.state.value, kind.__name__)
+            if (before, kind) == (mb.State.LEAVING, Tick) and epoch is not None:
+                self.truth.left_without_goodbye(self, epoch)
             if member.state is mb.State.STOPPING and kind is m.Stop:
                 self.truth.stops_by_word(self, epoch)
             if before in _IN_EPOCH and member.state not in _IN_EPOCH and epoch is not None:

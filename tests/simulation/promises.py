@@ -322,13 +322,25 @@ class Truth:
 
     def outlives_grace(self, pod: Pod, since: float) -> None:
         """The kubelet kills a pod that was told to go: where nothing was in the way, its launcher had left by then."""
-        plan, net, agent = self.cluster.plan, self.cluster.net, pod.agent
-        slow = plan.kill_time[1] > 0.1 or plan.unclean or net.base + net.jitter > 0.03
-        if agent is None or agent.stalled or slow or self.cluster.calm_at is not None:
-            return
-        if not any(t.kinds & LOST and t.until > since - 1 for t in self.touches):
-            what = f"{len(agent.guard.procs)} processes" if agent.guard.procs else "nothing runs there"
+        if pod.agent is not None and self._free_to_leave(pod.agent, since):
+            what = f"{len(pod.agent.guard.procs)} processes" if pod.agent.guard.procs else "nothing runs there"
             self.world.broken("drain", f"{pod.name} was told to go and is killed at the end of its grace: {what}")
+
+    def left_without_goodbye(self, agent: Agent, epoch: Epoch) -> None:
+        """A pod that was told to go waited until its grace was nearly over: then the epoch had not been over before."""
+        told, leads = self.terms_told.get(agent.pod.rank), self.epochs[epoch].leader
+        leader = leads.coordinator
+        if told is None or leader is None or not leads.alive or not self._free_to_leave(agent, told):
+            return
+        if leader.epoch == epoch and leader.phase is c.GroupPhase.WAITING and leads.local - leader.phase_since > 1:
+            self.world.broken("drain", f"{agent.pod.name} got no goodbye, and {epoch} has long been over")
+
+    def _free_to_leave(self, agent: Agent, since: float) -> bool:
+        plan, net = self.cluster.plan, self.cluster.net
+        slow = plan.kill_time[1] > 0.1 or plan.unclean or net.base + net.jitter > 0.03
+        if agent.stalled or slow or self.cluster.calm_at is not None:
+            return False
+        return not any(t.kinds & LOST and t.until > since - 1 for t in self.touches)
 
     def lease_acts(self, guard: Guard) -> None:
         """A guard's deadline has passed: only where somebody was lost. An epoch that stops with all there keeps it."""

@@ -406,6 +406,28 @@ def test_a_member_may_hang_up_at_any_moment() -> None:
     asyncio.run(test())
 
 
+def test_an_attempt_given_up_as_it_fails_is_not_made_again() -> None:
+    """`asyncio.wait_for` of Python 3.11 and older may raise the failure and forget the cancellation."""
+
+    async def test() -> None:
+        async with listening(secret=b"right") as leader:
+            member = Member(leader, b"wrong")
+            opened = member.link._open
+
+            async def hung_up_meanwhile(address: str) -> Any:
+                member.link.hang()
+                with contextlib.suppress(asyncio.CancelledError):  # as `wait_for` forgets it
+                    await asyncio.sleep(0)
+                return await opened(address)
+
+            member.link._open = hung_up_meanwhile  # type: ignore[method-assign]
+            await until(lambda: bool(member.failed))
+            await asyncio.sleep(0.01)
+            assert not [task for task in asyncio.all_tasks() if "_dial" in repr(task)]
+
+    asyncio.run(test())
+
+
 def test_a_leader_that_leaves_says_goodbye_to_all() -> None:
     async def test() -> None:
         async with listening() as leader:

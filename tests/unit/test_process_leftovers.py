@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import socket
@@ -23,6 +24,18 @@ with open(sys.argv[2], "r+b") as file:
     mapped = mmap.mmap(file.fileno(), 0)
 print("held", flush=True)
 sys.stdin.read()
+"""
+
+
+#: Looks each time that it reads a line, and takes 10 ms or more for each file.
+LOOKER = """
+import fcntl, sys, time
+from launcher.node import leftovers
+kernel = fcntl.fcntl
+fcntl.fcntl = lambda *words: time.sleep(0.01) or kernel(*words)
+for line in sys.stdin:
+    leftovers.remove(frozenset(), sys.argv[1])
+    print("looked", flush=True)
 """
 
 
@@ -69,6 +82,37 @@ def test_a_descriptor_that_cannot_be_looked_at_hides_no_other(shm: Path, tmp_pat
     (tmp_path / "7" / "maps").write_text("")
     assert leftovers.remove(frozenset(), str(shm), str(tmp_path)) == ()
     assert used.exists()
+
+
+def test_launchers_that_share_the_folder_look_one_after_the_other(shm: Path) -> None:
+    """To look at a file is to open it: two at the same time would take each other's look for a use, and keep it."""
+    looks = [
+        subprocess.Popen([sys.executable, "-c", LOOKER, str(shm)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for turn in range(20):
+        for name in range(5):
+            (shm / f"{turn}-{name}").touch(0o600)
+        for look in looks:
+            assert look.stdin is not None
+            look.stdin.write(b"look\n")
+            look.stdin.flush()
+        for look in looks:
+            assert look.stdout is not None
+            assert look.stdout.readline() == b"looked\n"
+        assert list(shm.iterdir()) == []
+    for look in looks:
+        look.communicate(timeout=60)
+
+
+def test_a_folder_that_another_holds_is_looked_at_all_the_same(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "MOST_WAIT", 0.1)
+    (shm / "left").write_text("x")
+    (shm / "left").chmod(0o600)
+    held = os.open(shm, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert leftovers.remove(frozenset(), str(shm)) == (str(shm / "left"),)
+    os.close(held)
 
 
 def test_a_process_that_cannot_be_looked_into_keeps_no_file(
