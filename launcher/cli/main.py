@@ -237,6 +237,11 @@ def status_token(token_file: str | None) -> None:
 @click.option("--query", metavar="PROMQL", help="Requests in flight, asked of something in front of the engine.")
 @click.option("--load", type=int, default=100, show_default=True, help="Requests in flight that one group carries.")
 @click.option("--gang", type=click.Choice(["none", "volcano", "kueue"]), default="none", show_default=True)
+@click.option(
+    "--monitoring-namespace",
+    metavar="NAME",
+    help="Pods of this namespace may read /metrics: the network policy lets them in. [monitoring]",
+)
 def render(source: str, out: str | None, launcher_image: str, launcher_in_image: bool, **more: Any) -> None:
     """An InferenceService as plain YAML: the objects of k8s/, one StatefulSet a group."""
     from launcher.render import command

@@ -23,6 +23,7 @@ class RenderOptions:
     query: str | None = None
     load: int = 100  #: requests in flight that one group carries
     gang: str = "none"  #: none, volcano or kueue
+    monitoring_namespace: str | None = None  #: whose pods may scrape the agent port; None: as in k8s/base
 
 
 @dataclass

@@ -14,7 +14,7 @@ from launcher.cli import sources
 from launcher.engines.base import PlanContext
 from launcher.errors import LauncherError, UsageError
 from launcher.model import Identity, NodeFacts
-from launcher.render import layers
+from launcher.render import known, layers
 from launcher.render.fields import Field
 from launcher.render.model import BUILT, RenderOptions, Service
 from launcher.render.template import quantity
@@ -51,6 +51,8 @@ def render(service: Service, options: RenderOptions) -> dict[str, list[Document]
 def _check_options(service: Service, options: RenderOptions) -> None:
     if options.replicas == "keep" and not options.keda:
         raise UsageError("--replicas keep with --no-keda: nobody else would write the number", "leave one of them out")
+    if options.monitoring_namespace is not None:
+        known.namespace(Field("--monitoring-namespace", options.monitoring_namespace))
     if options.keda and options.query is None:
         service.warnings.append(
             f'--query is not given: KEDA would ask for gateway_requests_in_flight{{model="{service.name}"}}, which is '
@@ -337,7 +339,12 @@ def _of_group(service: Service, options: RenderOptions, document: Document, k: i
         spec["selector"].update(own)
     elif kind == "NetworkPolicy":
         spec["podSelector"]["matchLabels"].update(own)
-        spec["ingress"][0]["from"][0]["podSelector"]["matchLabels"].update(own)
+        inside, _, readers = spec["ingress"]
+        inside["from"][0]["podSelector"]["matchLabels"].update(own)
+        service_pods, monitoring = readers["from"]
+        service_pods["podSelector"]["matchLabels"][INSTANCE] = service.name
+        if options.monitoring_namespace:
+            monitoring["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] = options.monitoring_namespace
     elif kind == "StatefulSet":
         spec["serviceName"] = name
         spec["selector"]["matchLabels"].update(own)

@@ -26,6 +26,8 @@ CRDS = {
 }
 #: no schema of these is at hand; their shape was taken from the projects' own documentation
 UNCHECKED = {"InterceptorRoute", "PodMonitor", "PrometheusRule"}
+#: components that an older Kubernetes does not know
+SINCE = {"components/roce-dra": "1.34"}
 #: where a component goes on top of another
 UNDER = {"components/keda-packed": ["components/packed"]}
 
@@ -95,8 +97,13 @@ def test_component_builds_over_an_engine_and_is_valid(folder: Path, tmp_path: Pa
     first = ["lws/as-lws"] if name.startswith("lws/") and not name.startswith("lws/as-lws") else UNDER.get(name, [])
     objects = overlay(["engines/vllm-mp"], [*first, name], tmp_path, namePrefix="my-")
     for o in objects:
-        check(o, OLDEST)
+        check(o, oldest(name))
         check(o, NEWEST)
+
+
+def oldest(*components: str) -> str:
+    """The first Kubernetes that knows all of these components."""
+    return max([OLDEST, *(SINCE[c] for c in components if c in SINCE)], key=lambda v: [int(n) for n in v.split(".")])
 
 
 def folders_of_the_readme() -> list[str]:

@@ -66,6 +66,7 @@ def check_names(objects: list[Object]) -> None:
         (inside,) = policy["spec"]["ingress"][0]["from"]
         assert [p for p in every if matches(inside["podSelector"]["matchLabels"], p.labels)] == mine
         assert "ports" not in policy["spec"]["ingress"][0], "every port is open inside a group"
+        check_readers(policy, mine[0])
     for budget in of_kind(objects, "PodDisruptionBudget"):
         assert all(matches(budget["spec"]["selector"]["matchLabels"], p.labels) for p in every)
         assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
@@ -79,6 +80,21 @@ def check_names(objects: list[Object]) -> None:
         target = route["spec"]["target"]
         (service,) = [o for o in of_kind(objects, "Service") if o["metadata"]["name"] == target["service"]]
         assert target["port"] in [p["port"] for p in service["spec"]["ports"]]
+
+
+def check_readers(policy: Object, pods: Pods) -> None:
+    """The API is open to everybody; the agent port to the service's own pods, of any role, and to monitoring."""
+    _, anybody, readers = policy["spec"]["ingress"]
+    assert "from" not in anybody
+    assert [pods.port(p["port"]) for p in anybody["ports"]] == [pods.port("api")]
+    assert [pods.port(p["port"]) for p in readers["ports"]] == [pods.port("agent")]
+    of_service, monitoring = readers["from"]
+    instance = "app.kubernetes.io/instance"
+    others = {k: v for k, v in pods.labels.items() if k != "inference-group"} | {"inference-group": "decode"}
+    assert matches(of_service["podSelector"]["matchLabels"], others), "another role of the same service"
+    assert not matches(of_service["podSelector"]["matchLabels"], {**others, instance: "another"})
+    assert list(monitoring) == ["namespaceSelector"]
+    assert list(monitoring["namespaceSelector"]["matchLabels"]) == ["kubernetes.io/metadata.name"]
 
 
 def check_service(service: Object, every: list[Pods]) -> None:
@@ -105,7 +121,7 @@ def test_names_and_selectors_agree(objects: list[Object]) -> None:
 
 def test_external_ports_are_those_that_plan_calls_external(objects: list[Object], pods: Pods) -> None:
     (policy,) = of_kind(objects, "NetworkPolicy")
-    admitted = {pods.port(p["port"]) for p in policy["spec"]["ingress"][1]["ports"]}
+    admitted = {pods.port(p["port"]) for rule in policy["spec"]["ingress"][1:] for p in rule["ports"]}
     planned = [{p["number"] for p in pods.plan(rank)["ports"] if p["external"]} for rank in range(pods.size)]
     assert admitted == planned[0], "the leader's"
     assert all(ports <= admitted for ports in planned), "and every other rank's"
@@ -125,7 +141,8 @@ def selectors(o: Object) -> Iterator[dict[str, str]]:
         yield spec["selector"]["matchLabels"]
     elif o["kind"] == "NetworkPolicy":
         yield spec["podSelector"]["matchLabels"]
-        yield from (f["podSelector"]["matchLabels"] for i in spec["ingress"] for f in i.get("from", []))
+        peers = (peer for rule in spec["ingress"] for peer in rule.get("from", []))
+        yield from (peer["podSelector"]["matchLabels"] for peer in peers if "podSelector" in peer)
     elif o["kind"] == "StatefulSet":
         yield spec["selector"]["matchLabels"]
 
@@ -177,6 +194,15 @@ def test_probes_ask_the_launcher_and_kill_nobody_who_waits(pods: Pods) -> None:
         assert (asked["path"], pods.port(asked["port"])) == (path, AGENT_PORT)
     assert pods.engine["readinessProbe"]["periodSeconds"] == 2
     assert pods.engine["readinessProbe"]["failureThreshold"] == 1
+
+
+def test_probes_of_a_normal_start_find_an_answer(pods: Pods) -> None:
+    """A probe that fails leaves a Warning event. The launcher answers within 2 s and a small engine serves within 5."""
+    startup, readiness = pods.engine["startupProbe"], pods.engine["readinessProbe"]
+    assert startup["initialDelaySeconds"] >= 3
+    assert readiness["initialDelaySeconds"] >= startup["initialDelaySeconds"] + startup["periodSeconds"]
+    assert readiness["initialDelaySeconds"] + readiness["periodSeconds"] <= 8, "a new leader serves within 12 s"
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 120, "a machine that is busy may take long"
 
 
 def test_pod_is_fit_for_any_uid_and_a_read_only_root(pods: Pods) -> None:
@@ -539,12 +565,82 @@ def test_components_for_scheduling_say_the_size(tmp_path: Path) -> None:
 
 def test_roce_adds_the_card_and_leaves_the_rest(tmp_path: Path) -> None:
     (pods,) = groups(overlay(["engines/vllm-mp"], ["components/roce"], tmp_path))
-    assert pods.env["NCCL_IB_GID_INDEX"] == "5"
-    assert pods.env["NCCL_SOCKET_IFNAME"] == "eth0"
-    assert pods.env["NCCL_IB_TC"] == "128"
-    assert pods.engine["securityContext"]["capabilities"] == {"add": ["IPC_LOCK"], "drop": ["ALL"]}
+    assert not [name for name in pods.env if name.startswith("NCCL_")], "the launcher finds out what fits this pod"
+    assert pods.settings(0)[0].rdma == "require"
+    assert pods.engine["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert any(name.startswith("rdma/") for name in pods.engine["resources"]["limits"])
     assert pods.engine["resources"]["limits"]["nvidia.com/gpu"] == "8"
+
+
+@pytest.mark.parametrize("cards", ["components/roce", "components/roce-dra"])
+def test_memory_is_locked_by_root_only(cards: str, tmp_path: Path) -> None:
+    """IPC_LOCK of a user who is not root is never effective: whoever adds it must run as root."""
+    (pods,) = groups(overlay(["engines/vllm-mp"], [cards, "components/roce-root"], tmp_path))
+    assert pods.engine["securityContext"]["capabilities"] == {"add": ["IPC_LOCK"], "drop": ["ALL"]}
+    user = {k: v for k, v in pods.spec["securityContext"].items() if k.startswith("runAs")}
+    assert user == {"runAsNonRoot": False, "runAsUser": 0, "runAsGroup": 0}
+
+
+@pytest.mark.parametrize("above", [[], ["lws/as-lws"]])
+def test_cards_by_dra_come_with_a_claim_of_each_pod(above: list[str], tmp_path: Path) -> None:
+    objects = overlay(["models/llama-3.1-405b"], ["components/roce-dra", *above], tmp_path, nameSuffix="-x")
+    check_names(objects)
+    (pods,) = groups(objects)
+    (template,) = of_kind(objects, "ResourceClaimTemplate")
+    (claim,) = pods.spec["resourceClaims"]
+    assert claim["resourceClaimTemplateName"] == template["metadata"]["name"] == pods.name
+    assert pods.engine["resources"]["claims"] == [{"name": claim["name"]}]
+    assert pods.settings(0)[0].rdma == "require"
+    (request,) = template["spec"]["spec"]["devices"]["requests"]
+    assert request["exactly"]["count"] == pods.gpus, "one rail a GPU"
+
+
+def test_groups_have_claims_of_their_own(tmp_path: Path) -> None:
+    objects = grouped(Path(LLAMA), tmp_path / "out", "0", "roce-dra")
+    assert [p.spec["resourceClaims"][0]["resourceClaimTemplateName"] for p in groups(objects)] == [
+        t["metadata"]["name"] for t in of_kind(objects, "ResourceClaimTemplate")
+    ]
+
+
+#: what PodSecurity's "restricted" refuses, and "baseline" too
+REFUSED_BY_POD_SECURITY = {"components/roce-root", "components/model-cache/node"}
+
+
+@pytest.mark.parametrize("folder", folders("Component"), ids=named)
+def test_what_pod_security_refuses_says_so(folder: Path, tmp_path: Path) -> None:
+    if (name := named(folder)).startswith("lws/") or name == "components/shared-by-groups":
+        pytest.skip("no pod of its own")
+    below = ["components/packed"] if name == "components/keda-packed" else []
+    (pods,) = groups(overlay(["engines/vllm-mp"], [*below, name], tmp_path))
+    assert restricted(pods.spec) == (name not in REFUSED_BY_POD_SECURITY)
+    said = (folder / "kustomization.yaml").read_text()
+    assert ('PodSecurity "baseline" and "restricted" refuse it' in said) == (name in REFUSED_BY_POD_SECURITY)
+
+
+def restricted(spec: Object) -> bool:
+    """Whether a pod passes the parts of PodSecurity's "restricted" profile that a component here could break."""
+    pod = spec["securityContext"]
+    containers = [*spec.get("initContainers", []), *spec["containers"]]
+    contexts = [{**pod, **c["securityContext"]} for c in containers]
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    return (
+        not any(spec.get(k) for k in ("hostNetwork", "hostPID", "hostIPC"))
+        and all(set(v) - {"name"} <= allowed for v in spec["volumes"])
+        and pod.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost")
+        and all(c["runAsNonRoot"] and c.get("runAsUser") != 0 for c in contexts)
+        and all(c["allowPrivilegeEscalation"] is False and not c.get("privileged") for c in contexts)
+        and all(c["capabilities"]["drop"] == ["ALL"] for c in contexts)
+        and all(set(c["capabilities"].get("add", [])) <= {"NET_BIND_SERVICE"} for c in contexts)
+    )
 
 
 def test_cluster_may_choose_the_user(tmp_path: Path) -> None:

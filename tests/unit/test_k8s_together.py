@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.manifests import K8S, Object, folders, groups, kubectl, named, of_kind, read
-from tests.unit.test_k8s_build import NEWEST, OLDEST, check
+from tests.unit.test_k8s_build import NEWEST, check, oldest
 from tests.unit.test_k8s_groups import check_names, check_rack
 
 #: parts of others, and what every engine here has
@@ -113,15 +113,15 @@ def test_every_other_pair_is_right(pairs: list[tuple[str, str]], tmp_path: Path)
     for pair, objects in zip(pairs, built(pairs, tmp_path), strict=True):
         assert objects
         try:
-            check_pair(objects)
+            check_pair(objects, oldest(*pair))
         except AssertionError as error:
             raise AssertionError(f"{' with '.join(pair)}: {error}") from error
 
 
-def check_pair(objects: list[Object]) -> None:
+def check_pair(objects: list[Object], version: str) -> None:
     check_names(objects)
     for o in objects:
-        check(o, OLDEST)
+        check(o, version)
         check(o, NEWEST)
     (pods,) = groups(objects)
     for scaled in of_kind(objects, "ScaledObject"):

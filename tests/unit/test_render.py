@@ -217,6 +217,15 @@ def test_groups_wake_one_after_another(sample: Any) -> None:
     assert {(t["serverAddress"], t["query"]) for t in triggers} == {("http://prometheus:9090", "sum(mine)")}
 
 
+def test_monitoring_may_live_in_another_namespace(sample: Any) -> None:
+    for given, found in ((None, "monitoring"), ("observability", "observability")):
+        for policy in of_kind(rendered(sample, replace(GIVEN, monitoring_namespace=given)), "NetworkPolicy"):
+            _, monitoring = policy["spec"]["ingress"][2]["from"]
+            assert monitoring["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": found}
+    with pytest.raises(ConfigError, match="--monitoring-namespace"):
+        rendered(sample, replace(GIVEN, monitoring_namespace="Not A Name"))
+
+
 def test_number_is_left_to_keda_from_the_second_time_on(sample: Any) -> None:
     first, later = (rendered(sample, replace(GIVEN, replicas=r)) for r in ("zero", "keep"))
     assert [s["spec"].pop("replicas") for s in of_kind(first, "StatefulSet")] == [0, 0]
