@@ -62,7 +62,7 @@ def test_one_pod_is_told_to_go(tmp_path: Path, rank: int) -> None:
     """The group drains; that pod exits with 0; the other stops its engine, keeps its process and gathers again."""
     with running(tmp_path, 2, *DRAIN, "--", "--token-seconds", "0.1") as group:
         group.until_serving()
-        stream = Stream(group, "a long answer", 15)
+        stream = Stream(group, "a long answer", 40)
         group.terminate(rank)
         group.until("not ready", lambda: group.ask(0, "/readyz").status == group.ask(1, "/readyz").status == 503)
         assert group.phase(0) == "draining"
