@@ -4,7 +4,7 @@
 #   ./run.sh demo [--kill]    two ranks find each other, serve a completion, and say what happened
 #   ./run.sh test [ARGS]      the default tests (ARGS go to pytest)
 #   ./run.sh lint             format, lint and types: ruff, mypy --strict
-#   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, 10,000 strangers;
+#   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, 10,000 strangers, Prometheus;
 #                             -m chaos: long fault runs
 #   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos, 30 of
 #                             overload, then 10 minutes each of idle, slow, talking and storming strangers, 10,000 on
@@ -70,7 +70,7 @@ test)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos and not strangers and not mutations" "$@"
+    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos and not strangers and not mutations and not prometheus" "$@"
     ;;
 lint)
     set_up dev
@@ -83,7 +83,7 @@ slow)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -m "(pods or real or containers or strangers or mutations) and not chaos" -o timeout=1200 "$@"
+    exec "$bin/python" -m pytest -m "(pods or real or containers or strangers or mutations or prometheus) and not chaos" -o timeout=1200 "$@"
     ;;
 soak)
     set_up dev

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from launcher.api.snapshot import PhaseVisit
+from launcher.api.snapshot import PHASES, PhaseVisit
 
 MOST_VISITS = 64
 _BOOT = time.time() - time.monotonic()
@@ -26,7 +26,7 @@ class Timeline:
 
     def __init__(self) -> None:
         self._entries: deque[tuple[str, float, float]] = deque(maxlen=MOST_VISITS)
-        self.seconds: dict[str, float] = {}  #: spent in each phase, without the current visit
+        self.seconds = dict.fromkeys(PHASES, 0.0)  #: spent in each phase, without the current visit
 
     def enter(self, phase: str) -> None:
         now = time.monotonic()

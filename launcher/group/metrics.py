@@ -6,8 +6,11 @@ Counts and sums only grow, as Prometheus requires; they restart from 0 with the 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+
+from launcher.model import CauseKind
 
 
 @dataclass
@@ -31,12 +34,18 @@ class DrainEnd(str, Enum):
     FAILED = "failed"  #: the engine or a rank failed while it drained
 
 
+def _at_zero(kinds: Iterable[Enum]) -> Counter[str]:
+    """Every label from the first scrape on: Prometheus takes no step from "no series" to 1 for an increase."""
+    return Counter({str(kind.value): 0 for kind in kinds})
+
+
 @dataclass
 class Measures:
     """Since this launcher leads."""
 
-    failures: Counter[str] = field(default_factory=Counter)  #: ended epochs by kind of cause
+    #: ended epochs by kind of cause; a drain is no failure
+    failures: Counter[str] = field(default_factory=lambda: _at_zero(k for k in CauseKind if k is not CauseKind.DRAIN))
     detected: Durations = field(default_factory=Durations)  #: from a failure to the moment that the leader knew
     stopped: Durations = field(default_factory=Durations)  #: from then until every rank that answers had stopped
-    drains: Counter[str] = field(default_factory=Counter)  #: by DrainEnd
+    drains: Counter[str] = field(default_factory=lambda: _at_zero(DrainEnd))  #: by DrainEnd
     drained: Durations = field(default_factory=Durations)  #: from the first SIGTERM until all had stopped

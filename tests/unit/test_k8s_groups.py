@@ -740,12 +740,3 @@ def opened(path: Path) -> Iterator[None]:
     finally:
         for p, mode in modes.items():
             p.chmod(mode)
-
-
-def test_metrics_that_are_watched_exist(tmp_path: Path) -> None:
-    """Rules and dashboard against what the launcher's /metrics has (read from its source) and the engines' names."""
-    source = (K8S.parent / "launcher/api/metrics.py").read_text()
-    known = set(re.findall(r'"(launcher_\w+)"', source))
-    files = ["components/monitoring/rules.yaml", "components/monitoring/dashboard.json"]
-    asked = {n for f in files for n in re.findall(r"\blauncher_\w+", (K8S / f).read_text())}
-    assert asked and asked <= known
