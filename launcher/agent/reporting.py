@@ -55,6 +55,7 @@ class Reporter:
         self._timeline = Timeline()
         self._incarnation = context.incarnation
         self._saved_news: m.News | None = None
+        self._saved_verdict = member.gave_up_at
         self._saved_epoch: tuple[Epoch, tuple[str, ...], leftovers.Snapshot | None] | None = None
         self._owns_file = False  # whether the state file describes this agent, no longer the one before
         self.phase = "setup"  #: as people see it
@@ -83,6 +84,7 @@ class Reporter:
             self._failures.failure(first)
         if member.address:
             self._save_news()
+            self._save_verdict()
             self._save_epoch()
             self._save_incarnation()
 
@@ -142,6 +144,13 @@ class Reporter:
                 first_epoch=news.first_epoch,
                 first_at=None if news.first_failure is None or at is None else round(wall_clock(at), 1),
             )
+
+    def _save_verdict(self) -> None:
+        """The pod's next container must know that the group gave up: it has one attempt."""
+        at = self._member.gave_up_at
+        if at != self._saved_verdict:
+            self._saved_verdict = at
+            self.save(gave_up_at=None if at is None else round(wall_clock(at), 1))
 
     def _save_epoch(self) -> None:
         """The guard's next agent, and the pod's next container, must know of the latest epoch."""

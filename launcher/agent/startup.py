@@ -153,6 +153,7 @@ def new_member(
         first_epoch=former.first_epoch,
     )
     member.first_at = former.first_at and monotonic_of(former.first_at)
+    member.gave_up_at = former.gave_up_at and monotonic_of(former.gave_up_at)
     return member
 
 

@@ -1,9 +1,9 @@
 """What survives a restart of the container: one small JSON file in ``--state-dir``, an emptyDir.
 
 Every rank saves the newest epoch and its members (a new leader must hear of epochs that it did not make itself), the
-first failure, the restarts charged, and its own incarnation. A file without the mark of a clean exit means that the
-previous launcher was killed. The file helps but is never needed: one that cannot be read or believed is set aside, and
-a full disk is logged once.
+first failure, the restarts charged, whether the group has given up, and its own incarnation. A file without the mark of
+a clean exit means that the previous launcher was killed. The file helps but is never needed: one that cannot be read or
+believed is set aside, and a full disk is logged once.
 
 The engine, other containers of the pod and a broken disk can all change the folder. So nothing in it is followed,
 waited for or trusted, and a thread writes the file, so that a disk that hangs delays no heartbeat.
@@ -52,6 +52,7 @@ class SavedState:
     first_failure: Cause | None = None
     first_epoch: int | None = None  #: the number of the epoch that it ended
     first_at: float | None = None  #: when that was: seconds since 1970
+    gave_up_at: float | None = None  #: when the group gave up, if it has not been ready since: seconds since 1970
 
     def killed(self, rank: int) -> Cause | None:
         """Why the previous launcher counts as killed; None: it exited in good order, or there was none."""
@@ -168,8 +169,8 @@ def _believed(body: Any) -> SavedState:
     """The content of a file, if all of it can be true. Raises ValueError, TypeError, KeyError."""
     if not isinstance(body, dict):
         raise ValueError("it is not a JSON object")
-    cause, now = body.get("first_failure"), time.time()
-    charges, first_at = body["charges"], body.get("first_at")
+    cause, charges = body.get("first_failure"), body["charges"]
+    now = time.time()
     if not isinstance(charges, list):
         raise ValueError("its charges are no list")
     return SavedState(
@@ -181,10 +182,14 @@ def _believed(body: Any) -> SavedState:
         charges=tuple(int(at) for at in map(_time, charges[:MAX_CHARGES]) if at <= now + AHEAD),
         first_failure=cause_from(cause) if cause else None,
         first_epoch=None if body.get("first_epoch") is None else _number(body["first_epoch"]),
-        first_at=None
-        if first_at is None or not now - MAX_SECONDS < _time(first_at) <= now + AHEAD
-        else _time(first_at),
+        first_at=_moment(body.get("first_at"), now),
+        gave_up_at=_moment(body.get("gave_up_at"), now),
     )
+
+
+def _moment(value: Any, now: float) -> float | None:
+    """When something happened; None: unknown, or not to be believed."""
+    return None if value is None or not now - MAX_SECONDS < _time(value) <= now + AHEAD else _time(value)
 
 
 def _time(value: Any) -> float:

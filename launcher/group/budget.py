@@ -2,6 +2,10 @@
 
 Pure bookkeeping over times that are passed in. A restart is charged when an epoch that had started a process failed;
 drains, mismatches and members that could not prepare cost nothing.
+
+A group that gives up is not gone where a platform restarts its containers: once all members are back, it has one more
+attempt. If that fails, too, it gives up again. So the platform's own back-off paces the attempts, and the group
+recovers once the cause is gone.
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ class Budget:
         self._in_a_row = self._slow_in_a_row = 0
         self._point: tuple[object, ...] | None = None
         self._at_point = 0
+        self._gave_up: float | None = None  # when the group gave up, if it has not been ready since
         self.total = 0  #: restarts since this launcher began
 
     def charged(self, now: float) -> int:
@@ -71,8 +76,10 @@ class Budget:
         """The ages of the charges that still count, newest first."""
         return tuple(round(now - at, 1) for at in reversed(self._charges)) if self.charged(now) else ()
 
-    def inherit(self, ages: Iterable[float], now: float) -> None:
+    def inherit(self, ages: Iterable[float], now: float, gave_up: float | None = None) -> None:
         """Merge the charges of a former leader that a member remembers, given by their ages.
+
+        ``gave_up``: seconds since the group gave up, if the member heard so and no epoch was ready since.
 
         Members remember the same charges, each as far as it was told. So we merge place by place: the newest charge is
         the newest that anybody knows, the second newest likewise, and so on; nothing counts twice. Inherited charges
@@ -85,13 +92,17 @@ class Budget:
         self._charges = deque(max(pair) for pair in zip_longest(mine, told, fillvalue=-math.inf))
         self._charges.reverse()
         self.total = max(self.total, len(told))
+        if gave_up is not None and gave_up <= self._window:
+            self._gave_up = max(now - gave_up, -math.inf if self._gave_up is None else self._gave_up)
 
     def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
         """Judge an epoch that ``cause`` ended in ``stage``; ``served``: for how long it was ready, None if never."""
         if cause.kind is CauseKind.DRAIN:
             return Verdict(False)
-        if served is not None and served >= STEADY:
-            self._in_a_row = 0
+        if served is not None:
+            self._gave_up = None
+            if served >= STEADY:
+                self._in_a_row = 0
         self._in_a_row += 1
         # Full jitter would allow no wait at all; half of it still keeps many groups apart.
         first, longest = self._first, self._longest
@@ -109,6 +120,8 @@ class Budget:
             if self._max == 0:
                 return Verdict(True, "no restart is allowed (--max-restarts 0)")
             return Verdict(True, f"{self._max} restarts within {self._window:g} s are spent (--max-restarts)")
+        if self._gave_up is not None and now - self._gave_up <= self._window and cause.kind not in _OUTSIDE:
+            return Verdict(True, "the group had given up, and the one attempt that it had since then failed as well")
         if self._same_point(cause, stage, served):
             return Verdict(
                 True, f"it failed {self._at_point} times in a row at the same point before it was ever ready"

@@ -252,7 +252,7 @@ class Coordinator:
         if self.latest is None:  # once we have made an epoch, we know better
             at = None if hello.first_age is None else now - hello.first_age
             self.history.inherit(hello.first_failure, hello.first_epoch, at)
-            self.budget.inherit(hello.charges, now)
+            self.budget.inherit(hello.charges, now, hello.gave_up)
         epoch = hello.last_epoch
         if epoch is None:
             return
@@ -821,7 +821,7 @@ class Coordinator:
             return
         if verdict.give_up and not drained:
             # Report the first failure, but exit with the code of the last one: that is what the engine does now.
-            self._give_up(self.history.first or cause, exit_code(cause), verdict.reason, now)
+            self._give_up(self.history.first or cause, exit_code(cause), verdict.reason, now, spent=True)
             return
         words = f"the engine is started again after a pause, {self.budget.used(now)} used"
         self._pause = Pause(now if drained else now + verdict.delay, words)
@@ -846,21 +846,26 @@ class Coordinator:
             if str(first) != str(cause):
                 self._note("failure explained", level="warning", cause=str(cause), first_heard=str(first))
 
-    def _give_up(self, cause: Cause, code: int, reason: str, now: float) -> None:
-        self.abort = m.Abort(cause, code, reason[: m.MOST_WORDS])
+    def _give_up(self, cause: Cause, code: int, reason: str, now: float, spent: bool = False) -> None:
+        self.abort = m.Abort(cause, code, reason[: m.MOST_WORDS], spent)
         self._go(GroupPhase.ABORTED, now)
         self._note("giving up", level="error", reason=reason, code=code)
         self._last_words = LastWords(self.abort, self.config.size, now)
         self._say_all(self.abort)
 
     def _refuse(self, conn: int, hello: m.Hello, now: float) -> None:
-        """The group has given up: tell a newcomer why. It hangs up when it has heard."""
+        """The group has given up: tell a newcomer why. It hangs up when it has heard.
+
+        If its rank has heard it, this is a container that was started since: it is to wait for the next leader.
+        """
         refusal = self.roster.refusal(conn, hello)
         assert self._last_words is not None
+        seat = self.seats.get(hello.rank)
+        if refusal is None and seat is None and self._last_words.has_heard(hello.rank):
+            refusal = m.Rejected("ending", "this leader's group has given up; the next leader is waited for", 1.0)
         if refusal is not None:
             self._turn_away(conn, refusal)
             return
-        seat = self.seats.get(hello.rank)
         if seat is not None and seat.conn != conn and seat.hello.incarnation == hello.incarnation:
             self.roster.remove(seat)  # it lost that connection, and with it what we said there
         self._last_words.came(conn, hello.rank)

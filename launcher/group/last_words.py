@@ -28,6 +28,10 @@ class LastWords:
         if rank is not None and not why:
             self._untold.discard(rank)
 
+    def has_heard(self, rank: int) -> bool:
+        """Whether a launcher of this rank has heard why, and has hung up."""
+        return rank not in self._untold
+
     def awaited(self, seated: Iterable[int], linger: float, now: float) -> bool:
         """Whether the leader must stay.
 

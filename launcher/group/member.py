@@ -261,6 +261,7 @@ class Member:
         self.news = m.News("gathering")
         self.news_at = now  #: when the news arrived
         self.first_at: float | None = None  #: when the first failure in the news happened; None: unknown
+        self.gave_up_at: float | None = None  #: when the group gave up, if it has not been ready since
         self.refusal = ""  #: why the last hello was not accepted, in words
         self.terminating = False
         self.answers = by_state(State, self._table())
@@ -377,6 +378,7 @@ class Member:
             first_failure=self.news.first_failure,
             first_epoch=self.news.first_epoch,
             first_age=None if self.first_at is None else max(0.0, now - self.first_at),
+            gave_up=None if self.gave_up_at is None else max(0.0, now - self.gave_up_at),
             died=self._died,
             attempt=self._attempts,
         )
@@ -557,6 +559,7 @@ class Member:
 
     def _serve(self, message: m.Running, now: float) -> None:
         if message.epoch == self.epoch:
+            self.gave_up_at = None
             self._go(State.RUNNING)
             self._out.append(DoServe(message.epoch))
 
@@ -720,12 +723,19 @@ class Member:
     # ---------------------------------------------------------------------------------------------------- giving up
 
     def _abort(self, message: m.Abort, now: float) -> None:
+        self._heard_verdict(message, now)
         self._finish(Exit(message.code, message.cause, message.text))
 
     def _abort_after(self, message: m.Abort, now: float) -> None:
+        self._heard_verdict(message, now)
         self._exit = Exit(message.code, message.cause, message.text)
         if self.state is not State.STOPPING:
             self._begin_stop(message.cause, self.config.stop_grace, now)
+
+    def _heard_verdict(self, message: m.Abort, now: float) -> None:
+        """Remember it for the next launcher in this pod."""
+        if message.spent:
+            self.gave_up_at = now
 
     def _finish(self, leaving: Exit) -> None:
         self._go(State.GONE)

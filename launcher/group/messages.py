@@ -228,6 +228,8 @@ class Hello:
     first_failure: Cause | None = _wire(_optional(_cause), default=None)  #: as last reported by a leader
     first_epoch: int | None = _wire(_optional(_whole(0, MOST_EPOCHS)), default=None)  #: number of the epoch it ended
     first_age: float | None = _wire(_optional(_seconds), write=_sendable, default=None)  #: seconds since then
+    #: Seconds since the group gave up (`Abort.spent`), if it has not been ready since, as far as this member knows.
+    gave_up: float | None = _wire(_optional(_seconds), write=_sendable, default=None)
     died: Cause | None = _wire(_optional(_cause), default=None)  #: how the former launcher in this pod ended
     #: Counts the hellos of an incarnation, so that a delayed one from an abandoned connection is recognised as old.
     attempt: int = _wire(_whole(0, 2**53), default=0)
@@ -420,6 +422,7 @@ class Abort:
     cause: Cause = _wire(_cause)
     code: int = _wire(_whole(0, 255))
     text: str = _wire(_text(MOST_WORDS), default="")
+    spent: bool = _wire(_flag, default=False)  #: the engine failed too often: the next launchers have one attempt
 
 
 @dataclass(frozen=True)

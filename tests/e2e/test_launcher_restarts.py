@@ -147,6 +147,69 @@ def test_a_crash_loop_before_ready_ends_early(tmp_path: Path) -> None:
             assert "RuntimeError: injected crash of rank 1" in group.termination(rank)
 
 
+SPENT = ("--max-restarts", "2", "2 restarts within 3600 s are spent")
+AT_ONE_POINT = ("--max-restarts", "9", "failed 3 times in a row at the same point before it was ever ready")
+
+
+@pytest.mark.parametrize(
+    ("option", "most", "reason", "crash"),
+    [
+        (*SPENT, ("--crash-after", "0.1", "--crash-code", "41")),
+        (
+            *AT_ONE_POINT,
+            ("--startup-seconds", "0.3", "--crash-at", "startup", "--crash-after", "0", "--crash-code", "41"),
+        ),
+    ],
+)
+def test_a_group_that_has_given_up_tries_once_a_round_and_serves_when_the_cause_is_gone(
+    tmp_path: Path, option: str, most: str, reason: str, crash: tuple[str, ...]
+) -> None:
+    """The kubelet starts the containers again: one epoch each time, and the first failure stays told."""
+    args = ("--restart-backoff", "0.1", option, most, "--state-dir", str(tmp_path / "state"))
+    fault = ("--fault-ranks", "1", "--fault-epochs", "1,2,3,4,5", *crash)
+    with running(tmp_path, 2, *args, "--", *fault) as group:
+        assert group.codes() == [41, 41]
+        assert reason in group.termination(0)
+        assert group.output(0).count("stage started") == 3
+        for epochs in (4, 5):
+            for rank in (1, 0):
+                group.restart(rank)
+            assert group.codes() == [41, 41]
+            assert group.output(0).count("stage started") == epochs, group.output(0)
+            for rank in range(2):
+                told = group.termination(rank)
+                assert "first failure: rank 1: reference ended with exit code 41" in told, told
+                assert "given up" in told or "are spent" in told, told
+        for rank in (1, 0):
+            group.restart(rank)
+        assert group.until_serving(after=5) == 6
+        for rank in range(2):
+            failure = group.status(rank)["first_failure"]
+            assert (failure["rank"], failure["exit_code"], failure["epoch"]) == (1, 41, 1), failure
+
+
+def test_a_container_that_is_back_before_its_leader_has_gone_waits_for_the_next(tmp_path: Path) -> None:
+    """The leader of a group that has given up stays for a rank that has not heard so. A container that was started
+    since then is not told to exit again."""
+    args = (*QUICK, "--max-restarts", "1", "--state-dir", str(tmp_path / "state"))
+    with running(tmp_path, 3, *args, "--", "--on-peer-loss", "ignore") as group:
+        epoch = group.until_serving()
+        hurt(group, "root", 1)
+        epoch = group.until_serving(after=epoch)
+        late = group.agent(2)
+        os.kill(late, signal.SIGSTOP)
+        hurt(group, "root", 1)
+        assert group.code(1) == 137
+        back = group.restart(1)
+        group.until_said("this leader's group has given up; the next leader is waited for", 1)
+        os.kill(late, signal.SIGCONT)
+        assert [group.code(0), group.code(2)] == [137, 137]
+        for rank in (2, 0):
+            group.restart(rank)
+        group.until_serving(after=epoch)
+        assert group.processes[1] is back and back.poll() is None
+
+
 def test_the_leaders_launcher_is_recreated(tmp_path: Path, capsys: Print) -> None:
     """Workers keep their process, stop the engine, look the leader up anew and rejoin."""
     with running(tmp_path, 3, *QUICK) as group, Witness(group) as witness:

@@ -64,6 +64,7 @@ class Plan:
     rejoin_timeout: float | None = None
     linger: float = 0.0
     stays_down: bool = False  #: as under a Job or Slurm: nobody brings a pod back that ended, or is lost
+    keeps_verdict: bool = False  #: that the group gave up outlives a pod's container
     rates: tuple[float, ...] = ()  #: by rank: how fast the clocks of its pods are; empty: drawn for each pod
 
 

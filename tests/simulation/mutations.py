@@ -228,6 +228,32 @@ class LatecomersIgnored(c.Coordinator):
         """Do nothing."""
 
 
+@leader("a container that was started after its rank heard the verdict waits", "gives_up_while_one_is_stalled")
+class VerdictForTheNext(c.Coordinator):
+    def _give_up(self, *args: Any, **more: Any) -> None:
+        super()._give_up(*args, **more)
+        assert self._last_words is not None
+        self._last_words.has_heard = lambda rank: False  # type: ignore[method-assign]
+
+
+@leader("a group that has given up has one attempt, and not three", "never_ready_again")
+class VerdictNotInherited(c.Coordinator):
+    def _take_in(self, hello: m.Hello, now: float) -> None:
+        super()._take_in(replace(hello, gave_up=None), now)
+
+
+@member("who has heard that the group gave up tells the next leader", "never_ready_again")
+class VerdictForgotten(mb.Member):
+    def _heard_verdict(self, message: m.Abort, now: float) -> None:
+        """Do nothing."""
+
+
+@leader("the next launchers are told that they have one attempt", "never_ready_again")
+class NotSaidToBeSpent(c.Coordinator):
+    def _give_up(self, *args: Any, **more: Any) -> None:
+        super()._give_up(*args, **{**more, "spent": False})
+
+
 @leader("a hello that was said before the one that counts is not heard", "late_hello")
 class OldHelloHeard(c.Coordinator):
     def _admit(self, conn: int, hello: m.Hello, now: float) -> None:

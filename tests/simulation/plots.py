@@ -523,6 +523,14 @@ def gives_up_as_one_is_reset(cluster: Cluster) -> None:
     _one_dies(cluster)
 
 
+def gives_up_while_one_is_stalled(cluster: Cluster) -> None:
+    """A process ends once too often, and one launcher hears that the group gives up late: the leader waits for it.
+    Meanwhile containers of the others are started anew."""
+    cluster.ambushes.append((GroupPhase.ABORTED, 0.0, lambda: _stall(cluster, 2, 3.0)))
+    cluster.ambushes.append((GroupPhase.RUNNING, 0.3, lambda: _one_dies(cluster)))
+    _one_dies(cluster)
+
+
 def leader_gone_for_good(cluster: Cluster) -> None:
     """The leader's node is lost, and nobody makes another one."""
     _kill(cluster, _pod(cluster, 0), silent=True)
@@ -692,6 +700,9 @@ PLOTS: dict[str, Plot] = {
     "two_leaders_one_number": Plot(two_leaders_one_number, lasts=4 * LEASE),
     "budget_spent": Plot(budget_spent, more={"max_restarts": 2}),
     "fails_and_fails": Plot(budget_spent, more={"restart_backoff": 2.0}),
+    "gives_up_while_one_is_stalled": Plot(gives_up_while_one_is_stalled, more={"max_restarts": 1}),
+    "never_ready_again": Plot(never_ready, GroupPhase.PREPARING, {"keeps_verdict": True}, after=0.0),
+    "budget_spent_again": Plot(budget_spent, more={"max_restarts": 2, "keeps_verdict": True}),
     "never_ready": Plot(never_ready, GroupPhase.PREPARING, after=0.0),
     "cannot_prepare": Plot(cannot_prepare, GroupPhase.PREPARING, after=0.0),
     "leader_replaced_and_one_away": Plot(leader_replaced_and_one_away, more={"join_timeout": 10.0}),

@@ -392,6 +392,7 @@ class Agent:
         self.member: mb.Member = cluster.rules.member(config, now)
         self.member.address = pod.address
         self.member.fingerprint = dict(pod.fingerprint)
+        self.member.gave_up_at = pod.gave_up_at if cluster.plan.keeps_verdict else None
         self.coordinator: c.Coordinator | None = None
         if pod.rank == 0:
             leads = CoordinatorConfig(
@@ -511,6 +512,8 @@ class Agent:
             self.world.at(0.0, self.post, "local", self.follow, message)
             return
         end = self.ends.get(conn)
+        if type(message) is m.Abort and end is not None:
+            self.truth.restarts.tells(self, end.peer.agent)
         if type(message) is m.Ack and conn in self.hung:
             self.world.broken("acks", f"an ack to connection {conn}, which was given up")
         if end is not None:
@@ -531,8 +534,9 @@ class Agent:
             self.knows_failure = False  # the leader knows: it was no failure, or it is long over
         if kind is m.Abort:
             self.given_up = True
-            self.truth.restarts.verdict_heard.add(self.pod.rank)
+            self.truth.restarts.hears(self, event)
         actions = member.handle(event, self.local)
+        self.pod.gave_up_at = member.gave_up_at
         if kind is m.News and self.guard.memory.last is not None and epoch == self.guard.memory.last[0]:
             self.guard.memory = Memory((epoch, member.epoch_members))
         if member.state is not before:
@@ -813,6 +817,7 @@ class Pod:
         self.node = cluster.new_node()
         self.fingerprint: dict[str, str] = {}
         self.highest_n = 0
+        self.gave_up_at: float | None = None  #: in the state folder: when the group gave up, by this pod's clock
         self.deleting = False
         self.alive = True
         self.guard: Guard | None = None

@@ -3,6 +3,7 @@
     charges     a failure of an epoch that had started something is charged, and nothing else is
     the budget  more charges within the window than are allowed: the group gives up, at that very moment
     one point   three failures in a row at the same point, never ready: the same
+    once more   a group that has given up has one attempt a round of container restarts, until it is ready again
     back-off    between a failed epoch and the next lies a pause that doubles, up to its limit, and no longer one
     the end     a group that has given up is gone: every launcher exits, with the first failure and the code of the last
 
@@ -62,6 +63,8 @@ class Restarts:
         self.charges: list[float] = []  #: of all leaders, in true time
         self.aborts: list[m.Abort] = []
         self.verdict_heard: set[int] = set()  #: ranks, since the group last gave up
+        self._spent_heard: set[int] = set()  # ranks that heard that the engine failed too often, until it is ready
+        self._told_by: dict[tuple[str, int], float] = {}  # leader, rank -> when that rank heard its verdict
         self._attempts: dict[Epoch, Attempt] = defaultdict(Attempt)
         self._books: dict[str, Books] = defaultdict(Books)
 
@@ -73,6 +76,7 @@ class Restarts:
             self._attempts[message.epoch].stage = message.stage
         elif kind is m.Running:
             self._attempts[message.epoch].ready_at = agent.local
+            self._spent_heard.clear()
         elif kind is m.Drain:
             self._attempts[message.epoch].draining = True
 
@@ -120,6 +124,13 @@ class Restarts:
             self.world.broken(
                 "budget", f"{books.at_point} failures in a row at one point, and the group does not give up"
             )
+        if self._once and served is None and ended.cause.kind not in OUTSIDE:
+            self.world.broken("budget", "the group had given up; its one attempt failed, and it does not give up again")
+
+    @property
+    def _once(self) -> bool:
+        """All ranks have heard that the group gave up, and it has not been ready since."""
+        return self.cluster.plan.keeps_verdict and len(self._spent_heard) == self.cluster.plan.size
 
     def _charged(self, leader: c.Coordinator, ended: Ended, due: bool, now: float) -> None:
         charges = leader.budget._charges
@@ -170,6 +181,8 @@ class Restarts:
         abort, books = leader.abort, self._books[leader.config.incarnation]
         assert abort is not None
         self.aborts.append(abort)
+        if abort.spent is not (abort.cause.kind is not CauseKind.JOIN and not self._can_never_work(abort)):
+            self.world.broken("recovers", f"the next launchers do not know what to do: {abort}")
         if abort.cause.kind is CauseKind.JOIN:
             self._first_gathering(agent, [s.hello.last_epoch for s in leader.seats.values()])
         elif not self._may_give_up(abort, books):
@@ -191,9 +204,30 @@ class Restarts:
             self.world.broken("one fate", f"the group gave up, and nobody has told ranks {sorted(away)}")
 
     def _may_give_up(self, abort: m.Abort, books: Books) -> bool:
-        if abort.code == ExitCode.CONFIG and abort.cause.kind is CauseKind.UNABLE:
+        if self._can_never_work(abort):
             return self.cluster.ever_unable
-        return self._lately > self.cluster.plan.max_restarts or books.at_point >= SAME_POINT
+        once = self.cluster.plan.keeps_verdict and bool(self._spent_heard)
+        return self._lately > self.cluster.plan.max_restarts or books.at_point >= SAME_POINT or once
+
+    def hears(self, agent: Agent, abort: m.Abort) -> None:
+        """A launcher hears that the group has given up."""
+        rank, leader = agent.pod.rank, agent if agent.coordinator is not None else agent.link and agent.link.peer.agent
+        self.verdict_heard.add(rank)
+        if abort.spent:
+            self._spent_heard.add(rank)
+        if leader:
+            self._told_by.setdefault((leader.member.incarnation, rank), self.world.now)
+
+    def tells(self, agent: Agent, to: Agent) -> None:
+        """A leader tells a launcher that the group has given up: not one whose container was started since it knows."""
+        told = self._told_by.get((agent.member.incarnation, to.pod.rank))
+        words = agent.coordinator and agent.coordinator._last_words
+        if told is not None and to.born > told and words and to.pod.rank not in words._untold:
+            self.world.broken("recovers", f"{to.pod.name} started anew, and hears a verdict that its rank had heard")
+
+    @staticmethod
+    def _can_never_work(abort: m.Abort) -> bool:
+        return abort.code == ExitCode.CONFIG and abort.cause.kind is CauseKind.UNABLE and not abort.spent
 
     def _says_why(self, leader: c.Coordinator, abort: m.Abort) -> None:
         if not leader.history.ended or abort.cause.kind is CauseKind.JOIN:

@@ -104,3 +104,38 @@ def test_inheritance_fills_up_and_never_spends_the_last() -> None:
     b.inherit((0.0,) * 1000, 0.0)
     assert b.charged(0.0) == 3, "a member that says a thousand is not believed beyond the limit"
     assert b.judge(LOST, "serve", 1.0, True, 1.0).give_up
+
+
+def test_a_group_that_gave_up_has_one_attempt() -> None:
+    """Members remember it beyond their containers: the restarts that are left do not matter."""
+    b = budget(10)
+    b.inherit((20.0, 10.0), 100.0, gave_up=8.0)
+    b.inherit((20.0,), 100.0)
+    verdict = b.judge(CRASH, "serve", None, True, 110.0)
+    assert verdict.give_up
+    assert "the one attempt that it had since then failed as well" in verdict.reason
+
+
+def test_the_attempt_is_not_spent_by_what_is_not_the_engines_doing() -> None:
+    b = budget(10)
+    b.inherit((), 100.0, gave_up=8.0)
+    assert not b.judge(DRAIN, "serve", None, False, 101.0).give_up
+    assert not b.judge(CRASH, "serve", None, False, 102.0).give_up, "nothing had been started"
+    assert not b.judge(LOST, "serve", None, True, 103.0).give_up
+    assert b.judge(CRASH, "serve", None, True, 104.0).give_up
+
+
+def test_a_group_that_was_ready_since_begins_anew() -> None:
+    b = budget(10)
+    b.inherit((), 100.0, gave_up=8.0)
+    assert not b.judge(CRASH, "serve", 3.0, True, 101.0).give_up
+    assert [b.judge(CRASH, "serve", None, True, 102.0 + n).give_up for n in range(SAME_POINT)] == [False, False, True]
+
+
+def test_after_the_window_nothing_is_left_of_it() -> None:
+    b = budget(10, window=100.0)
+    b.inherit((), 1000.0, gave_up=101.0)
+    assert not b.judge(CRASH, "serve", None, True, 1001.0).give_up
+    b = budget(10, window=100.0)
+    b.inherit((), 1000.0, gave_up=50.0)
+    assert not b.judge(CRASH, "serve", None, True, 1051.0).give_up

@@ -18,10 +18,11 @@ def test_what_was_remembered_is_read_by_the_next_start(tmp_path: Path) -> None:
     keeper = StateFile(str(tmp_path), 2)
     assert keeper.before.killed(2) is None, "a first start was not killed before"
     assert keeper.save(incarnation="abc", place="here", clean=False, last=LAST, charges=(9, 7), first_failure=FAILURE)
-    assert keeper.save(first_epoch=6, first_at=1.7e9)
+    assert keeper.save(first_epoch=6, first_at=1.7e9, gave_up_at=1.71e9)
     after = StateFile(str(tmp_path), 2).before
     assert (after.incarnation, after.place, after.last, after.charges) == ("abc", "here", LAST, (9, 7))
     assert (after.first_failure, after.first_epoch, after.first_at) == (FAILURE, 6, 1.7e9)
+    assert after.gave_up_at == 1.71e9
     killed = after.killed(2)
     assert killed is not None and killed.text == KILLED and killed.rank == 2
     assert StateFile(str(tmp_path), 1).before.incarnation == "", "each rank has its own file"
