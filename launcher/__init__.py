@@ -3,4 +3,4 @@
 Nothing is imported here: the guard (``launcher.guard.guard``) must start in milliseconds and stay small.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
