@@ -132,7 +132,7 @@ def test_an_engine_of_the_launchers_own_waits(old: str, older: dict[str, str], t
 
 @pytest.mark.parametrize("old", ["leader", "worker"])
 def test_a_group_with_a_token_waits(old: str, older: dict[str, str], engine: tuple[str, ...], tmp_path: Path) -> None:
-    """The exception: 0.2 binds every message to the secret, which 0.1 cannot. The newer one says so, and nothing starts."""
+    """The exception: 0.2 binds every message to the secret, which 0.1 cannot. 0.2 says so and nothing starts."""
     secret = tmp_path / "secret"
     secret.write_text("a secret of the group that is long enough\n")
     secret.chmod(0o600)
