@@ -72,6 +72,22 @@ def overlay(resources: Sequence[str], components: Sequence[str], folder: Path, *
     return read(done.stdout)
 
 
+def size_patch(size: int) -> str:
+    """A patch of a StatefulSet to groups of another size."""
+    return f"""
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: any}}
+spec:
+  replicas: {size}
+  template:
+    spec:
+      containers:
+      - name: engine
+        env: [{{name: LAUNCHER_SIZE, value: "{size}"}}]
+"""
+
+
 def folders(kind: str) -> list[Path]:
     """Folders under k8s/ that hold a `Kustomization` or a `Component`."""
     return sorted(f.parent for f in K8S.rglob("kustomization.yaml") if f"\nkind: {kind}\n" in f.read_text())

@@ -21,8 +21,7 @@ from tests.e2e import images
 from tests.e2e.containers import Container, Network
 from tests.e2e.group import until
 from tests.e2e.podman import NAME, podman, sweep, why_not
-from tests.manifests import Pods, groups, overlay
-from tests.unit.test_k8s_groups import size_patch
+from tests.manifests import Pods, groups, overlay, size_patch
 
 pytestmark = [
     pytest.mark.containers,

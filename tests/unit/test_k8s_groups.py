@@ -17,7 +17,7 @@ import yaml
 
 from launcher.planning import steps
 from launcher.settings import AGENT_PORT, GROUP_PORT
-from tests.manifests import K8S, Object, Pods, build, folders, groups, matches, named, of_kind, overlay
+from tests.manifests import K8S, Object, Pods, build, folders, groups, matches, named, of_kind, overlay, size_patch
 
 #: base is not applied by itself: it has no engine
 GROUPS = [f for f in folders("Kustomization") if f.name != "base"]
@@ -311,21 +311,6 @@ def test_one_group_goes_from_nothing_to_whole(component: str, size: int, tmp_pat
     assert pods.owner["spec"]["replicas"] == 0
     assert (spec["idleReplicaCount"], spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, size, size)
     assert pods.size == size
-
-
-def size_patch(size: int) -> str:
-    return f"""
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {{name: any}}
-spec:
-  replicas: {size}
-  template:
-    spec:
-      containers:
-      - name: engine
-        env: [{{name: LAUNCHER_SIZE, value: "{size}"}}]
-"""
 
 
 #: groups that the formula of components/keda-packed gives at most
