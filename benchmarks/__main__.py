@@ -2,7 +2,7 @@
 
 Measures, prints a table with ratios and the verdict on each budget, and writes what it measured. Long benchmarks can be
 split: `--append` adds the rounds of this run to those that FILE holds, `--minutes` ends a run in time. `--show`
-measures nothing and prints FILE. `ci` is the short subset that CI runs.
+measures nothing and prints FILE. `ci` is the short subset that CI runs; `draw` draws what is committed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks import pictures
 from benchmarks.record import Record
 from benchmarks.rounds import progress, stop_after
 from launcher.errors import ExitCode, LauncherError, UsageError
@@ -26,6 +27,7 @@ NAMES = {
     "scale": "a group of 2 to 1,024 members: formation, stop, memory, CPU, storms",
     "failover": "kill -9, SIGSTOP, partition: until all is stopped, until it serves again",
     "drain": "requests lost and latency added while a group is told to go under load",
+    "draw": "no benchmark: a picture of each result in benchmarks/results",
     "ci": "a few ratios against what was recorded; exit code 1 when one has become twice as bad",
 }
 
@@ -36,6 +38,8 @@ def main(args: list[str]) -> int:
     try:
         if options.name == "ci":
             return int(importlib.import_module("benchmarks.ci").main(options.update))
+        if options.name == "draw":
+            return pictures.main()
         return _run(options, args)
     except LauncherError as error:
         print(f"benchmarks: {error}", file=sys.stderr)

@@ -211,6 +211,6 @@ def draw(record: Record, path: Path) -> None:
     for row, measure in enumerate(measures):
         for column, kind in enumerate(KINDS):
             found = [one for one in record.series if one.measure == measure and one.case.endswith(kind)]
-            labels = [f"{one.case.partition(',')[0]}, {one.contestant} ({len(one.values)})" for one in found]
-            plot.steps(axes[row][column], found, f"{kind}: {measure}", "s", labels)
-    plot.save(figure, path)
+            plot.steps(axes[row][column], found, f"{kind}: {measure}", [f"size {size}" for size in SIZES])
+            plot.legend_below(axes[row][column])
+    plot.save(figure, path, record)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import costs, plot
-from benchmarks.record import ROOT, Budget, Record, Series
+from benchmarks.record import ROOT, Budget, Record
 from benchmarks.rounds import alternate, progress
 from launcher.planning import steps
 from launcher.settings import Settings
@@ -307,24 +307,11 @@ def _storm(record: Record, case: str, group: Crowd) -> None:
 
 
 def draw(record: Record, path: Path) -> None:
-    """Each measure over the size of the group; both axes logarithmic, so that a straight line is a power."""
+    """Each measure over the size of the group."""
     measures = (LAST, AT_ONCE, STOP, MEMORY, IDLE, STORM_CPU)
     figure, axes = plot.figure_of(2, 3)
     for index, measure in enumerate(measures):
-        axis = axes[index // 3][index % 3]
-        curve = [(int(one.case.split()[1]), one) for one in record.series if one.measure == measure]
-        curve.sort(key=lambda pair: pair[0])
-        _curve(axis, curve, measure)
-    plot.save(figure, path)
-
-
-def _curve(axis: Any, curve: list[tuple[int, Series]], measure: str) -> None:
-    sizes = [size for size, _ in curve]
-    axis.fill_between(sizes, [min(o.values) for _, o in curve], [max(o.values) for _, o in curve], alpha=0.2)
-    axis.plot(sizes, [one.median for _, one in curve], "o-")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set_title(measure, fontsize=9)
-    axis.set_xlabel("members")
-    axis.set_ylabel(curve[0][1].unit if curve else "")
-    axis.grid(alpha=0.3)
+        points = [(int(one.case.split()[1]), one) for one in record.series if one.measure == measure]
+        if points:
+            plot.curve(axes[index // 3][index % 3], sorted(points, key=lambda pair: pair[0]), measure)
+    plot.save(figure, path, record)

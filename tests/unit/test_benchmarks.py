@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import pictures
 from benchmarks.overhead import by_package
 from benchmarks.record import ROOT, Budget, Record
 from benchmarks.rounds import alternate
@@ -99,3 +100,22 @@ def test_every_result_that_is_committed_can_be_shown() -> None:
         record = Record.load(file, file.stem)
         assert record.runs
         assert record.series, file
+
+
+def test_every_picture_shows_the_result_that_is_committed() -> None:
+    readme = (ROOT / "benchmarks" / "README.md").read_text()
+    results = pictures.results()
+    for record in results:
+        picture = pictures.PICTURES / f"{record.benchmark}.png"
+        assert pictures.shown_by(picture) == pictures.digest(record), f"{picture.name}: ./run.sh bench draw"
+        assert f"](pictures/{picture.name})" in readme
+    assert {p.stem for p in pictures.PICTURES.iterdir()} == {record.benchmark for record in results}
+
+
+def test_a_picture_of_other_values_is_told_apart(tmp_path: Path) -> None:
+    record = _record()
+    before = pictures.digest(record)
+    record.add("start", "time", "ms", "launcher", 140)
+    assert pictures.digest(record) != before
+    (tmp_path / "none.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\0IEND\xaeB`\x82")
+    assert pictures.shown_by(tmp_path / "none.png") == pictures.shown_by(tmp_path / "missing.png") == ""
