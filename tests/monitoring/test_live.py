@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from launcher.api.snapshot import PHASES
 from tests.e2e.group import Group, running, until
 from tests.manifests import K8S
 from tests.monitoring import prometheus
@@ -64,6 +66,38 @@ def test_panels_do_not_overlap() -> None:
         taken |= cells
 
 
+def test_the_timeline_names_every_phase() -> None:
+    panel = next(panel for panel in DASHBOARD["panels"] if panel["title"] == "Phase")
+    numbers = dict(re.findall(r'(\d+) \* \(launcher_phase\{phase="(\w+)"', panel["targets"][0]["expr"]))
+    (mapping,) = panel["fieldConfig"]["defaults"]["mappings"]
+    assert numbers == {number: shown["text"] for number, shown in mapping["options"].items()}
+    assert sorted(numbers.values()) == sorted(PHASES)
+
+
+def test_groups_that_serve_are_counted_down_to_0(tmp_path: Path) -> None:
+    if reason := prometheus.why_not():
+        pytest.skip(reason)
+    series = []
+    for name, ready in (("llama", "0x5 1x5 0x5"), ("sglang", "1x5 1x5 0x5")):
+        for rank in range(2):
+            labels = f'{{namespace="inference",inference_group="{name}",pod="{name}-{rank}"}}'
+            series.append({"series": f"launcher_ready{labels}", "values": ready})
+            series.append({"series": f"launcher_rank{labels}", "values": f"{rank}x20"})
+    expected = {"2m": (1, 1), "8m": (2, 0), "14m": (0, 2)}
+    panels = ("Groups that serve", "Groups that do not serve")
+    asked = [
+        {"expr": queries()[panel][0], "eval_time": at, "exp_samples": [{"labels": "{}", "value": counts[number]}]}
+        for at, counts in expected.items()
+        for number, panel in enumerate(panels)
+    ]
+    scene = {
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": series, "promql_expr_test": asked}],
+    }
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(scene))
+    prometheus.promtool("test", "rules", str(tmp_path / "scene.yaml"))
+
+
 @pytest.mark.prometheus
 def test_no_query_is_empty_and_no_alert_asks_in_vain(tmp_path: Path) -> None:
     if reason := prometheus.why_not():
@@ -84,7 +118,7 @@ def test_no_query_is_empty_and_no_alert_asks_in_vain(tmp_path: Path) -> None:
         engines = [
             {"targets": [page], "labels": {"namespace": "inference", "inference_group": "sglang", "pod": "sglang-0"}}
         ]
-        with prometheus.serving(tmp_path, {"launcher": launchers, "engine": engines}) as server:
+        with prometheus.serving(tmp_path, {"launcher": launchers, "engine": engines}, interval="2s") as server:
             live_through_a_failure_and_a_drain(group, server)
             empty = until_all_answer(server)
             assert not empty, f"no series for {empty}\n{group.words()}"
@@ -121,7 +155,7 @@ def until_all_answer(server: Prometheus) -> list[str]:
         return all(server.query(expression) for expression in expressions)
 
     try:
-        until("every query has a series", none_is_empty, patience=60)
+        until("every query has a series", none_is_empty)
     except AssertionError:
         return [expression for expression in expressions if not server.query(expression)]
     return []
