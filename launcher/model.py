@@ -109,6 +109,8 @@ class Process:
     defaults: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     #: how the names (comm) of processes begin that this one makes and that must live as long as the engine serves
     vital: tuple[str, ...] = ()
+    #: variables of this node that the launcher must not add here; a value that the user has set stays
+    withheld: frozenset[str] = frozenset()
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """The whole environment: ``base`` less ``unset``, the plan's over it, its defaults under it."""

@@ -128,7 +128,7 @@ class EngineRunner:
         """This rank's plan with an epoch's addresses and ports. Raises LauncherError where it can't work."""
         settings, identity = self._context.settings, self._context.identity
         bind = own_ports.bind_address(settings, shared.addresses[self._rank])
-        context = PlanContext(settings, identity, self.facts, shared, bind)
+        context = PlanContext(settings, identity, self.facts, shared, bind, self._context.environ)
         return steps.with_environment(self.adapter.plan(context, self._rank), self.network)
 
     async def prepare(self, shared: Shared) -> None:

@@ -88,7 +88,9 @@ def _plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Identity, Pla
     network = pod_network.find_alone(settings, identity, environ)
     incarnation, address = os.urandom(6).hex(), network.address if network else "127.0.0.1"
     shared = Shared(Epoch(1, incarnation), (address,))
-    plan = engine.plan(PlanContext(settings, identity, facts, shared, own_ports.bind_address(settings, address)), 0)
+    bind = own_ports.bind_address(settings, address)
+    own = steps.engine_environment(environ, identity.rank)
+    plan = engine.plan(PlanContext(settings, identity, facts, shared, bind, own), 0)
     plan = steps.with_environment(plan, network.ours if network else {})
     if [len(stage.processes) for stage in plan.stages] != [1] or own_ports.taken_ports(plan, address):
         return None

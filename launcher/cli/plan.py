@@ -10,6 +10,7 @@ import asyncio
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from launcher.engines import arguments
@@ -44,7 +45,10 @@ def plan(
         warned.append("--handoff: after the start nobody watches, restarts or drains the engine; the launcher is gone")
     bind = own_ports.bind_address(settings, identity.address or identity.leader)
     context = PlanContext(settings, identity, facts, steps.sketch(identity), bind)
-    plans = [engine.plan(context, rank) for rank in range(identity.size)]
+    plans = [
+        engine.plan(replace(context, environ=steps.engine_environment(environ, rank)), rank)
+        for rank in range(identity.size)
+    ]
     network = _network(settings, identity, facts, environ, warned)
     around = Surroundings.here(rank_variables.environment(environ, identity.rank), variables.image_environment(environ))
     own = {v.name: v.value for v in network if v.setter == "launcher"}

@@ -35,6 +35,7 @@ class PlanContext:
     facts: NodeFacts
     shared: Shared  #: addresses by rank (IPs, or names in angle brackets for ``launcher plan``), epoch, token
     bind: str = "0.0.0.0"  #: where servers for outside callers listen; under ``local`` the rank's loopback address
+    environ: Mapping[str, str] = field(default_factory=lambda: EMPTY)  #: the engine's own, as the user and image set it
 
 
 @dataclass(frozen=True)

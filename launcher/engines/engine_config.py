@@ -21,8 +21,10 @@ from launcher.settings import Settings
 _MAX_CONFIG = 1024 * 1024
 
 
-def check(settings: Settings, facts: NodeFacts, owned: Iterable[Owned]) -> tuple[str, ...]:
+def check(settings: Settings, facts: NodeFacts, owned: Iterable[Owned], needed: Iterable[str] = ()) -> tuple[str, ...]:
     """Compare the file that ``-- --config PATH`` names, if any, with the settings; returns warnings.
+
+    ``needed``: more options that may not stand in it, because the plan depends on them.
 
     Raises:
         ConfigError: it contradicts the launcher, or cannot be read. (Where the engine is not installed this is no pod,
@@ -39,6 +41,7 @@ def check(settings: Settings, facts: NodeFacts, owned: Iterable[Owned]) -> tuple
         return (f"{error.message}; not compared here",)
     compare_config(path, entries, owned, settings)
     refuse_in_config(path, entries, LISTENING)
+    refuse_in_config(path, entries, needed, "to plan the engine's processes")
     return ()
 
 
@@ -64,13 +67,15 @@ def compare_config(path: str, entries: Mapping[str, str], owned: Iterable[Owned]
         )
 
 
-def refuse_in_config(path: str, entries: Mapping[str, str], names: Iterable[str]) -> None:
-    """Raises ConfigError for options that decide where the engine listens: the launcher reads them after ``--``."""
+def refuse_in_config(
+    path: str, entries: Mapping[str, str], names: Iterable[str], purpose: str = "to ask the engine's health"
+) -> None:
+    """Raises ConfigError for options that the launcher must know, so that it reads them after ``--`` only."""
     for key, value in entries.items():
         name = "--" + key.replace("_", "-")
         if name in names:
             raise ConfigError(
-                f"{path} says {key}: {value}, and the launcher must know it to ask the engine's health",
+                f"{path} says {key}: {value}, and the launcher must know it {purpose}",
                 f"take it out of the file and give '{name} {value}' after the --",
             )
 

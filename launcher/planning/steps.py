@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.common import files
 from launcher.engines.base import Engine
 from launcher.errors import ConfigError
-from launcher.model import Epoch, Identity, NodeFacts, Plan, Shared, SourceReport
+from launcher.model import Epoch, Identity, NodeFacts, Plan, Process, Shared, SourceReport
 from launcher.node.run_command import Ask
 from launcher.planning import rank_variables
 from launcher.settings import Settings
@@ -184,10 +184,12 @@ def with_environment(plan: Plan, variables: Mapping[str, str]) -> Plan:
     """Add the per-node variables as defaults of each process: its own and the user's environment take precedence."""
     if not variables:
         return plan
-    stages = tuple(
-        replace(s, processes=tuple(replace(p, defaults={**variables, **p.defaults}) for p in s.processes))
-        for s in plan.stages
-    )
+
+    def added(process: Process) -> Process:
+        wanted = {name: value for name, value in variables.items() if name not in process.withheld}
+        return replace(process, defaults={**wanted, **process.defaults})
+
+    stages = tuple(replace(s, processes=tuple(added(p) for p in s.processes)) for s in plan.stages)
     return replace(plan, stages=stages)
 
 

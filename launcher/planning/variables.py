@@ -50,8 +50,11 @@ def of_rank(engine: Engine, plan: Plan, network: Sequence[Variable], around: Sur
     for process in (p for stage in plan.stages for p in stage.processes):
         for variable in _of_process(process, around, engine.variable_reasons):
             found.setdefault(variable.name, variable)
+    withheld = [p.withheld for stage in plan.stages for p in stage.processes]
+    unwanted = frozenset.intersection(*withheld) if withheld else frozenset[str]()
     for variable in network:
-        found.setdefault(variable.name, variable)
+        if variable.setter != "launcher" or variable.name not in unwanted:
+            found.setdefault(variable.name, variable)
     relevant = (*RELEVANT, *engine.variable_prefixes)
     for name, value in around.env.items():
         if name.startswith(relevant) and name not in found and not name.endswith(LINKS):

@@ -237,7 +237,8 @@ async def _resolved(name: str) -> tuple[str, ...]:
 def _plan(node: Node, engine: Engine, identity: Identity) -> Any:
     address = node.network.address if node.network else identity.address or "127.0.0.1"
     outline = steps.outline(identity, address)
-    context = PlanContext(node.settings, identity, node.facts, outline, own_ports.bind_address(node.settings, address))
+    bind = own_ports.bind_address(node.settings, address)
+    context = PlanContext(node.settings, identity, node.facts, outline, bind, node.environ)
     try:
         return engine.plan(context, identity.rank)
     except PluginError:

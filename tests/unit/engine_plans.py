@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from launcher.engines.base import Checked, Engine, PlanContext
-from launcher.model import Epoch, Identity, NodeFacts, Plan, Process, Shared
+from launcher.model import EMPTY, Epoch, Identity, NodeFacts, Plan, Process, Shared
 from launcher.settings import Settings
 
 TOKEN = "t" * 64
@@ -19,10 +21,16 @@ def identity(size: int, rank: int = 0) -> Identity:
 
 
 def context(
-    settings: Settings, size: int, known: NodeFacts | None = None, epoch: int = 1, ip: str = "10.0.0.{}", **more: str
+    settings: Settings,
+    size: int,
+    known: NodeFacts | None = None,
+    epoch: int = 1,
+    ip: str = "10.0.0.{}",
+    bind: str = "0.0.0.0",
+    environ: Mapping[str, str] = EMPTY,
 ) -> PlanContext:
     shared = Shared(Epoch(epoch, "abcdef0123"), tuple(ip.format(n + 1) for n in range(size)), TOKEN)
-    return PlanContext(settings, identity(size), known or NodeFacts(), shared, **more)
+    return PlanContext(settings, identity(size), known or NodeFacts(), shared, bind, environ)
 
 
 def plan(engine: Engine, settings: Settings, size: int, rank: int = 0, known: NodeFacts | None = None) -> Plan:

@@ -11,6 +11,8 @@ from launcher.engines.base import Engine
 from launcher.engines.vllm.engine import VLLMEngine
 from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.model import Gate, Health, NodeFacts, Port
+from launcher.network.environment import Surroundings, Variable
+from launcher.planning import steps, variables
 from launcher.settings import Settings
 from tests.unit.engine_plans import check, command, context, facts, plan, process
 
@@ -291,13 +293,95 @@ def test_an_owned_option_is_refused_with_both_values(args: tuple[str, ...]) -> N
     assert caught.value.fix == f"give --tp 4 to the launcher (before any --), and leave {args[0].partition('=')[0]} out"
 
 
+READY = "VLLM_ENGINE_READY_TIMEOUT_S"
+SERVERS = "--api-server-count"
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "environ", "sets"),
+    [
+        (said(), 1, {}, False),
+        (said(tp=2), 2, {}, False),
+        (said(tp=2, backend="ray"), 2, {}, False),
+        (said(startup_timeout=900.0), 1, {}, False),
+        (said(engine_args=(SERVERS, "1")), 1, {}, False),
+        (said(engine_args=(SERVERS, "4")), 1, {}, True),
+        (said(engine_args=("-asc=4",)), 1, {}, True),
+        (said(tp=2, engine_args=("--api_server_count=2",)), 2, {}, True),
+        (said(dp=2), 1, {}, True),
+        (said(dp=2), 2, {}, True),
+        (said(dp=2, engine_args=(SERVERS, "1"), backend="mp"), 2, {}, False),
+        (said(dp=2, engine_args=(SERVERS, "1"), backend="ray"), 2, {}, True),
+        (said(), 1, {"VLLM_USE_RUST_FRONTEND": "1"}, True),
+        (said(), 1, {"VLLM_USE_RUST_FRONTEND": "0"}, False),
+    ],
+)
+def test_the_ready_timeout_is_set_where_api_servers_are_processes_of_their_own(
+    settings: Settings, size: int, environ: dict[str, str], sets: bool
+) -> None:
+    """vLLM hashes it into its compile cache: nowhere else, on all ranks alike, in all epochs alike."""
+    known = facts(vllm="0.33.0", ray="2.60.0")
+    for startup_timeout in (None, 900.0, 200_000.0):
+        for epoch in (1, 7):
+            for rank in range(size):
+                asked = settings.replace(startup_timeout=startup_timeout)
+                planned = ENGINE.plan(context(asked, size, known, epoch, environ=environ), rank)
+                for one in (p for stage in planned.stages for p in stage.processes):
+                    assert one.defaults.get(READY) == ("86400" if sets else None)
+
+
 def test_an_old_vllm_gets_no_new_environment() -> None:
-    old, new = (process(plan(ENGINE, said(), 1, 0, facts(vllm=v))) for v in ("0.11.2", "0.14.1"))
+    old, new = (process(plan(ENGINE, said(dp=2), 1, 0, facts(vllm=v))) for v in ("0.11.2", "0.14.1"))
     assert dict(old.defaults) == {}
-    assert dict(new.defaults) == {"VLLM_ENGINE_READY_TIMEOUT_S": "86400"}
-    limited = process(plan(ENGINE, said(startup_timeout=900.0), 1, 0, NEW))
-    assert limited.defaults["VLLM_ENGINE_READY_TIMEOUT_S"] == "900"
+    assert dict(new.defaults) == {READY: "86400"}
     assert old.unset == new.unset == ("VLLM_PORT",)
+
+
+@pytest.mark.parametrize(
+    ("version", "args", "withheld"),
+    [
+        ("0.15.0", (), True),
+        ("0.16.0", (), True),
+        ("0.16.0", ("--kv-transfer-config", '{"kv_connector": "NixlConnector"}'), False),
+        ("0.16.0", ("--kv-transfer-config.kv_connector", "NixlConnector"), False),
+        ("0.16.0", ("--config", "some.yaml"), False),
+        ("0.32.0", (), False),
+        ("0.33.0", (), False),
+    ],
+)
+def test_a_variable_with_the_pods_address_is_withheld_where_vllm_hashes_it(
+    version: str, args: tuple[str, ...], withheld: bool
+) -> None:
+    """Else each new pod, which has another address, would compile again."""
+    name = "VLLM_NIXL_SIDE_CHANNEL_HOST"
+    network = {name: "10.0.0.1", "VLLM_HOST_IP": "10.0.0.1"}
+    known = facts(vllm=version, ray="2.60.0")
+    for backend in ("mp", "ray"):
+        planned = plan(ENGINE, said(tp=2, backend=backend, engine_args=args), 2, 1, known)
+        made = steps.with_environment(planned, network)
+        for one in (p for stage in made.stages for p in stage.processes):
+            assert (name not in one.environment({})) == withheld
+            assert one.environment({})["VLLM_HOST_IP"] == "10.0.0.1"
+            assert one.environment({name: "10.9.9.9"})[name] == "10.9.9.9", "the user's value stays"
+        shown = {v.name for v in variables.of_rank(ENGINE, planned, (_own_address(name),), Surroundings({}))}
+        assert (name not in shown) == withheld
+
+
+def _own_address(name: str) -> Variable:
+    return Variable(name, "10.0.0.1", "launcher", "this pod's address")
+
+
+def test_the_number_of_api_servers_in_a_config_file_is_refused(tmp_path: Path) -> None:
+    """The plan depends on it, and a headless rank would refuse to start with it."""
+    for key in ("api-server-count", "api_server_count"):
+        file = tmp_path / "engine.yaml"
+        file.write_text(f"max-model-len: 512\n{key}: 4\n")
+        with pytest.raises(ConfigError) as caught:
+            check(ENGINE, said(engine_args=("--config", str(file))), 1, NEW)
+        assert str(caught.value.message).endswith(
+            f"says {key}: 4, and the launcher must know it to plan the engine's processes"
+        )
+        assert "give '--api-server-count 4' after the --" in caught.value.fix
 
 
 def test_the_master_port_moves_with_the_epoch_and_a_said_one_stays() -> None:

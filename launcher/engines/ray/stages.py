@@ -157,6 +157,7 @@ def _in_cluster(context: PlanContext, engine: Process, name: str, arguments: tup
         secret_env=_SECRET,
         unset=engine.unset,
         defaults={**engine.defaults, **DEFAULTS},
+        withheld=engine.withheld,
         gate=gate,
     )
 

@@ -11,6 +11,8 @@ What the releases have was read from their wheels (0.8.5 to 0.33):
   ``--data-parallel-start-rank`` is for headless ranks only: without ``--headless`` it silently means hybrid load
   balancing.
 - Ray: one ``vllm serve`` on the leader, which rejects ``--nnodes``.
+- vLLM hashes its environment into the folder of its compile cache (``envs.compile_factors``, read in 0.15.0, 0.16.0,
+  0.32.0 and 0.33.0). So a variable that is hashed is set only where this vLLM reads it, and always to one value.
 """
 
 from __future__ import annotations
@@ -41,6 +43,13 @@ DP_RPC_PORT = 29550
 QUIET_PROBES = "0.16.0"  #: first that can leave paths out of its access log
 ACCESS_LOG = ("--disable-access-log-for-endpoints", "--disable-uvicorn-access-log", "--log-config-file")
 _API_SERVERS = ("--api-server-count", "-asc")
+_RUST_FRONTEND = "VLLM_USE_RUST_FRONTEND"
+_READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
+#: A day: the launcher watches the progress of the start itself. The same for every --startup-timeout.
+_READY_SECONDS = "86400"
+_NIXL_HOST = "VLLM_NIXL_SIDE_CHANNEL_HOST"
+#: First known not to hash it (0.16.0 does). It holds the pod's address, so each new pod would compile again.
+_NIXL_HOST_UNHASHED = "0.32.0"
 
 
 class VLLMEngine(Engine):
@@ -61,7 +70,7 @@ class VLLMEngine(Engine):
         refuse_owned(settings.engine_args, OWNED, settings)
         endpoint.refuse_silent(settings.engine_args, WITHOUT_HTTP)
         ray.check(settings)
-        warnings = engine_config.check(settings, facts, OWNED)
+        warnings = engine_config.check(settings, facts, OWNED, _API_SERVERS)
         if settings.model is None:
             raise ConfigError("--model is not given", "say which model to serve: --model NAME or a path")
         backend = vllm_backend.choose(settings, identity.size, facts)
@@ -85,7 +94,8 @@ class VLLMEngine(Engine):
             # A Service named "vllm" puts VLLM_PORT=tcp://... into every pod, and the engine dies of it (vllm#34199).
             # A number breaks groups of several pods, so it is always unset.
             unset=("VLLM_PORT",),
-            defaults=_defaults(settings, backend),
+            defaults=_defaults(context, backend),
+            withheld=_withheld(settings, backend),
         )
         if backend.form.is_ray:
             stages = ray.stages(context, rank, serve, gpus=_ray_gpus(settings, facts))
@@ -214,15 +224,37 @@ def shutdown_timeout(settings: Settings) -> int:
     return max(0, int(settings.grace - settings.drain_settle - 2))
 
 
-def _defaults(settings: Settings, backend: Backend) -> Mapping[str, str]:
+def _defaults(context: PlanContext, backend: Backend) -> Mapping[str, str]:
     found = {}
-    if backend.release.at_least("0.14.1"):
-        # The default is 600 s, loading included: with a slow disk the engine restarts endlessly (lws#725). The launcher
-        # watches the progress of the start itself.
-        found["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(settings.startup_timeout or 24 * 3600))
+    if backend.release.at_least("0.14.1") and _front_end_polls(context, backend):
+        # The default is 600 s, loading included: with a slow disk the engine restarts endlessly (lws#725).
+        found[_READY_TIMEOUT] = _READY_SECONDS
     if backend.form is Form.RAY_SPAN:
         found["VLLM_RAY_DP_PACK_STRATEGY"] = "span"
     return found
+
+
+def _front_end_polls(context: PlanContext, backend: Backend) -> bool:
+    """Whether vLLM waits for its engine cores at most as long as the variable says. The same on all ranks.
+
+    A single API server makes the engine cores itself and waits for them without limit (``wait_for_engine_startup``).
+    API servers in processes of their own (as many as replicas, where nothing else is said), the Rust front end, and
+    replicas over Ray have only the poll that the variable bounds.
+    """
+    settings = context.settings
+    replicas, count = settings.dp or 1, last(settings.engine_args, *_API_SERVERS)
+    servers = int(count) if count is not None and is_whole(count) else replicas
+    rust = context.environ.get(_RUST_FRONTEND, "0").strip() not in ("", "0")
+    return servers > 1 or rust or (replicas > 1 and backend.form.is_ray)
+
+
+def _withheld(settings: Settings, backend: Backend) -> frozenset[str]:
+    """Variables of the node that this vLLM would hash although it does not read them here."""
+    reads = backend.release.at_least(_NIXL_HOST_UNHASHED) or any(
+        option.name.partition(".")[0] in ("--kv-transfer-config", "--config")
+        for option in arguments.given(settings.engine_args)
+    )
+    return frozenset() if reads else frozenset({_NIXL_HOST})
 
 
 def _world(settings: Settings) -> topology.World:

@@ -43,7 +43,8 @@ IMAGES = ("vllm/vllm-openai", "vllm/vllm-openai-cpu")
 PREFIXES = ("VLLM_",)
 #: Why the plan sets or unsets a variable of vLLM.
 REASONS = {
-    "VLLM_ENGINE_READY_TIMEOUT_S": "the launcher watches the start by its progress; vLLM would give up after 600 s",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "the launcher watches the start by its progress; with API servers in processes of"
+    " their own vLLM would give up after 600 s",
     "VLLM_RAY_DP_PACK_STRATEGY": "a replica of the model spans pods here",
     "VLLM_PORT": "a number breaks several nodes, and a Service named vllm would make it a URL (vllm#34199)",
 }
