@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -183,6 +184,42 @@ def test_told_to_go_while_starting(tmp_path: Path, rank: int) -> None:
         group.until("nothing runs", lambda: not group.engines())
         group.until("the other waits", lambda: group.phase(1 - rank) in ("gathering", "seeking"))
         assert "ERROR" not in group.output(rank)
+
+
+@pytest.mark.parametrize("moment", ["running", "a request in flight", "hurried", "starting", "backing off"])
+def test_a_new_leader_waits_for_no_lease_of_one_that_left_in_good_order(tmp_path: Path, moment: str) -> None:
+    """Only the leader's pod is deleted; the next one remembers nothing. With a lease this long a fence would show."""
+    slow = ("--startup-seconds", "4") if moment == "starting" else ()
+    options = ("--drain-settle", "0", "--lease", "100", "--restart-backoff", "90" if moment == "backing off" else "0.3")
+    with running(tmp_path, 3, *options, "--", *slow) as group:
+        if moment == "starting":
+            group.until("engines started", lambda: len(group.engines()) == 6)
+        else:
+            group.until_serving()
+        if moment == "backing off":
+            for _ in range(8):  # until the pause is long enough to be seen
+                if group.phase(0) == "backoff":
+                    break
+                with contextlib.suppress(IndexError, ProcessLookupError, StopIteration):
+                    os.kill(group.root(1), signal.SIGKILL)
+                time.sleep(0.5)
+            group.until_phase("backoff", 0)
+        stream = Stream(group, "one more answer", 20) if moment == "a request in flight" else None
+        group.terminate(0)
+        if moment == "hurried":
+            time.sleep(0.1)
+            group.terminate(0)
+        assert group.code(0) == 0
+        if stream is not None:
+            stream.check()
+        before = len(group.output(0))
+        group.restart(0)
+        left = time.monotonic()
+        group.until_serving()
+        again = time.monotonic() - left
+        assert "fenced" not in [visit["phase"] for visit in group.status(0)["timeline"]], group.words()
+        assert "lease" not in group.output(0)[before:], group.output(0)
+        print(f"{moment}: serving {again:.1f} s after the new leader's start")
 
 
 def test_told_to_go_at_any_moment_of_the_start(tmp_path: Path) -> None:
