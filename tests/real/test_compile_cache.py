@@ -100,59 +100,60 @@ def planned(python: Path, *arguments: str, env: Mapping[str, str]) -> list[dict[
 GROUP = ("--leader", "engine-0", "--rank", "0", "--gpus-per-pod", "1")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "env", "sets"),
-    [
-        (("--size", "1"), {}, False),
-        ((*GROUP, "--size", "2", "--tp", "2", "--backend", "mp"), {}, False),
-        ((*GROUP, "--size", "2", "--tp", "2", "--backend", "ray"), {}, False),
-        ((*GROUP, "--size", "2", "--pp", "2", "--backend", "mp", "--", "--api-server-count", "1"), {}, False),
-        (("--size", "1", "--", "--api-server-count", "2"), {}, True),
-        ((*GROUP, "--size", "2", "--dp", "2", "--backend", "mp"), {}, True),
-        ((*GROUP, "--size", "2", "--dp", "2", "--backend", "ray"), {}, True),
-        (("--size", "1"), {"VLLM_USE_RUST_FRONTEND": "1"}, True),
-    ],
+#: The launcher's arguments, variables of the user, and whether vLLM obeys the variable there.
+PLANS: Sequence[tuple[tuple[str, ...], Mapping[str, str], bool]] = (
+    (("--size", "1"), {}, False),
+    ((*GROUP, "--size", "2", "--tp", "2", "--backend", "mp"), {}, False),
+    ((*GROUP, "--size", "2", "--tp", "2", "--backend", "ray"), {}, False),
+    ((*GROUP, "--size", "2", "--pp", "2", "--backend", "mp", "--", "--api-server-count", "1"), {}, False),
+    (("--size", "1", "--", "--api-server-count", "2"), {}, True),
+    ((*GROUP, "--size", "2", "--dp", "2", "--backend", "mp"), {}, True),
+    ((*GROUP, "--size", "2", "--dp", "2", "--backend", "ray"), {}, True),
+    (("--size", "1"), {"VLLM_USE_RUST_FRONTEND": "1"}, True),
 )
-def test_plans_leave_the_name_of_the_compile_cache_alone(
-    vllm: Path, arguments: tuple[str, ...], env: dict[str, str], sets: bool
-) -> None:
-    plain = {**plain_environment(), **env}
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    found = []
-    for limit in STARTUP_TIMEOUTS:
-        found += planned(vllm, *arguments[:at], *limit, *arguments[at:], env=plain)
-    assert {READY in one for one in found} == {sets}
-    own, *ours = hashes(vllm, [plain, *found])
-    assert len(set(ours)) == 1, "it differs between ranks, processes or values of --startup-timeout"
-    assert (ours[0] == own) == (not sets)
-    if sets:  # and the variable is all that differs
-        (alike,) = hashes(vllm, [{**plain, READY: found[0][READY]}])
-        assert alike == ours[0]
 
 
-@pytest.mark.parametrize("limit", STARTUP_TIMEOUTS)
-def test_a_real_engine_process_has_an_environment_of_the_same_hash(
-    vllm: Path, tmp_path: Path, limit: tuple[str, ...]
-) -> None:
+def test_plans_leave_the_name_of_the_compile_cache_alone(vllm: Path) -> None:
+    asked: list[Mapping[str, str]] = []  # by hand, by hand with the variable, then every process of every plan
+    spans = []
+    for arguments, env, sets in PLANS:
+        plain = {**plain_environment(), **env}
+        at = arguments.index("--") if "--" in arguments else len(arguments)
+        found = []
+        for limit in STARTUP_TIMEOUTS:
+            found += planned(vllm, *arguments[:at], *limit, *arguments[at:], env=plain)
+        assert {READY in one for one in found} == {sets}, arguments
+        spans.append((len(asked), len(asked) + 2 + len(found)))
+        asked += [plain, {**plain, READY: "86400"}, *found]
+    all_hashes = hashes(vllm, asked)
+    for (arguments, _, sets), (begin, end) in zip(PLANS, spans, strict=True):
+        plain_hash, with_it, *ours = all_hashes[begin:end]
+        assert plain_hash != with_it
+        # The same for all ranks, processes and values of --startup-timeout; nothing but the variable differs.
+        assert set(ours) == {with_it if sets else plain_hash}, arguments
+
+
+def test_real_engine_processes_have_an_environment_of_the_same_hash(vllm: Path, tmp_path: Path) -> None:
     """What the guard executes, and not only what a plan says: an interpreter that writes its environment down."""
-    spy, seen = tmp_path / "python", tmp_path / "environment"
-    quoted = shlex.quote(str(seen))
-    spy.write_text(
-        '#!/bin/sh\ncase "$*" in *vllm.entrypoints.cli.main*)\n'
-        f"    env -0 > {quoted}.new && mv {quoted}.new {quoted}; exit 3\n"
-        f'esac\nexec {shlex.quote(str(vllm))} "$@"\n'
-    )
-    spy.chmod(0o755)
-    api, agent = str(free_port()), str(free_port())
-    argv = [LAUNCHER, "--engine", "vllm", "--python", spy, "--model", tiny_model(), "--size", "1", "--port", api]
-    argv += ["--agent-port", agent, "--max-restarts", "0", *limit]
-    done = subprocess.run(
-        [*map(str, argv)], env=plain_environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 3, done.stderr
-    pairs = (entry.partition("=") for entry in seen.read_text().split("\0") if entry)
-    own, ours = hashes(vllm, [plain_environment(), {name: value for name, _, value in pairs}])
-    assert own == ours
+    seen: list[Mapping[str, str]] = []
+    for n, limit in enumerate(STARTUP_TIMEOUTS):
+        spy, file = tmp_path / f"python-{n}", tmp_path / f"environment-{n}"
+        spy.write_text(
+            '#!/bin/sh\ncase "$*" in *vllm.entrypoints.cli.main*)\n'
+            f"    env -0 > {shlex.quote(str(file))}; exit 3\n"
+            f'esac\nexec {shlex.quote(str(vllm))} "$@"\n'
+        )
+        spy.chmod(0o755)
+        api, agent = str(free_port()), str(free_port())
+        argv = [LAUNCHER, "--engine", "vllm", "--python", spy, "--model", tiny_model(), "--size", "1", "--port", api]
+        argv += ["--agent-port", agent, "--max-restarts", "0", *limit]
+        done = subprocess.run(
+            [*map(str, argv)], env=plain_environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 3, done.stderr
+        pairs = (entry.partition("=") for entry in file.read_text().split("\0") if entry)
+        seen.append({name: value for name, _, value in pairs})
+    assert len(set(hashes(vllm, [plain_environment(), *seen]))) == 1
 
 
 @pytest.mark.chaos
