@@ -44,11 +44,13 @@ class Stop(NamedTuple):
     """TERM roots one after the other, the last started first; then what they left; then KILL. Answered by Stopped.
 
     A later Stop or Kill of the same processes with less grace shortens one that runs; more grace does not extend it.
+    With ``examine`` no TERM is sent: every process is examined (``examining.py``), which ends it, and then comes KILL.
     """
 
     id: str  #: of this order, echoed in Stopped
     ids: tuple[str, ...] | None  #: roots; None: everything that descends from the guard but the agent
     grace: float  #: seconds from TERM to KILL, for all of it together
+    examine: float = 0.0  #: seconds in which to gather evidence instead; only if no stop of these processes runs yet
 
 
 class Kill(NamedTuple):
@@ -163,6 +165,17 @@ class Exited(NamedTuple):
     doubt: float = 0.0  #: seconds that it may have been earlier: the guard had no CPU, or was busy
 
 
+class Aborting(NamedTuple):
+    """A process that a Stop with ``examine`` is about to abort. Output up to the next Aborting is what it prints."""
+
+    id: str  #: of the order
+    pid: int
+    name: str  #: its title
+    state: str  #: letter of /proc/PID/stat, before it was touched
+    wchan: str  #: where it slept in the kernel; empty: unknown
+    syscall: str  #: the number of the system call that it was in, or ``running``; empty: unknown
+
+
 class Orphaned(NamedTuple):
     """A process ended that the guard had not started: its parent was gone before, so the guard has reaped it."""
 
@@ -214,6 +227,7 @@ Report = (
     | NotStarted
     | Output
     | Exited
+    | Aborting
     | Orphaned
     | Stopped
     | LeaseExpired
@@ -227,7 +241,7 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         *(Spawn, Stop, Kill, Deadline, Deliver, Ping, Handoff, Policy, Incarnation, Remember, Say),
-        *(Guarding, Started, NotStarted, Output, Exited, Orphaned, Stopped),
+        *(Guarding, Started, NotStarted, Output, Exited, Aborting, Orphaned, Stopped),
         *(LeaseExpired, SignalReceived, Dropped, Pong),
     )
 }

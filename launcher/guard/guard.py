@@ -108,7 +108,7 @@ class Guard:
         self._children: dict[int, Child] = {}  #: by pid, in order of start
         self._statuses: dict[int, Child] = {}  #: by the descriptor that tells how exec went
         self._reaped = 0
-        self._stops = stops.Stops(self._pid, self._agent, self._children, self._reap)
+        self._stops = stops.Stops(self._pid, self._agent, self._children, self._reap, self._output.drain_all)
         self._lease: float | None = None
         self._expired = False  #: the lease passed and no new one was set
         self._lease_kill = False  #: and the tree is not yet known to be dead
@@ -302,7 +302,7 @@ class Guard:
         if isinstance(order, Spawn):
             self._spawn(order)
         elif isinstance(order, Stop):
-            self._stop(order.id, order.ids, order.grace)
+            self._stop(order.id, order.ids, order.grace, order.examine)
         elif isinstance(order, Kill):
             self._stop(order.id, order.ids, None)
         elif isinstance(order, Deadline):
@@ -374,11 +374,13 @@ class Guard:
 
     # ------------------------------------------------------------------------------------------ stops and the lease
 
-    def _stop(self, order: str, ids: Collection[str] | None, grace: float | None) -> None:
+    def _stop(self, order: str, ids: Collection[str] | None, grace: float | None, examine: float = 0.0) -> None:
         roots = [child.key for child in reversed(self._roots(ids))]
         stop = self._stops.find(roots, ids is None)
         if stop is None:
             stop = self._stops.add(roots, everything=ids is None, grace=grace, then=self._report_stopped)
+            if examine > 0:
+                self._stops.examine(stop, order, examine)
         else:
             stop.shorten(time.monotonic(), grace)
             self._stops.hasten()

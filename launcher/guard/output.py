@@ -22,6 +22,8 @@ from launcher.guard.children import Child, Pipe
 LIMIT = 4 << 20
 #: What one read from an engine's pipe yields at most; a Linux pipe holds that much.
 CHUNK = 1 << 16
+#: Reads in a row from one pipe.
+MOST_READS = 16
 #: How long an engine waits for a reader that falls behind, and how much such a reader has to take in that time.
 PATIENCE, PROGRESS = 1.0, 1 << 20
 #: How long a line of ours waits for an engine to end the line that it has begun: a large one comes in several reads.
@@ -200,10 +202,10 @@ class Relay:
     def __contains__(self, fd: int) -> bool:
         return fd in self._pipes
 
-    def drain(self, fd: int, *, last: bool = False) -> None:
+    def drain(self, fd: int, *, last: bool = False, reads: int = 1) -> None:
         """Read what a process wrote. ``last``: it has ended, so all that is still in the pipe, and past any bound."""
         child, pipe = self._pipes[fd]
-        for _ in range(16 if last else 1):
+        for _ in range(MOST_READS if last else reads):
             try:
                 data = os.read(fd, CHUNK)
             except BlockingIOError:
@@ -215,6 +217,11 @@ class Relay:
                 os.close(fd)
                 del self._pipes[fd], child.pipes[fd]
                 return
+
+    def drain_all(self) -> None:
+        """Read what all processes have written so far, even if they wait for the reader of our stdout."""
+        for fd in list(self._pipes):
+            self.drain(fd, reads=MOST_READS)
 
     def _pass_on(self, child: Child, pipe: Pipe, data: bytes, last: bool) -> None:
         child.remember(data)

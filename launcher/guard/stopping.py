@@ -3,6 +3,8 @@
 Pure: the time and a scan of the processes go in, signals to send come out. The guard owns the loop, sends them at
 once (``tree.kill`` for the last phase) and comes back after ``pause`` seconds or when a root has exited.
 
+    EXAMINE    only where the order asks for it, and then in place of ROOTS and LEFTOVERS: the guard gathers evidence
+               (``examining.py``) and says when that is over
     ROOTS      TERM to the last started root; when it has exited, to the one before, until the grace is over
     LEFTOVERS  all roots have exited: TERM to each other process once, for a second at most, within the grace
     KILL       SIGKILL to everything in every scan, until two scans are empty or the bound is over
@@ -25,6 +27,7 @@ KILL_BOUND = 10.0
 
 
 class Phase(Enum):
+    EXAMINE = 0
     ROOTS = 1
     LEFTOVERS = 2
     KILL = 3
@@ -69,7 +72,17 @@ class Stopping:
         self._reaped = -1
         self._proven = False
         self.groups: set[int] = set()  #: for ``tree.kill``
+        self._examine_ends: float | None = None
         if grace is None:
+            self._enter_kill(now)
+
+    def examine(self, now: float, seconds: float) -> None:
+        """Evidence is gathered first, for ``seconds`` at most."""
+        self.phase, self._examine_ends = Phase.EXAMINE, now + seconds
+
+    def examined(self, now: float) -> None:
+        """Evidence is gathered, or the time for it is over."""
+        if self.phase is Phase.EXAMINE:
             self._enter_kill(now)
 
     @property
@@ -84,8 +97,10 @@ class Stopping:
     def shorten(self, now: float, grace: float | None) -> None:
         """A later order for the same processes: less grace counts, more does not. None: KILL now."""
         self._grace_ends = min(self._grace_ends, now + (grace or 0.0))
-        if grace is None and self.phase in (Phase.ROOTS, Phase.LEFTOVERS):
+        if grace is None and self.phase in (Phase.EXAMINE, Phase.ROOTS, Phase.LEFTOVERS):
             self._enter_kill(now)
+        if self._examine_ends is not None:
+            self._examine_ends = min(self._examine_ends, now + (grace or 0.0))
         self.pause = 0.0
 
     def prove_empty(self) -> None:
@@ -111,6 +126,10 @@ class Stopping:
             return []
         if not alive and not restless:
             self.pause = 0.0
+            return []
+        if self.phase is Phase.EXAMINE:
+            if self._examine_ends is not None and now >= self._examine_ends:
+                self._enter_kill(now)
             return []
         if self.phase is Phase.ROOTS:
             return self._end_roots(now, alive)

@@ -5,22 +5,35 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from launcher.guard.agent_process import AgentProcess
 from launcher.guard.children import Child
 from launcher.guard.stopping import Phase, Stopping
 from launcher.node import tree
 
+if TYPE_CHECKING:
+    from launcher.guard.examining import Examining
+
 
 class Stops:
     """Every ``Stopping`` of one guard. ``reap`` collects what has ended and returns how many processes ever were."""
 
-    def __init__(self, guard: int, agent: AgentProcess, children: Mapping[int, Child], reap: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        guard: int,
+        agent: AgentProcess,
+        children: Mapping[int, Child],
+        reap: Callable[[], int],
+        drain: Callable[[], None],
+    ) -> None:
         self._guard = guard
         self._agent = agent
         self._children = children
         self._reap = reap
+        self._drain = drain
         self._stops: list[tuple[float, Stopping]] = []  #: when its next tick is due
+        self._examining: dict[Stopping, Examining] = {}
 
     def add(
         self,
@@ -36,6 +49,14 @@ class Stops:
         stop = Stopping(roots, everything=everything, guard=self._guard, spared=spared, now=now, grace=grace, then=then)
         self._stops.append((now, stop))
         return stop
+
+    def examine(self, stop: Stopping, order: str, seconds: float) -> None:
+        """Gather evidence before ``stop`` kills, for ``seconds`` at most."""
+        from launcher.guard.examining import Examining
+
+        now = time.monotonic()
+        stop.examine(now, seconds)
+        self._examining[stop] = Examining(order, seconds, now, self._agent.report, self._drain)
 
     def kill_all(self, then: Callable[[Stopping, float], None]) -> None:
         """Kill everything but the agent."""
@@ -59,6 +80,7 @@ class Stops:
 
     def clear(self) -> None:
         self._stops.clear()
+        self._examining.clear()
 
     def advance(self, now: float) -> None:
         """Take the next step of each that is due."""
@@ -73,6 +95,7 @@ class Stops:
         done = [stop for _, stop in self._stops if stop.phase is Phase.DONE]
         self._stops = [(now + stop.pause if stop in due else at, stop) for at, stop in self._stops if stop not in done]
         for stop in done:
+            self._examining.pop(stop, None)
             stop.then(stop, now)
 
     def _tick(self, due: list[Stopping], now: float) -> None:
@@ -82,12 +105,24 @@ class Stops:
             for pid, number in stop.tick(now, table, reaped):
                 self._mark_told(pid)
                 tree.send(pid, number)
+            if stop.phase is Phase.EXAMINE:
+                self._examine(stop, now)
             if stop.phase is Phase.KILL:
                 for victim in stop.left:
                     self._mark_told(victim.pid)
                 tree.kill(stop.left, table, stop.groups)
                 if stop.everything:
                     tree.chase(self._is_ours)
+
+    def _examine(self, stop: Stopping, now: float) -> None:
+        examining = self._examining[stop]
+        signals = examining.step(now, stop.left)
+        stop.pause = examining.pause
+        for pid, number in signals or ():
+            self._mark_told(pid)
+            tree.send(pid, number)
+        if signals is None:
+            stop.examined(now)
 
     def _mark_told(self, pid: int) -> None:
         """A signal is about to be sent. What ended or began to end before did so by itself: only here is that known."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from launcher.guard.channel import Deliver, Kill, Ping, Say, Spawn, Stop
+from launcher.guard.channel import Deadline, Deliver, Kill, Ping, Say, Spawn, Stop
 from launcher.node.tree import start_time
 from tests.e2e.programs.guarded import HERE, PYTHON, Launched, until
 
@@ -330,3 +330,117 @@ def test_deliver_to_chosen_roots(launch: Launch) -> None:
     launched.order(Deliver(signal.SIGINT, ("b",)))
     launched.reported("Exited", id="b", signal=2)
     assert not launched.all_reported("Exited", id="a")
+
+
+# ------------------------------------------------------------------------------------------------------ examination
+
+TWO = """
+import os, signal, sys, time
+def busy():
+    while True:
+        pass
+def asleep():
+    print("up", flush=True)
+    time.sleep(1000)
+if os.fork():
+    asleep()
+else:
+    if len(sys.argv) > 1:
+        os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    busy()
+"""
+STACKS = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+EXAMINE = 8.0  #: seconds: a quarter of it passes before the first abort, the rest is for a busy machine
+
+
+def examined(launched: Launched) -> dict[int, str]:
+    """What each process printed, in the order in which they were aborted."""
+    printed: dict[int, str] = {}
+    pid = 0
+    for _, kind, found in launched.log():
+        if kind == "Aborting":
+            pid = found["pid"]
+            printed[pid] = ""
+        elif kind == "Output" and pid:
+            printed[pid] += found["data"]
+    return printed
+
+
+def test_an_engine_is_examined_before_it_is_killed(launch: Launch) -> None:
+    launched = launch(stay=1)
+    launched.order(Spawn("two", "two", (PYTHON, "-c", TWO), STACKS))
+    root = launched.reported("Started", id="two")["pid"]
+    launched.reported("Output", id="two")
+    launched.order(Stop("s", None, 1000.0, EXAMINE))
+    assert launched.reported("Stopped", id="s")["clean"]
+    (child, child_said), (parent, parent_said) = examined(launched).items()
+    assert parent == root != child, "children first: the others go with their parent"
+    assert "in busy" in child_said and "in asleep" not in child_said
+    assert "in asleep" in parent_said and "in busy" not in parent_said
+    states = {found["pid"]: found["state"] for found in launched.all_reported("Aborting")}
+    assert states == {root: "S", child: "R"}
+    assert launched.reported("Exited", id="two")["told"]
+
+
+def test_stacks_are_read_from_a_file_too(launch: Launch, tmp_path: Path) -> None:
+    launched = launch(stay=1)
+    (tmp_path / "worker.err").write_text("from before\n")
+    launched.order(Spawn("two", "two", (PYTHON, "-c", TWO, str(tmp_path / "worker.err")), STACKS))
+    launched.reported("Output", id="two")
+    until(lambda: len(launched.tree()) == 3, "agent, parent, child")
+    launched.order(Stop("s", None, 1000.0, EXAMINE))
+    assert launched.reported("Stopped", id="s")["clean"]
+    child_said, _ = examined(launched).values()
+    assert "in busy" in child_said and "from before" not in child_said
+
+
+def test_one_that_is_stopped_is_examined_and_so_is_what_prints_nothing(launch: Launch) -> None:
+    launched = launch(stay=1)
+    program = "import os, signal; print('up', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
+    launched.order(Spawn("stops", "stops", (PYTHON, "-c", program), STACKS))
+    pid = launched.reported("Started", id="stops")["pid"]
+    launched.order(Spawn("mute", "mute", ("sh", "-c", "trap '' ABRT; echo up; while :; do sleep 1; done"), STACKS))
+    launched.reported("Output", id="stops")
+    launched.reported("Output", id="mute")
+    until(lambda: any(p.pid == pid and p.stopped for p in launched.tree()), "it has stopped itself")
+    launched.order(Stop("s", None, 1000.0, EXAMINE))
+    stopped = launched.reported("Stopped", id="s")
+    assert stopped["clean"], "what takes no notice of an abort is killed"
+    states = {found["pid"]: found["state"] for found in launched.all_reported("Aborting")}
+    assert states[pid] == "T"
+    assert 'File "<string>", line 1 in <module>' in examined(launched)[pid]
+
+
+@pytest.mark.parametrize("order", [Deadline(0.0), Kill("k"), Stop("short", None, 0.0)], ids=lambda o: type(o).__name__)
+def test_nothing_waits_for_an_examination(launch: Launch, order: Any) -> None:
+    """Not the deadline, and no order to be quicker."""
+    launched = launch("sh", "-c", "trap '' ABRT TERM; echo up; while :; do sleep 0.05; done", stay=1)
+    launched.reported("Output")
+    launched.order(Stop("s", None, 1000.0, 1000.0))
+    launched.order(Ping(1))
+    launched.reported("Pong")
+    launched.order(order)
+    assert launched.reported("Stopped", id="s")["clean"]
+    assert launched.reported("Stopped", id="s")["seconds"] < 100
+
+
+def test_an_examination_leaves_no_core(launch: Launch) -> None:
+    """Its limit is seen by the process that is aborted: a handler of its own looks."""
+    program = (
+        "import os, resource, signal\n"
+        "def look(*_):\n"
+        "    print('limit', resource.getrlimit(resource.RLIMIT_CORE)[0], open('/proc/self/coredump_filter').read())\n"
+        "    os._exit(0)\n"
+        "signal.signal(signal.SIGABRT, look)\n"
+        "print('up', flush=True)\n"
+        "while True:\n"
+        "    signal.pause()\n"
+    )
+    launched = launch(stay=1)
+    launched.order(Spawn("a", "a", (PYTHON, "-c", program), dict(os.environ)))
+    launched.reported("Output", id="a")
+    launched.order(Stop("s", None, 1000.0, EXAMINE))
+    assert launched.reported("Stopped", id="s")["clean"]
+    (said,) = examined(launched).values()
+    limit, mask = said.split()[1:3]
+    assert int(limit) in (0, 1) and int(mask, 16) == 0

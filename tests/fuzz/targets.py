@@ -160,7 +160,8 @@ def guard_channel(rng: random.Random) -> None:
     sample = rng.choice(
         (
             channel.Spawn("a", "b", ("c", "d"), {"e": "f"}, None, True),
-            channel.Stop("a", rng.choice((None, ("a",))), 1.5),
+            channel.Stop("a", rng.choice((None, ("a",))), 1.5, 2.0),
+            channel.Aborting("a", 5, "worker", "S", "poll", "7"),
             channel.Deadline(rng.choice((None, 5.0))),
             channel.Exited("a", 1, None, "tail", False, 7.5),
             channel.Stopped("a", False, ((1, 2, "c", "Z"),), 0.1),

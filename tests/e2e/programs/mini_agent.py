@@ -118,7 +118,7 @@ class MiniAgent:
 
     def note(self, kind: str, fields: dict[str, Any]) -> None:
         if kind == "Output":
-            fields = {**fields, "data": fields["data"][:100]}
+            fields = {**fields, "data": fields["data"][:1000]}
         os.write(self.log, json.dumps([time.monotonic(), kind, fields], default=list).encode() + b"\n")
 
 
