@@ -223,9 +223,23 @@ class Cause:
     limit: str = ""  #: the engine's own limit that ran out because all is slow, if its last lines tell of one
     rivals: tuple[int, ...] = ()  #: ranks that may have been the first instead: then this is but probable
     because: tuple[str, ...] = ()  #: a line for each other rank that ended: because of this, as far as is known
+    autopsy: str = ""  #: what the ranks were doing when the engine was stopped, in words; empty: not known
 
     def __str__(self) -> str:
         return f"{'probably ' if self.rivals else ''}rank {self.rank}: {self.text}"
+
+
+@dataclass(frozen=True)
+class ProcessEvidence:
+    """What one process of an engine was doing when its epoch ended by a verdict: its part of an autopsy."""
+
+    pid: int
+    name: str  #: its title
+    state: str = ""  #: R S D T t of /proc/PID/stat, before the launcher touched it; empty: unknown
+    wchan: str = ""  #: where it sleeps in the kernel; empty: unknown, or it does not sleep
+    syscall: str = ""  #: the first words of /proc/PID/syscall; empty: unknown
+    frames: tuple[str, ...] = ()  #: Python frames of its main thread, the innermost first: "forward (model.py:12)"
+    text: tuple[str, ...] = ()  #: all that it printed: the stacks of all its threads
 
 
 #: In the last lines of a process that our stop had reached: what it said before that stands above.

@@ -34,6 +34,8 @@ class CoordinatorConfig:
     startup_stall_timeout: float | None = 1800.0
     linger: float = 0.0  #: after giving up: how long to stay for ranks that have not heard why
     highest_n: int = 0  #: from the state file
+    autopsy: bool = True  #: evidence is gathered before an epoch that ended by a verdict is killed
+    waits: tuple[str, ...] = ()  #: patterns of functions in which this engine waits for other ranks
     mint: Callable[[Epoch], tuple[str, Mapping[str, Any]]] = lambda epoch: ("", {})  #: Ray token and values of an epoch
 
 

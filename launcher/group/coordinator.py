@@ -44,6 +44,7 @@ from typing import Any
 
 from launcher.errors import ExitCode
 from launcher.group import messages as m
+from launcher.group.autopsy import EXAMINED, examine
 from launcher.group.budget import STEADY, Budget
 from launcher.group.config import CoordinatorConfig, StageLimit
 from launcher.group.dispatch import by_state
@@ -132,6 +133,7 @@ class Coordinator:
             m.Drained:   (self._stale,    self._stale,           self._stale,           self._stale,           self._drained,       self._stale,          self._stale),
             m.Leaving:   (self._farewell, self._leave_unserved,  self._leave_unserved,  self._drain,           self._drain,         self._leave_stopping, self._farewell),
             m.Report:    (self._stale,    self._stale,           self._report,          self._report,          self._report,        self._report,         self._stale),
+            m.Evidence:  (self._stale,    self._stale,           self._stale,           self._stale,           self._stale,         self._evidence,       self._stale),
             m.Unread:    (self._unread,   self._unread,          self._unread,          self._unread,          self._unread,        self._unread,         self._stale),
             Closed:      (self._forget,   self._lose,            self._lose,            self._lose,            self._lose,          self._lose,           self._told),
             Tick:        (self._consider, self._watch_prepare,   self._watch_start,     self._watch_run,       self._watch_drain,   self._watch_stop,     self._idle),
@@ -761,6 +763,7 @@ class Coordinator:
         epoch = self._this
         drained = cause.kind is CauseKind.DRAIN
         was_draining = self.phase is GroupPhase.DRAINING
+        epoch.examined = self._examines(cause, now)
         if was_draining:
             self._measure_drain(cause, now)
         if not drained:
@@ -781,8 +784,24 @@ class Coordinator:
                 seat.part.told_stop = True
                 conns.append(seat.conn)
         if conns:
-            self._out.append(SendAll(tuple(conns), m.Stop(epoch.name, cause, grace)))
+            self._out.append(SendAll(tuple(conns), m.Stop(epoch.name, cause, grace, epoch.examined)))
         self._over_if_all_stopped(now)
+
+    def _examines(self, cause: Cause, now: float) -> float:
+        """Seconds in which the members gather evidence before they kill; 0: they stop as always.
+
+        Only after a verdict on processes that still run, and only if it is over before any guard's deadline. In a drain
+        a pod's grace leaves no time for it.
+        """
+        has_time = self.phase in (GroupPhase.STARTING, GroupPhase.RUNNING)
+        if not self.config.autopsy or not has_time or cause.kind not in EXAMINED:
+            return 0.0
+        return self.config.terms.autopsy_left(now - self._freshness(now))
+
+    def _evidence(self, conn: int, message: m.Evidence, now: float) -> None:
+        seat = self._current(conn, message.epoch)
+        if seat is not None and self._this.examined:
+            self._this.evidence.setdefault(seat.hello.rank, message.processes)
 
     def _measure_drain(self, cause: Cause, now: float) -> None:
         end = self._this.drain_end if cause.kind is CauseKind.DRAIN else DrainEnd.FAILED
@@ -808,6 +827,7 @@ class Coordinator:
             return
         epoch = self._this
         self._settle_cause()
+        self._examine(now)
         cause, served = self._cause, epoch.served(now)
         drained = cause.kind is CauseKind.DRAIN
         self.measures.stopped.add(now - self.phase_since)
@@ -845,6 +865,16 @@ class Coordinator:
             self._this.cause = cause = self._this.ends.judge()
             if str(first) != str(cause):
                 self._note("failure explained", level="warning", cause=str(cause), first_heard=str(first))
+
+    def _examine(self, now: float) -> None:
+        """All evidence that can come is here: say which rank differs."""
+        epoch, cause = self._this, self._cause
+        if not epoch.examined:
+            return
+        found = examine(epoch.name, now, str(cause), self.config.size, epoch.evidence, self.config.waits)
+        self.history.autopsy = found
+        epoch.cause = replace(cause, autopsy=found.verdict)
+        self._note("autopsy", level="error", of_epoch=str(epoch.name), verdict=found.verdict)
 
     def _give_up(self, cause: Cause, code: int, reason: str, now: float, spent: bool = False) -> None:
         self.abort = m.Abort(cause, code, reason[: m.MOST_WORDS], spent)

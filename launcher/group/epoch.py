@@ -8,7 +8,7 @@ from launcher.group.ends import Ends
 from launcher.group.lease import Terms
 from launcher.group.metrics import DrainEnd
 from launcher.group.roster import Part, Seat
-from launcher.model import Cause, Epoch, Shared
+from launcher.model import Cause, Epoch, ProcessEvidence, Shared
 
 
 class EpochState:
@@ -28,6 +28,8 @@ class EpochState:
         self.ready_at: float | None = None
         self.drain_by: float | None = None  #: until when requests may finish
         self.drain_end = DrainEnd.IDLE
+        self.examined = 0.0  #: seconds that its members were given to gather evidence
+        self.evidence: dict[int, tuple[ProcessEvidence, ...]] = {}  #: by rank
         #: The oldest contact of all lost members, beyond which F (lease.py) cannot move.
         self.frozen: float | None = None
         self._back: set[int] = set()  # ranks whose member was lost and is seated again, so it is alive
@@ -83,4 +85,5 @@ class MemberEpoch:
         self.stage = -1
         self.spoke = now  #: when we last spoke to its leader
         self.cause: Cause | None = None  #: why the engine is being stopped
+        self.autopsy = 0.0  #: seconds that its leader gave us to gather evidence
         self.stop_told = False  #: its leader asked for the stop and waits for `stopped`

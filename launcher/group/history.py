@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from launcher.group.autopsy import Autopsy
 from launcher.group.budget import STEADY
 from launcher.group.ends import RankEnd
 from launcher.model import Cause, CauseKind, Epoch
@@ -41,6 +42,7 @@ class History:
         self.first_at: float | None = None  #: monotonic seconds; None: not known
         self._last_leader = False  # the first failure that we know is how the former leader ended
         self.ended: deque[Ended] = deque(maxlen=20)
+        self.autopsy: Autopsy | None = None  #: of the latest epoch that was examined
 
     def record(
         self,

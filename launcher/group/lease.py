@@ -13,6 +13,7 @@ old leader, and F is not later than that.
     declared lost  lease - budget - 2.5 beats without contact: the newest good ping of another member may have been sent
                    a beat and a half before F, so this is a beat before the first guard would act, and the cause that
                    everybody hears is "rank 3 is silent" and not "my lease ran out"
+    autopsy        lease / 5, 2 s at most   before an epoch that ended by a verdict is killed; over by 0.6 lease after F
     fence          1.02 lease   how long others wait before they rely on it: clocks may drift by 1 % each way
 
 The arithmetic, in true time and in leases, for clocks that are wrong by 1 % at most:
@@ -42,6 +43,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from launcher.group.clock import DRIFT, Offset
+
+MOST_AUTOPSY = 2.0  #: seconds
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,20 @@ class Terms:
     def fence(self) -> float:
         """From the arrival of the last good ping to the certainty that nothing runs there any more."""
         return self.lease * 1.02
+
+    @property
+    def autopsy(self) -> float:
+        """The longest that evidence is gathered before an epoch's processes are killed."""
+        return min(MOST_AUTOPSY, self.lease / 5)
+
+    def autopsy_left(self, silence: float) -> float:
+        """How much of it is over before any guard acts, if the oldest contact of all is ``silence`` seconds old.
+
+        The first guard acts 0.7163 lease after F at the earliest. Of that a tenth is kept for the way of `stop`. With
+        contact at its usual age (two beats at most) that leaves half a lease, and the autopsy takes a fifth.
+        """
+        left = min(self.autopsy, 0.6 * self.lease - silence)
+        return left if left >= self.autopsy / 4 else 0.0
 
     @property
     def fresh_within(self) -> float:

@@ -37,7 +37,7 @@ from launcher.group.epoch import MemberEpoch
 from launcher.group.events import Closed, Hang, Note, Send, Tick
 from launcher.group.lease import LeaderContact, Pings
 from launcher.group.own_gap import OwnGap
-from launcher.model import Cause, CauseKind, Epoch, Shared
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence, Shared
 
 LINK = 0  #: a member has one connection
 
@@ -119,6 +119,14 @@ class Expired:
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What the epoch's processes were doing when they were stopped. It comes before Gone."""
+
+    epoch: Epoch
+    processes: tuple[ProcessEvidence, ...]
+
+
+@dataclass(frozen=True)
 class Idle:
     """Rank 0, draining: no request is in flight."""
 
@@ -177,10 +185,14 @@ class DoDrain:
 
 @dataclass(frozen=True)
 class DoStop:
-    """Stop every process: TERM, ``grace`` seconds, KILL. Answered with Gone."""
+    """Stop every process: TERM, ``grace`` seconds, KILL. Answered with Gone.
+
+    ``autopsy``: take so many seconds to gather evidence, then KILL without TERM. Then Examined comes before Gone.
+    """
 
     grace: float
     cause: Cause
+    autopsy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -242,6 +254,7 @@ class Member:
             Broke:       (self._idle,    self._idle,       self._idle,       self._broke,          self._broke,       self._broke,       self._broke,          self._idle,       self._idle),
             Expired:     (self._idle,    self._idle,       self._idle,       self._expired,        self._expired,     self._expired,     self._idle,           self._idle,       self._idle),
             Gone:        (self._cleaned, self._idle,       self._idle,       self._idle,           self._idle,        self._idle,        self._gone,           self._idle,       self._idle),
+            Examined:    (self._idle,    self._idle,       self._idle,       self._idle,           self._idle,        self._idle,        self._examined,       self._idle,       self._idle),
             Idle:        (self._idle,    self._idle,       self._idle,       self._idle,           self._idle,        self._drained,     self._idle,           self._idle,       self._idle),
             Activity:    (self._idle,    self._idle,       self._idle,       self._idle,           self._report,      self._report,      self._report,         self._idle,       self._idle),
             Terminate:   (self._quit,    self._quit,       self._quit,       self._quit_preparing, self._leave,       self._leave,       self._leave_stopping, self._depart,     self._idle),
@@ -581,6 +594,7 @@ class Member:
             self._say(m.Stopped(message.epoch), now)  # of that epoch nothing runs here
             return
         self._this.stop_told = True
+        self._this.autopsy = message.autopsy
         self._begin_stop(message.cause, message.grace, now)
         self._date(now)
 
@@ -596,8 +610,23 @@ class Member:
         self._this.cause = cause
         if self.news.first_failure is None and cause.kind is not CauseKind.DRAIN:
             self.news = replace(self.news, first_failure=cause)  # we can tell the next leader if this one can't
+        has_processes = self.state in (State.STARTING, State.RUNNING)
+        autopsy = self._within_lease(self._this.autopsy, now) if has_processes else 0.0
         self._go(State.STOPPING)
-        self._out.append(DoStop(self._within_grace(grace, now), cause))
+        self._out.append(DoStop(self._within_grace(grace, now), cause, autopsy))
+
+    def _within_lease(self, autopsy: float, now: float) -> float:
+        """``autopsy``, or less: it is over before this member's guard acts, and a pod that received SIGTERM has no time
+        for it."""
+        deadline = self._leader.pings.deadline
+        if self._leave_by is not None or deadline is None:
+            return 0.0
+        return max(0.0, min(autopsy, self.config.terms.autopsy, deadline - now))
+
+    def _examined(self, event: Examined, now: float) -> None:
+        """Its leader asked for it, and hears it before `stopped`. If that leader is gone, nobody waits for it."""
+        if event.epoch == self.epoch and self._this.stop_told:
+            self._say(m.Evidence(event.epoch, m.evidence_that_fits(event.processes, self.config.size)), now)
 
     def _within_grace(self, grace: float, now: float) -> float:
         """``grace``, or less: a pod that received SIGTERM must be gone before the platform kills it."""

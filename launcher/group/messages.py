@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Union
 
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
 
 PROTOCOL = 1
 #: Bytes of one message. A list of 1,024 members is about 45 KiB; the largest message of a member is its hello.
@@ -30,6 +30,10 @@ MOST_EPOCHS = 2**40
 MOST_WORDS = 1000  #: characters of the text for people in a cause, a refusal or an abort
 TAIL_LINES, TAIL_BYTES = 240, 28 * 1024  #: of a cause: a traceback and the last lines; a hello may hold two causes
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
+#: Of a rank's evidence: processes, frames of each, lines that each printed, characters of a line, and bytes of it all.
+MOST_PROCESSES, MOST_FRAMES, MOST_PRINTED, LONGEST_PRINTED, EVIDENCE_BYTES = 64, 40, 3000, 300, 64 * 1024
+LEAST_EVIDENCE, ALL_EVIDENCE = 8 * 1024, 16 << 20  #: bytes of a rank in a large group, and of all ranks together
+MOST_NAME = 100  #: characters of a process's title, and of the kernel's words
 
 
 class Malformed(ValueError):
@@ -173,7 +177,28 @@ def _cause(value: Any) -> Cause:
         limit=_text(100)(value.get("limit", "")),
         rivals=_list(_whole(0, MAX_RANKS), 16)(value.get("rivals", [])),
         because=_list(_text(200), 17)(value.get("because", [])),
+        autopsy=_text(MOST_WORDS)(value.get("autopsy", "")),
     )
+
+
+def _process(value: Any) -> ProcessEvidence:
+    if isinstance(value, ProcessEvidence):
+        return value
+    if not isinstance(value, dict):
+        raise Malformed("is not a process")
+    return ProcessEvidence(
+        pid=_whole(1, 2**31)(value.get("pid")),
+        name=_text(MOST_NAME)(value.get("name", "")),
+        state=_text(1)(value.get("state", "")),
+        wchan=_text(MOST_NAME)(value.get("wchan", "")),
+        syscall=_text(MOST_NAME)(value.get("syscall", "")),
+        frames=_list(_text(LONGEST_PRINTED), MOST_FRAMES)(value.get("frames", [])),
+        text=_list(_text(LONGEST_PRINTED), MOST_PRINTED)(value.get("text", [])),
+    )
+
+
+def _all_processes(values: Any) -> list[dict[str, Any]]:
+    return [asdict(value) for value in values]
 
 
 def _scalar(value: Any) -> Any:
@@ -333,6 +358,14 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What this member's processes were doing when `stop` came, if that asked for it. Said before ``stopped``."""
+
+    epoch: Epoch = _wire(_epoch)
+    processes: tuple[ProcessEvidence, ...] = _wire(_list(_process, MOST_PROCESSES), write=_all_processes, default=())
+
+
+@dataclass(frozen=True)
 class Unread:
     """This member cannot read a message of the leader and hangs up; ``text`` says why."""
 
@@ -413,6 +446,9 @@ class Stop:
     epoch: Epoch = _wire(_epoch)
     cause: Cause = _wire(_cause)
     grace: float = _wire(_seconds, write=_sendable)
+    #: Seconds in which to gather evidence first; then KILL, without TERM. 0: none. A launcher that does not know this
+    #: field stops as always and sends no evidence.
+    autopsy: float = _wire(_seconds, write=_sendable, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -456,7 +492,7 @@ class News:
 
 
 FromMember = Union[
-    Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report, Unread
+    Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report, Evidence, Unread
 ]  # fmt: skip
 FromLeader = Union[
     Accepted, Rejected, Ack, Challenge, Prepare, Start, Running, Drain, Stop, Abort, Goodbye, News
@@ -465,7 +501,10 @@ Message = Union[FromMember, FromLeader]
 
 MEMBER_SAYS: dict[str, type[Any]] = {
     c.__name__.lower(): c
-    for c in (Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped, Drained, Leaving, Report, Unread)
+    for c in (
+        *(Hello, Ping, Answer, Prepared, Unable, StageDone, Failed, Stopped),
+        *(Drained, Leaving, Report, Evidence, Unread),
+    )
 }
 LEADER_SAYS: dict[str, type[Any]] = {
     c.__name__.lower(): c
@@ -572,7 +611,39 @@ def cause_object(value: Cause, room: int = TAIL_BYTES) -> dict[str, Any]:
         "limit": value.limit[:100],
         "rivals": list(value.rivals[:16]),
         "because": [line[:200] for line in value.because[:17]],
+        "autopsy": value.autopsy[:MOST_WORDS],
     }
+
+
+def evidence_that_fits(processes: Sequence[ProcessEvidence], size: int) -> tuple[ProcessEvidence, ...]:
+    """Cut evidence to what a leader of ``size`` members has room for.
+
+    Every process and its frames go before what any of them printed.
+    """
+    room = max(LEAST_EVIDENCE, min(EVIDENCE_BYTES, ALL_EVIDENCE // size))
+    kept = []
+    for one in processes[:MOST_PROCESSES]:
+        frames, room = _oldest(one.frames[:MOST_FRAMES], room)
+        names = {field: getattr(one, field)[:MOST_NAME] for field in ("name", "wchan", "syscall")}
+        kept.append(replace(one, **names, state=one.state[:1], frames=frames, text=()))
+    for at, one in enumerate(processes[:MOST_PROCESSES]):
+        share = room // (len(kept) - at)  # what one process leaves, those after it may use
+        text, left = _oldest(one.text[:MOST_PRINTED], share)
+        room -= share - left
+        kept[at] = replace(kept[at], text=text)
+    return tuple(kept)
+
+
+def _oldest(lines: Sequence[str], room: int) -> tuple[tuple[str, ...], int]:
+    """The first lines that fit in ``room`` bytes of JSON, and what is left of it."""
+    kept: list[str] = []
+    for line in (line[:LONGEST_PRINTED] for line in lines):
+        size = len(_ENCODER.encode(line).encode("utf-8", "backslashreplace")) + 1
+        if size > room:
+            break
+        kept.append(line)
+        room -= size
+    return tuple(kept), room
 
 
 def _newest(lines: tuple[str, ...], room: int) -> list[str]:

@@ -15,13 +15,15 @@ from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Closed, Hang, Send, SendAll, Tick
 from launcher.group.roster import LOCAL
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
 from launcher.settings import Settings
 from tests.fuzz import values
 
 SIZE = 3
 OWN = "leader"
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended", "engine", 1, ("last",))
+HANG = Cause(CauseKind.HANG, 1, "no tokens")
+PROCESS = ProcessEvidence(7, "worker 1", "S", "poll", "7", ("wait (a.py:1)",), ("File a",))
 
 
 def sample(rng: random.Random, says: dict[str, type[Any]], epoch: Epoch | None = None) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def sample(rng: random.Random, says: dict[str, type[Any]], epoch: Epoch | None =
                 m.Stopped(epoch, 1.0),
                 m.Drained(epoch),
             ),
+            *(m.Failed(epoch, HANG), m.Evidence(epoch, (PROCESS, PROCESS))),
             *(m.Leaving(number), m.Report(epoch, (5, 6), "ok", number, ("line",))),
         )
     else:
@@ -66,7 +69,7 @@ def sample(rng: random.Random, says: dict[str, type[Any]], epoch: Epoch | None =
             *(m.Accepted(OWN, 1), m.Accepted(OWN, 1), m.Rejected("duplicate", "t", 1.0), m.Ack(number, number)),
             *(m.Ack(5, 5), m.Challenge("n", "r"), m.Prepare(epoch, ("m0", "m1", "m2"), ("a", "b", "c"), "t", {"v": 1})),
             *(m.Prepare(epoch, ("m0", "m1", "m2"), ("a", "b", "c")), m.Start(epoch, 0), m.Start(epoch, 1)),
-            *(m.Running(epoch), m.Drain(epoch, CAUSE, 5.0), m.Stop(epoch, CAUSE, 1.0), m.Stop(epoch, CAUSE, 1.0)),
+            *(m.Running(epoch), m.Drain(epoch, CAUSE, 5.0), m.Stop(epoch, CAUSE, 1.0), m.Stop(epoch, HANG, 1.0, 2.0)),
             *(m.Abort(CAUSE, 1, "t"), m.Goodbye(), news),
         )
     return dict(json.loads(m.encode(rng.choice(them))))

@@ -56,6 +56,15 @@ def process_dies(cluster: Cluster) -> None:
         proc.guard.breaks(proc, kind, code)
 
 
+def hangs(cluster: Cluster) -> None:
+    """A process of the engine does no more work, and a launcher reaches a verdict; nothing ends by itself."""
+    live = [p for p in cluster.truth.live if p.ready and not p.asked and not p.guard.frozen and p.guard.agent]
+    if live:
+        proc = cluster.world.rng.choice(live)
+        kind = cluster.world.rng.choice((CauseKind.HANG, CauseKind.HEALTH, CauseKind.STOPPED))
+        cluster.truth.hung(proc, kind)
+
+
 def agent_killed(cluster: Cluster) -> None:
     """kill -9 of a launcher's agent; its guard lives."""
     guard = some_guard(cluster)
@@ -477,6 +486,7 @@ def unable(cluster: Cluster) -> None:
 
 FAULTS: dict[Callable[[Cluster], None], float] = {
     process_dies: 10,
+    hangs: 6,
     agent_killed: 10,
     pod_killed: 10,
     container_killed: 6,

@@ -545,6 +545,77 @@ class SeeksAfterTheEnd(mb.Member):
         self._exit = exits
 
 
+# --------------------------------------------------------------------------------------------------- the autopsy
+
+
+@leader("only after a verdict on what still runs is evidence gathered before the kill", "stops_slowly")
+class ExaminesAlways(c.Coordinator):
+    def _examines(self, cause: Cause, now: float) -> float:
+        return self.config.terms.autopsy
+
+
+@leader("a pod that was told to go has no time for evidence", "hangs_and_one_is_told_to_go")
+class ExaminesInADrain(c.Coordinator):
+    def _examines(self, cause: Cause, now: float) -> float:
+        phase = self.phase
+        if phase is c.GroupPhase.DRAINING:
+            self.phase = c.GroupPhase.RUNNING
+        try:
+            return super()._examines(cause, now)
+        finally:
+            self.phase = phase
+
+
+@leader("after a verdict on what still runs evidence is gathered", "hangs")
+class NeverExamines(c.Coordinator):
+    def _examines(self, cause: Cause, now: float) -> float:
+        return 0.0
+
+
+@leader(
+    "an autopsy is over before any guard acts, as far as the leader knows",
+    "hangs_as_one_is_cut_off",
+    "a member's autopsy is over before its own guard acts",
+    "ExaminesPastItsDeadline",
+)
+class ExaminesInSilence(c.Coordinator):
+    def _examines(self, cause: Cause, now: float) -> float:
+        return self.config.terms.autopsy if super()._examines(cause, now) or cause.kind is CauseKind.HANG else 0.0
+
+
+@member(
+    "a member's autopsy is over before its own guard acts",
+    "hangs_as_one_is_cut_off",
+    "the leader orders none that would not be",
+    "ExaminesInSilence",
+)
+class ExaminesPastItsDeadline(mb.Member):
+    def _within_lease(self, autopsy: float, now: float) -> float:
+        return autopsy
+
+
+@member("evidence is told", "hangs")
+class EvidenceKept(mb.Member):
+    def _examined(self, event: mb.Examined, now: float) -> None:
+        """Say nothing."""
+
+
+@member("evidence is told before `stopped`", "hangs")
+class EvidenceTooLate(mb.Member):
+    def __init__(self, config: MemberConfig, now: float) -> None:
+        super().__init__(config, now)
+        self._held: mb.Examined | None = None
+
+    def _examined(self, event: mb.Examined, now: float) -> None:
+        self._held = event
+
+    def _gone(self, gone: mb.Gone, now: float) -> None:
+        super()._gone(gone, now)
+        if gone.clean and self._held is not None:
+            self._say(m.Evidence(self._held.epoch, self._held.processes), now)
+            self._held = None
+
+
 # --------------------------------------------------------------------------------------------------- recovers
 
 

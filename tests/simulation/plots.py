@@ -627,7 +627,42 @@ def leaves_and_one_is_lost(cluster: Cluster) -> None:
     cluster.ambushes.append((GroupPhase.WAITING, 0.01, lambda: _told_to_go(cluster, old)))
 
 
+def hangs(cluster: Cluster) -> None:
+    """A worker's process does no more work, and its launcher says so."""
+    proc = next(p for p in cluster.truth.live if p.rank == 2)
+    cluster.truth.hung(proc, CauseKind.HANG)
+
+
+def hangs_as_one_is_cut_off(cluster: Cluster) -> None:
+    """A worker's node is cut off; shortly before it is declared lost, and its neighbours' guards act, another hangs."""
+    _isolate(cluster, _pod(cluster, 1))
+    cluster.world.at(0.57 * LEASE, hangs, cluster)
+
+
+def hangs_and_one_is_told_to_go(cluster: Cluster) -> None:
+    """A worker is told to go while a request is in flight; a moment later another one hangs."""
+    long_request(cluster)
+    cluster.world.at(0.5, hangs, cluster)
+
+
+def hangs_and_the_leader_is_killed(cluster: Cluster) -> None:
+    """A worker's process hangs; while evidence is gathered the leader's pod is killed."""
+    hangs(cluster)
+    cluster.world.at(0.3, _kill_rank, cluster, 0)
+
+
+def hangs_and_a_member_is_killed(cluster: Cluster) -> None:
+    """A worker's process hangs; while evidence is gathered another member's agent is killed."""
+    hangs(cluster)
+    cluster.world.at(0.3, _agent_of, cluster, 1)
+
+
 PLOTS: dict[str, Plot] = {
+    "hangs": Plot(hangs),
+    "hangs_as_one_is_cut_off": Plot(hangs_as_one_is_cut_off),
+    "hangs_and_one_is_told_to_go": Plot(hangs_and_one_is_told_to_go, lasts=2 * LEASE),
+    "hangs_and_the_leader_is_killed": Plot(hangs_and_the_leader_is_killed),
+    "hangs_and_a_member_is_killed": Plot(hangs_and_a_member_is_killed),
     "leader_leaves": Plot(leader_leaves, more={"longest_request": 0.5}, lasts=2 * LEASE),
     "leaves_and_one_is_lost": Plot(leaves_and_one_is_lost, more={"kill_time": (0.19 * LEASE, 0.2 * LEASE)}),
     "gives_up_while_one_is_away": Plot(gives_up_while_one_is_away, more={"max_restarts": 1, "linger": 30.0}),

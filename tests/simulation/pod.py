@@ -19,7 +19,7 @@ from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Closed, Hang, Note, Send, SendAll, Tick
 from launcher.group.roster import LOCAL
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
 from tests.simulation.network import End
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Guard:
         self._expired = False
         self._lease_kill = False
         self._stopping = False  #: an order of the agent to stop everything is in progress
+        self._evidence: list[ProcessEvidence] | None = None  #: of a stop that examines first
         self._kill_at = 0.0
         self._then: Callable[[], None] | None = None  #: the agent is gone: what to do when the tree is dead
         self._last_report = 0.0
@@ -142,6 +143,7 @@ class Guard:
         if self.agent is not None:
             return
         self._deadline, self._expired, self._lease_kill, self._stopping = None, False, False, False
+        self._evidence = None
         self._last_report = self.world.now
         incarnation = self.cluster.new_incarnation(self.pod)
         self.agent = self.cluster.rules.agent(self, incarnation, tuple(self.replaces), died)
@@ -265,21 +267,41 @@ class Guard:
             self.cluster.neighbours_break(proc)
             self._settle()
 
-    def stop(self, agent: Agent, grace: float) -> None:
-        """TERM, ``grace`` seconds, KILL, for everything. A later order can only shorten it."""
+    def stop(self, agent: Agent, grace: float, examine: float = 0.0) -> None:
+        """TERM, ``grace`` seconds, KILL, for everything. A later order can only shorten it.
+
+        ``examine``: instead of TERM every process is stopped, tells after a quarter of that time what it was doing, and
+        ends; what has not by then is killed.
+        """
         if agent is not self.agent or self.dead:
             return
-        kill_at = self.world.now + grace
+        kill_at = self.world.now + (examine or grace)
         if self._stopping:
             if kill_at >= self._kill_at:
                 return
+        elif examine:
+            self._examine(examine)
         else:
             for proc in list(self.procs):
                 self._term(proc)
         self._stopping = True
         self._kill_at = kill_at
-        self.later(grace, self._kill_what_is_left, kill_at)
+        self.later(kill_at - self.world.now, self._kill_what_is_left, kill_at)
         self._settle()
+
+    def _examine(self, seconds: float) -> None:
+        self._evidence = []
+        for proc in self.procs:
+            proc.asked = True
+            self.cluster.truth.process_told(proc)
+            self.later(seconds * self.world.between(0.25, 0.9), self._aborted, proc)
+
+    def _aborted(self, proc: Proc) -> None:
+        """It tells what it was doing, and ends. One that is stubborn tells nothing, and is killed."""
+        if proc.alive and self._evidence is not None and self.world.rng.random() >= self.cluster.plan.stubborn:
+            at = "forward" if self.cluster.truth.hangs(proc) else "all_reduce"
+            self._evidence.append(ProcessEvidence(1 + len(self._evidence), proc.name, "S", frames=(f"{at} (m.py:1)",)))
+            self._dies(proc)
 
     def _kill_what_is_left(self, kill_at: float) -> None:
         if self._stopping and self._kill_at == kill_at:
@@ -299,6 +321,9 @@ class Guard:
             self._report("lease_expired")
         if self._stopping:
             self._stopping = False
+            if self._evidence is not None:
+                self._report("examined", tuple(self._evidence))
+                self._evidence = None
             self._report("tree_is_dead")
 
     # ---------------------------------------------------------------------------------------------------- the lease
@@ -309,6 +334,11 @@ class Guard:
         self._deadline, self._expired = at, False
         if at is not None and not self._watched:
             self._arm()
+
+    @property
+    def deadline(self) -> float | None:
+        """By this machine's clock."""
+        return self._deadline
 
     @property
     def holds_deadline(self) -> bool:
@@ -419,6 +449,7 @@ class Agent:
         self._stage: tuple[Epoch, int] | None = None
         self._stop_since: float | None = None
         self._stops = 0
+        self._examined_epoch: Epoch | None = None
         self._served: Epoch | None = None
         self.in_flight = 0
         self.able_for: Epoch | None = None
@@ -693,7 +724,17 @@ class Agent:
             self._stop_since = self.world.now
         self.truth.stop_ordered(self, action)
         self._served, self.in_flight = None, 0
-        self.guard.stop(self, action.grace)
+        self._examined_epoch = self.member.epoch if action.autopsy else None
+        self.guard.stop(self, action.grace, action.autopsy)
+
+    def examined(self, processes: tuple[ProcessEvidence, ...]) -> None:
+        if self._examined_epoch is not None:
+            self.follow(mb.Examined(self._examined_epoch, processes))
+
+    def hang_noticed(self, epoch: Epoch, kind: CauseKind) -> None:
+        """The health watch, or a look at the process table, has reached its verdict."""
+        text = f"rank {self.pod.rank} is told to hang: {kind.value}"
+        self.follow(mb.Broke(epoch, Cause(kind, self.pod.rank, text, "p0.0"), 0.2))
 
     def tree_is_dead(self) -> None:
         """Ports free, memory back, files gone? Sometimes it takes a moment."""

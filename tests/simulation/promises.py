@@ -27,6 +27,7 @@ from launcher.errors import ExitCode
 from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
+from launcher.group.autopsy import EXAMINED
 from launcher.group.events import Hang, Send, SendAll, Tick
 from launcher.group.history import Ended
 from launcher.group.roster import LOCAL
@@ -78,6 +79,7 @@ class EpochTruth:
         self.calm = True  #: nothing was done to any of its pods, and nobody was told to stop
         self.guards: set[Guard] = set()
         self.ended_at: float | None = None  #: when its leader first told somebody to stop
+        self.hung: dict[Proc, float] = {}  #: processes that do no more work, and since when
         self.drained = False  #: and then it was because a pod was told to go
 
 
@@ -144,6 +146,17 @@ class Truth:
         elif truth.drain_by is not None:  # the others have the time of the grace, but only to end
             self.world.at(answers, self._check_ended, truth, rank, self.world.now)
 
+    def hung(self, proc: Proc, kind: CauseKind) -> None:
+        """A process hangs, and the launcher of its rank notices it now."""
+        truth, agent = self.epochs[proc.epoch], proc.guard.agent
+        assert agent is not None
+        truth.hung.setdefault(proc, self.world.now)
+        self.failed(proc.epoch, proc.rank, kind, proc.guard.pod)
+        agent.post("guard", agent.hang_noticed, proc.epoch, kind)
+
+    def hangs(self, proc: Proc) -> bool:
+        return proc in self.epochs[proc.epoch].hung
+
     def _check_ended(self, truth: EpochTruth, rank: int, since: float) -> None:
         if truth.ended_at is None and truth.leader.alive and self.calm(since):
             self.world.broken("one fate", f"rank {rank} failed in {truth.epoch}, and nobody has ended it")
@@ -184,6 +197,10 @@ class Truth:
     def _check_fate(self, truth: EpochTruth, since: float, noticed: bool) -> None:
         if (noticed and not self.calm(since)) or truth.drain_by is not None:
             return  # in a drain rank 0 has the time of the grace, whoever else has ended
+        longer = self.cluster.terms.autopsy - self.cluster.plan.stop_grace
+        if noticed and truth.hung and longer > 0:  # evidence is gathered in place of a grace
+            self.world.at(longer, self._all_dead, truth, f"{self.world.now - since + longer:.1f} s after a hang")
+            return
         self._all_dead(truth, f"{self.world.now - since:.1f} s after a failure")
 
     def _check_silence(self, truth: EpochTruth, what: str, rank: int, since: float) -> None:
@@ -310,6 +327,8 @@ class Truth:
         truth = self.epochs.get(epoch) if epoch is not None else None
         if truth is not None:
             truth.calm = False  # the word to start may still be on its way to another rank
+        if action.autopsy:
+            self._examines(agent, truth, action)
         hasty = action.grace < self.cluster.plan.stop_grace and action.cause.kind is not CauseKind.LEADER
         if truth is not None and hasty and not any(at >= truth.made_at - 0.5 for at in self.terms_told.values()):
             self.world.broken("one fate", f"{agent.pod.name} stops {epoch} within {action.grace:g} s: {action.cause}")
@@ -319,6 +338,37 @@ class Truth:
             return
         if truth.drain_by is None or self.world.now < truth.drain_by - 0.02 * self.cluster.plan.grace:
             self.world.broken("drain", f"{agent.in_flight} requests are cut in the drain of {epoch}")
+
+    def _examines(self, agent: Agent, truth: EpochTruth | None, action: mb.DoStop) -> None:
+        """Evidence is gathered after a verdict only, in the time that there is, and never past a guard's deadline."""
+        who, deadline = agent.pod.name, agent.guard.deadline
+        if action.cause.kind not in EXAMINED:
+            self.world.broken("one fate", f"{who} gathers evidence, and the epoch ended by {action.cause}")
+        if action.autopsy > agent.member.config.terms.autopsy:
+            self.world.broken("one fate", f"{who} gathers evidence for {action.autopsy:g} s")
+        if deadline is not None and agent.local + action.autopsy > deadline + 1e-6:
+            self.world.broken("one fate", f"{who} gathers evidence past its guard's deadline")
+        if agent.terminated or (truth is not None and truth.drain_by is not None):
+            self.world.broken("drain", f"{who} gathers evidence in a drain")
+
+    def _examined(self, leader: c.Coordinator, truth: EpochTruth, cause: Cause) -> None:
+        """An epoch ended by a hang and by nothing else: every rank has told what it was doing, and the right one is
+        named."""
+        plan, net = self.cluster.plan, self.cluster.net
+        others = [t for t in self.touches if t.until > truth.made_at - 1 and not t.kinds <= EXAMINED]
+        told_to_go = any(at >= truth.made_at - 0.5 for at in self.terms_told.values())
+        slow = net.base + net.jitter > leader.config.terms.autopsy / 8 or plan.stubborn
+        if others or told_to_go or slow or len(truth.hung) != 1 or cause.kind not in EXAMINED:
+            return
+        found, (proc,) = leader.history.autopsy, truth.hung
+        if found is None or found.epoch != truth.epoch or not cause.autopsy:
+            self.world.broken("explains", f"{truth.epoch} ended by {cause}, and nobody was asked for evidence")
+            return
+        if set(found.evidence) != set(range(plan.size)):
+            self.world.broken("explains", f"evidence of {truth.epoch} came from {sorted(found.evidence)} only")
+        beside = [p for rank, all_ in found.evidence.items() for p in all_ if rank != proc.rank]
+        if any(p.name == proc.name for p in beside) and found.rank != proc.rank:
+            self.world.broken("explains", f"rank {proc.rank} hung in {truth.epoch}; the autopsy says: {found.verdict}")
 
     def outlives_grace(self, pod: Pod, since: float) -> None:
         """The kubelet kills a pod that was told to go: where nothing was in the way, its launcher had left by then."""
@@ -545,6 +595,7 @@ class Truth:
                 )
             return
         self._explained(truth, cause)
+        self._examined(leader, truth, cause)
 
     def _explained(self, truth: EpochTruth, cause: Cause) -> None:
         """The cause of an epoch's end, against what was truly done."""

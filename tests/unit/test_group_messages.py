@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.group import messages as m
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
 
 WORDS = {**m.MEMBER_SAYS, **m.LEADER_SAYS}
 
@@ -66,6 +66,23 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         activity=st.integers(0, 2**63),
         tail=st.lists(text, max_size=9).map(tuple),
     ),
+    st.builds(
+        m.Evidence,
+        epoch=epoch,
+        processes=st.lists(
+            st.builds(
+                ProcessEvidence,
+                pid=st.integers(1, 2**31),
+                name=text,
+                state=st.sampled_from(("", "R", "S", "T")),
+                wchan=word,
+                syscall=word,
+                frames=st.lists(text, max_size=5).map(tuple),
+                text=st.lists(text, max_size=5).map(tuple),
+            ),
+            max_size=4,
+        ).map(tuple),
+    ),
     st.builds(m.Unread, text=text),
     st.builds(m.Accepted, leader=word, mark=st.integers(0, 2**53)),
     st.builds(m.Rejected, why=word, text=text, retry=seconds),
@@ -82,7 +99,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
     st.builds(m.Start, epoch=epoch, stage=st.integers(0, 100)),
     st.builds(m.Running, epoch=epoch),
     st.builds(m.Drain, epoch=epoch, cause=cause, seconds=seconds),
-    st.builds(m.Stop, epoch=epoch, cause=cause, grace=seconds),
+    st.builds(m.Stop, epoch=epoch, cause=cause, grace=seconds, autopsy=seconds),
     st.builds(m.Abort, cause=cause, code=st.integers(0, 255), text=text),
     st.just(m.Goodbye()),
     st.builds(

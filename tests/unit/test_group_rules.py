@@ -18,9 +18,10 @@ from launcher.group.events import Closed, Hang, Send, Tick
 from launcher.group.fences import Fences
 from launcher.group.lease import Terms
 from launcher.group.roster import CHALLENGE_SECONDS, LOCAL
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
 
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
+PROCESS = ProcessEvidence(7, "worker", "S", frames=("forward (model.py:1)",))
 NOW = 1.0
 
 
@@ -99,6 +100,7 @@ def test_a_leader_counts_no_word_of_another_epoch(phase: c.GroupPhase, other: Ep
     words = (
         *(m.Prepared(other), m.Unable(other, CAUSE, True), m.Unable(other, CAUSE, False), m.StageDone(other, 0)),
         *(m.StageDone(other, 1), m.Failed(other, CAUSE), m.Stopped(other), m.Drained(other), m.Report(other)),
+        m.Evidence(other, (PROCESS,)),
     )
     for word in words:
         for rank in range(2):
@@ -185,6 +187,7 @@ def test_a_member_takes_nothing_of_another_epoch_for_its_own(state: mb.State, ot
         *(m.Start(other, 0), m.Start(other, 1), m.Running(other), m.Drain(other, CAUSE, 5.0), mb.Able(other)),
         *(mb.NotAble(other, CAUSE), mb.Done(other, 0), mb.Broke(other, CAUSE), mb.Idle(other)),
         mb.Activity(m.Report(other)),
+        mb.Examined(other, (PROCESS,)),
     )
     for event in events:
         assert member.handle(event, NOW) == [], event

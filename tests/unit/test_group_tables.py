@@ -15,9 +15,11 @@ from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.dispatch import by_state
 from launcher.group.events import Closed, Tick
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
 
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
+HANG = Cause(CauseKind.HANG, 1, "no tokens")
+PROCESS = ProcessEvidence(7, "worker", "S", frames=("forward (model.py:1)",))
 
 
 class Two(Enum):
@@ -43,6 +45,7 @@ class TestTheTables:
             mb.Expired,
             mb.Idle,
             mb.Activity,
+            mb.Examined,
         }
         events = {*m.LEADER_SAYS.values(), Closed, Tick, mb.Terminate, *own}
         for state in mb.State:
@@ -124,12 +127,13 @@ def said_by_a_member(rng: random.Random, epoch: Epoch | None) -> Any:
             m.Unable(of, CAUSE, rng.random() < 0.9),
             m.StageDone(of, rng.randrange(3)),
             m.StageDone(of, rng.randrange(3)),
-            m.Failed(of, CAUSE),
+            m.Failed(of, rng.choice((CAUSE, HANG))),
             m.Stopped(of, 0.1),
             m.Stopped(of, 0.1),
             m.Drained(of),
             m.Leaving(rng.choice((0.0, 0.1, 30.0))) if rng.random() < 0.2 else Tick(),
             m.Report(of, tail=("last words",)),
+            m.Evidence(of, (PROCESS,)),
             Closed("reset"),
             Tick(),
         )
@@ -206,6 +210,8 @@ def said_to_a_member(rng: random.Random, epoch: Epoch | None) -> Any:
             mb.Expired() if rng.random() < 0.3 else Tick(),
             mb.Idle(of),
             mb.Activity(m.Report(of)),
+            mb.Examined(of, (PROCESS,)),
+            m.Stop(of, HANG, 1.0, 2.0),
             mb.Terminate(rng.choice((0.0, 30.0))) if rng.random() < 0.2 else Tick(),
             Tick(),
         )

@@ -65,6 +65,7 @@ CAUSE = Cause(CauseKind.EXITED, 1, "it ended", "engine", 1)
         (m.Rejected("w", "t"), "retry", m.LEADER_SAYS),
         (m.Drain(EPOCH, CAUSE, 1.0), "seconds", m.LEADER_SAYS),
         (m.Stop(EPOCH, CAUSE, 1.0), "grace", m.LEADER_SAYS),
+        (m.Stop(EPOCH, CAUSE, 1.0), "autopsy", m.LEADER_SAYS),
         (m.Ack(1, 1), "mark", m.LEADER_SAYS),
         (m.News("p"), "wait", m.LEADER_SAYS),
     ],
