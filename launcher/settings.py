@@ -103,6 +103,7 @@ class Settings:
     log_format: str = _choice("text", "json")
     log_level: str = _choice("info", "debug", "warning", "error")
     termination_log: str = "/dev/termination-log"
+    autopsy: str = _choice("on", "off")  #: before an engine that hangs is killed, every rank tells what it was doing
     last_lines: str = _choice("on", "off")  #: of the engine, in the launcher's log and termination message
     status_details: str = _choice("loopback", "none", "all")  #: who reads the details of /status without a token
 

@@ -45,7 +45,10 @@ from launcher.planning import steps
 from launcher.settings import Settings
 
 SCAN_EVERY = 1.0  #: seconds between looks at the process tree
-OF_THE_ENGINE = (guard.Started, guard.NotStarted, guard.Output, guard.Exited, guard.Orphaned, guard.Stopped)
+OF_THE_ENGINE = (
+    *(guard.Started, guard.NotStarted, guard.Output, guard.Exited),
+    *(guard.Aborting, guard.Orphaned, guard.Stopped),
+)
 LOOK_AGAIN = 0.05  #: seconds between looks whether all ranks have heard why the group gave up
 
 
@@ -98,7 +101,7 @@ class Agent:
             self.context, steps.engine_of(settings), lambda: self.member.state, self._before_handoff
         )
         self.coordinator = (
-            startup.new_coordinator(self.context, self.member.config.last, self.engine.mint)
+            startup.new_coordinator(self.context, self.member.config.last, self.engine.mint, self.engine.adapter.waits)
             if identity.is_leader
             else None
         )
@@ -258,7 +261,7 @@ class Agent:
         elif isinstance(action, me.DoDrain):
             self.engine.drain(action.seconds)
         elif isinstance(action, me.DoStop):
-            self.engine.stop(action.grace, action.cause)
+            self.engine.stop(action.grace, action.cause, action.autopsy)
         elif isinstance(action, me.Exit) and not self._finished_future.done():
             self._finished_future.set_result(action)
 

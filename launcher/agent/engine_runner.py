@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.agent.cleanup import Cleanup
 from launcher.agent.context import AgentContext
+from launcher.agent.evidence import EvidenceCollector
 from launcher.agent.process_watch import EpochRun, ProcessWatch
 from launcher.agent.stages import StageRunner
 from launcher.engines import limits
@@ -52,6 +53,7 @@ class EngineRunner:
         self._tell = context.tell
         self._state = state
         self._before_handoff = before_handoff
+        self._evidence = EvidenceCollector()
         self._run: EpochRun | None = None  # the latest epoch that this pod was able to start
         self._preparing: Epoch | None = None
         self._stops = 0
@@ -111,6 +113,11 @@ class EngineRunner:
         """What the epoch's processes carry in their environment: a hint only, because they may wipe it."""
         return f"{self._context.incarnation}.{self._run.epoch.n}" if self._run is not None else None
 
+    @property
+    def _stacks(self) -> Mapping[str, str]:
+        """Has every Python of the engine print its stacks when it is aborted; a user's own value wins."""
+        return {"PYTHONFAULTHANDLER": "1"} if self._context.settings.autopsy == "on" else {}
+
     # ------------------------------------------------------------------------------------------------------- ready
 
     def mint(self, epoch: Epoch) -> tuple[str, Mapping[str, Any]]:
@@ -164,7 +171,7 @@ class EngineRunner:
         self._run = EpochRun(epoch, plan, pod_network.reachable_address(shared.addresses[self._rank]))
         self._log.epoch = str(epoch.n)
         self.watch.begin(self._run)
-        self.stages.begin(epoch, plan, {**self._context.environ, "LAUNCHER_COOKIE": self._cookie or ""})
+        self.stages.begin(epoch, plan, {**self._stacks, **self._context.environ, "LAUNCHER_COOKIE": self._cookie or ""})
         self._tell(me.Able(epoch))
 
     def _plan_of(self, shared: Shared) -> Plan | None:
@@ -285,8 +292,11 @@ class EngineRunner:
 
     # -------------------------------------------------------------------------------------------------------- stop
 
-    def stop(self, grace: float, cause: Cause) -> None:
-        """TERM, then KILL after ``grace`` seconds, for the whole tree; Gone follows."""
+    def stop(self, grace: float, cause: Cause, autopsy: float = 0.0) -> None:
+        """TERM, then KILL after ``grace`` seconds, for the whole tree; Gone follows.
+
+        ``autopsy``: gather evidence for so many seconds instead, then KILL; Examined comes before Gone.
+        """
         run, settings = self._run, self._context.settings
         if run is not None:
             run.serving = False
@@ -306,7 +316,11 @@ class EngineRunner:
             known = self._rank == 0 or str(cause) == str(self._logged)  # this log has just named it
             self._log("stopping the engine", {"why": "" if known else str(cause), "grace": grace}, "warning")
         name = f"stop-{self._stops}"
-        self._context.guard.send(guard.Stop(name, None, grace) if grace > 0 else guard.Kill(name, None))
+        if autopsy > 0:
+            self._evidence.begin(name)
+            self._context.guard.send(guard.Stop(name, None, grace, autopsy))
+        else:
+            self._context.guard.send(guard.Stop(name, None, grace) if grace > 0 else guard.Kill(name, None))
 
     async def _stopped(self, report: guard.Stopped) -> None:
         """The guard reports that nothing runs: clean up what the epoch left, then report it to the member.
@@ -321,6 +335,7 @@ class EngineRunner:
         if not latest():
             return
         self.watch.stopped()
+        self._tell_evidence()
         if not report.clean:
             left = ", ".join(f"pid {pid} ({name}, state {state})" for pid, _, name, state in report.left)
             self._tell(me.Gone(False, f"could not be killed: {left}"))
@@ -335,6 +350,12 @@ class EngineRunner:
         self.watch.gone()
         self._tell(me.Gone(True, seconds=report.seconds))
 
+    def _tell_evidence(self) -> None:
+        """Before anything that takes time: the leader waits for no evidence, only for `stopped`."""
+        evidence = self._evidence.take()
+        if evidence is not None and self._run is not None:
+            self._tell(me.Examined(self._run.epoch, evidence))
+
     def kill_without_guard(self, frozen: tree.Key | None = None) -> None:
         """The guard is dead, or ``frozen``: kill what it guarded, at once."""
         self.watch.kill_without_guard(self._cookie, frozen)
@@ -344,10 +365,14 @@ class EngineRunner:
     def hear(self, report: guard.Report) -> None:
         """Handle a report of the guard on processes and stops."""
         self.ordered.set()
+        if isinstance(report, guard.Output):
+            self._evidence.printed(report.data)
         if isinstance(report, guard.Started):
             self.watch.started(report)
         if isinstance(report, guard.Stopped):
             self._context.task(self._stopped(report))
+        elif isinstance(report, guard.Aborting):
+            self._evidence.aborting(report)
         elif isinstance(report, guard.Orphaned):
             self.watch.orphaned(report.pid)
         else:

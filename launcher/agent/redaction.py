@@ -12,8 +12,9 @@ from typing import Any
 
 from launcher.common.last_lines import LINE_LENGTH
 from launcher.engines import arguments
+from launcher.group.member import Examined
 from launcher.group.messages import Report
-from launcher.model import Cause
+from launcher.model import Cause, ProcessEvidence
 
 LEAST = 6  #: characters; anything shorter occurs in too many words
 _PATHS = ("_FILE", "_PATH", "_DIR", "_HOME")  #: LAUNCHER_TOKEN_FILE is named like a secret, but is only the path of one
@@ -60,4 +61,11 @@ def event(found: Any, secrets: Sequence[str]) -> Any:
     if isinstance(getattr(found, "report", None), Report):  # they are reported if this pod is lost
         tail = tuple(text(line, secrets) for line in found.report.tail)
         return replace(found, report=replace(found.report, tail=tail))
+    if isinstance(found, Examined):
+        return replace(found, processes=tuple(_process(one, secrets) for one in found.processes))
     return found
+
+
+def _process(found: ProcessEvidence, secrets: Sequence[str]) -> ProcessEvidence:
+    lines = tuple(text(line, secrets) for line in found.text)
+    return replace(found, name=text(found.name, secrets), text=lines)

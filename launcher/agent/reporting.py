@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import Any
@@ -15,11 +16,12 @@ from launcher.agent.state_file import StateFile
 from launcher.agent.timeline import Timeline, wall_clock
 from launcher.agent.verdict import CheckFailure
 from launcher.api.failure import FailureReporter
-from launcher.api.snapshot import EndedEpoch, FailureRecord, LeaderView, MemberRow, Snapshot
+from launcher.api.snapshot import AutopsyRecord, EndedEpoch, FailureRecord, LeaderView, MemberRow, Snapshot
 from launcher.errors import ExitCode
 from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
+from launcher.group.autopsy import Autopsy
 from launcher.guard import channel as guard
 from launcher.model import Cause, Epoch
 from launcher.node import leftovers
@@ -57,6 +59,7 @@ class Reporter:
         self._saved_news: m.News | None = None
         self._saved_verdict = member.gave_up_at
         self._saved_epoch: tuple[Epoch, tuple[str, ...], leftovers.Snapshot | None] | None = None
+        self._kept_autopsy: Autopsy | None = None
         self._owns_file = False  # whether the state file describes this agent, no longer the one before
         self.phase = "setup"  #: as people see it
 
@@ -78,6 +81,7 @@ class Reporter:
             shown = news.phase in ("gathering", "mismatched", "fenced", "stopping")
             bound = {} if news.wait is None else {"at_most_s": round(news.wait, 1)}
             self._log.waiting(news.text if shown else "", bound)
+        self._report_autopsy()
         first = self._coordinator.history.first if self._coordinator is not None else news.first_failure
         stopping = phase in ("stopping", "aborted") or member.state is me.State.STOPPING
         if first is not None and not stopping and not finished:  # until then better evidence may come
@@ -87,6 +91,34 @@ class Reporter:
             self._save_verdict()
             self._save_epoch()
             self._save_incarnation()
+
+    @property
+    def _autopsy(self) -> Autopsy | None:
+        return self._coordinator.history.autopsy if self._coordinator is not None else None
+
+    def autopsy_text(self) -> str:
+        """The whole of the latest autopsy; empty: there is none on this pod."""
+        return self._autopsy.text if self._autopsy is not None else ""
+
+    def _report_autopsy(self) -> None:
+        """Keep a new one as a file. Its verdict is in the group's log already."""
+        found, folder = self._autopsy, self._context.settings.state_dir
+        if found is None or found is self._kept_autopsy:
+            return
+        self._kept_autopsy = found
+        if folder:
+            self._context.task(self._keep_autopsy(folder, found.text))
+        else:
+            self._log("the whole autopsy is at GET /autopsy on the agent port of rank 0 (--state-dir keeps it)")
+
+    async def _keep_autopsy(self, folder: str, text: str) -> None:
+        path = f"{folder}/{state_file.AUTOPSY_FILE}"
+        try:
+            await asyncio.to_thread(state_file.keep_autopsy, folder, text)
+        except OSError as error:
+            self._log("the autopsy cannot be written", {"path": path, "why": error.strerror}, "warning")
+        else:
+            self._log("the whole autopsy is written", {"path": path})
 
     @property
     def _phase_now(self) -> str:
@@ -206,6 +238,7 @@ class Reporter:
             turned_away=self._links.turned_away,
             stretch=self._context.pressure.stretch,
             gaps=self._context.pressure.gaps,
+            autopsy=None if self._autopsy is None else AutopsyRecord(self._autopsy, wall_clock(self._autopsy.at)),
         )
 
     def _waiting_for(self) -> str:

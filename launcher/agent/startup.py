@@ -86,6 +86,7 @@ class Startup:
             secrets=lambda: secrets.accepted() if secrets else (),
             details=settings.status_details,
             host_network=lambda: pod_network.on_host_network(self._context.environ),
+            autopsy=report.autopsy_text,
         )
         self._links.visitors = server.listen(pages, sockets, self._links.shares.visits)
 
@@ -158,7 +159,10 @@ def new_member(
 
 
 def new_coordinator(
-    context: AgentContext, last: tuple[Epoch, tuple[str, ...]] | None, mint: Callable[[Epoch], Any]
+    context: AgentContext,
+    last: tuple[Epoch, tuple[str, ...]] | None,
+    mint: Callable[[Epoch], Any],
+    waits: tuple[str, ...] = (),
 ) -> co.Coordinator:
     """The group's state machine, on rank 0."""
     settings = context.settings
@@ -177,6 +181,8 @@ def new_coordinator(
         startup_stall_timeout=settings.startup_stall_timeout or None,
         mint=mint,
         highest_n=last[0].n if last else 0,
+        autopsy=settings.autopsy == "on",
+        waits=waits,
     )
     return co.Coordinator(config, time.monotonic(), random.Random())
 

@@ -36,6 +36,7 @@ MOST_BYTES = 1 << 20  #: 4,096 members take 74 kB, and 25 long lines that are no
 MOST_TAIL = 1 << 17  #: bytes of the first failure's last lines
 MOST_EPOCH = 100_000  #: characters that the guard hands on
 AHEAD = 3600.0  #: seconds that a time may lie in the future, after a clock was set back
+AUTOPSY_FILE = "launcher-autopsy.txt"
 WRITE_SECONDS = 0.5  #: that the event loop waits for the disk; after that the file is written in the background
 
 
@@ -274,6 +275,16 @@ def handed_on(environ: Any) -> tuple[tuple[Epoch, tuple[str, ...]] | None, Snaps
         return epoch_from(text), shm_from(text)
     except (ValueError, TypeError):
         return None, None
+
+
+def keep_autopsy(folder: str, text: str) -> None:
+    """Write the latest autopsy beside the state. Blocks as long as the disk does. Raises OSError."""
+    os.makedirs(folder, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.replace(fd, AUTOPSY_FILE, "launcher-autopsy.new", text.encode("utf-8", "backslashreplace"))
+    finally:
+        os.close(fd)
 
 
 def place(hostname: str, address: str) -> str:

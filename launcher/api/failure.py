@@ -55,6 +55,8 @@ def failure_block(cause: Cause, reason: str = "") -> list[str]:
         lines.append(f"launcher:   process {cause.process}{code}")
     if reason:
         lines.append(f"launcher:   giving up: {reason}")
+    if cause.autopsy:
+        lines.append(f"launcher:   autopsy: {cause.autopsy}")
     if cause.rivals:
         lines.append(f"launcher:   {rivals_in_words(cause)}")
     if cause.tail:
@@ -88,6 +90,8 @@ def termination_message(cause: Cause | None, code: int, text: str) -> str:
     if code:
         told = f": {_escaped(text)}" if text and text not in str(cause) else ""
         head = f"exit code {code}{told}\n{head}"
+    if cause.autopsy:
+        head += f"autopsy: {_escaped(cause.autopsy)}\n"
     tail = ""
     for line in map(plain, reversed(cause.tail)):
         if len((head + line + tail).encode()) + 5 > TERMINATION_BYTES:

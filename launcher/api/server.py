@@ -1,9 +1,10 @@
-"""The pages of a pod: /livez /readyz /metrics /status.
+"""The pages of a pod: /livez /readyz /metrics /status /autopsy.
 
 The agent passes functions that give the answers. Connections and their limits are in `visitors.py`.
 
 /livez is 200 whenever the event loop runs, even during an hour's wait for peers and while a model loads, because a
-kubelet must not restart the pod for that. /status shows its details to those that `access.py` admits. No route changes
+kubelet must not restart the pod for that. /status shows its details, and /autopsy anything, to those that `access.py`
+admits. No route changes
 anything; one that does must set ``acts`` in `ROUTES`, and is reached only through `access.acts`.
 """
 
@@ -34,6 +35,7 @@ class Pages:
         secrets: Callable[[], Collection[bytes]] = tuple,
         details: str = "loopback",
         host_network: Callable[[], bool] = lambda: False,
+        autopsy: Callable[[], str] = str,
     ) -> None:
         self.ready = ready
         self.metrics = metrics
@@ -41,6 +43,7 @@ class Pages:
         self.secrets = secrets  #: whose status tokens are accepted; none: there is no token
         self.details = details  #: who reads details without a token: none, loopback or all
         self.host_network = host_network
+        self.autopsy = autopsy  #: the whole text of the latest one; empty: there is none here
 
 
 def listen(pages: Pages, sockets: Sequence[socket.socket], most: int) -> Visitors:
@@ -76,6 +79,16 @@ def _status(pages: Pages, asker: access.Asker) -> Response:
     return _reply(http.HTTPStatus.OK, json.dumps(status) + "\n", "application/json")
 
 
+def _autopsy(pages: Pages, asker: access.Asker) -> Response:
+    verdict = access.reads(asker, pages.secrets(), pages.details)
+    if not verdict.ok:
+        return _reply(http.HTTPStatus(verdict.status), f"{verdict.why}\n")
+    text = pages.autopsy()
+    if not text:
+        return _reply(http.HTTPStatus.NOT_FOUND, "no autopsy: no epoch ended by a hang, or this is not rank 0's pod\n")
+    return _reply(http.HTTPStatus.OK, text)
+
+
 @dataclass(frozen=True)
 class Route:
     """One path. ``acts``: it changes something, so it takes POST and must pass `access.acts`."""
@@ -89,6 +102,7 @@ ROUTES: Mapping[str, Route] = {
     "/readyz": Route(_readyz),
     "/metrics": Route(_metrics),
     "/status": Route(_status),
+    "/autopsy": Route(_autopsy),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from launcher.group.autopsy import Autopsy
 from launcher.group.ends import RankEnd
 from launcher.group.metrics import Durations
 from launcher.model import EMPTY, Cause, Identity
@@ -42,6 +43,14 @@ class EndedEpoch:
     failure: FailureRecord
     served: float | None  #: seconds; None: it never served
     ends: tuple[RankEnd, ...]
+
+
+@dataclass(frozen=True)
+class AutopsyRecord:
+    """The latest autopsy. ``at``: seconds since 1970."""
+
+    autopsy: Autopsy
+    at: float
 
 
 @dataclass(frozen=True)
@@ -94,3 +103,4 @@ class Snapshot:
     turned_away: Mapping[str, float]  #: by port
     stretch: float
     gaps: int
+    autopsy: AutopsyRecord | None = None  #: only on the leader

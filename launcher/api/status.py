@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.api.snapshot import EndedEpoch, FailureRecord, MemberRow, Snapshot
+from launcher.api.snapshot import AutopsyRecord, EndedEpoch, FailureRecord, MemberRow, Snapshot
 from launcher.group.ends import RankEnd
 from launcher.log import stamp
 
@@ -32,6 +32,7 @@ def status_object(pod: Snapshot) -> dict[str, Any]:
             {"phase": visit.phase, "at": stamp(visit.at), "seconds": round(visit.seconds, 3)} for visit in pod.timeline
         ],
         "findings": list(pod.findings),
+        "autopsy": autopsy_object(pod.autopsy) if pod.autopsy else None,
     }
     if pod.leader is not None:
         status["failures"] = [ended_object(ended) for ended in pod.leader.ended]
@@ -53,6 +54,7 @@ def failure_object(failure: FailureRecord) -> dict[str, Any]:
         "probably": bool(cause.rivals),
         "or_rank": list(cause.rivals),
         "because_of_it": list(cause.because),
+        "autopsy": cause.autopsy or None,
     }
 
 
@@ -74,6 +76,21 @@ def end_object(end: RankEnd) -> dict[str, Any]:
         "text": cause.text,
         "stopped_by_us": end.told,
         "tail": list(cause.tail),
+    }
+
+
+def autopsy_object(record: AutopsyRecord) -> dict[str, Any]:
+    """What every rank was doing when the latest epoch that hung was ended."""
+    found = record.autopsy
+    return {
+        "epoch": found.epoch.n,
+        "at": round(record.at, 3),
+        "verdict": found.verdict,
+        "rank": found.rank,
+        "ranks": [
+            {"rank": rank, "process": p.name, "pid": p.pid, "state": p.state, "frames": list(p.frames)}
+            for rank, p in found.telling.items()
+        ],
     }
 
 

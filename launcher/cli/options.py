@@ -187,6 +187,7 @@ OUTPUT = (
     _option("--log-format"),
     _option("--log-level", "debug, info, warning or error.", metavar="LEVEL"),
     _option("--termination-log", metavar="FILE"),
+    _option("--autopsy", "Before an engine that hangs is killed, gather what every rank was doing (2s at most)."),
     _option("--last-lines", "Show an engine's last lines in the log and the termination message."),
     _option("--status-details", "Who may read the details of /status without a token."),
 )

@@ -78,6 +78,8 @@ class Engine(ABC):
     variable_prefixes: tuple[str, ...] = ()
     #: Why the plan sets or unsets a variable: name -> reason.
     variable_reasons: Mapping[str, str] = EMPTY
+    #: Patterns of functions, besides collectives, in which a process waits for other ranks: for an autopsy.
+    waits: tuple[str, ...] = ()
     #: Whether ``PlanContext.shared.token`` is a secret of this epoch, the same on all ranks; else it is empty.
     epoch_token: bool = False
 

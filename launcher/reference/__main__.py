@@ -29,6 +29,10 @@ def main(argv: list[str]) -> NoReturn:
     except OptionError as error:
         print(f"reference: {error}", file=sys.stderr)
         sys.exit(64)
+    if os.environ.get("PYTHONFAULTHANDLER"):  # isolated mode leaves it to us
+        import faulthandler
+
+        faulthandler.enable()
     _raise_limit()
     run(options)
 

@@ -137,8 +137,12 @@ class Worker:
             if not self.passing and self.joined and self.source is not None and now >= self.loaded_at:
                 self.passing = True
                 self._watch(self.source)
-            for fd, _events in self.poll.poll(self._timeout(now)):
+            for fd, _events in self._wait_for_frames(now):
                 self._ready(fd)
+
+    def _wait_for_frames(self, now: float) -> list[tuple[int, int]]:
+        """Wait for the rank before: an autopsy tells by this name who waits."""
+        return self.poll.poll(self._timeout(now))
 
     def _timeout(self, now: float) -> int | None:
         waits = [self.retry_at - now] if self.target is None else []
@@ -233,6 +237,7 @@ class Worker:
         if kind == BYE:
             self._tell("bye")
         if self.hang_after is not None and now >= self.serving_since + self.hang_after:
+            hang(self.options.hang_mode)
             return
         assert self.target is not None
         try:
@@ -267,6 +272,27 @@ class Worker:
     def _watch(self, sock: socket.socket | None) -> None:
         if sock is not None:
             self.poll.register(sock, select.POLLIN)
+
+
+def hang(mode: str) -> None:
+    """Injected: do no more work, in one of the ways in which engines do none."""
+    if mode == "busy":
+        _compute()
+    elif mode == "blocked":
+        _read_nothing()
+    elif mode == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _compute() -> NoReturn:
+    number = 0
+    while True:
+        number = (number * 31 + 7) % 1_000_003
+
+
+def _read_nothing() -> None:
+    nothing, _writer = os.pipe()
+    os.read(nothing, 1)
 
 
 def start(worker: Worker, title: str, others: list[socket.socket]) -> int:

@@ -55,6 +55,10 @@ FAULTS = {
     "crash-process": "which process of the rank crashes",
     "exit-zero-after": "exit with 0 this many seconds after serving began",
     "hang-after": "stop producing tokens this many seconds after serving began, but stay healthy",
+    "hang-mode": (
+        "what a worker of the rank does from then on: idle: it passes nothing on; busy: it computes in Python; "
+        "blocked: it sits in a system call; stopped: it is stopped by SIGSTOP"
+    ),
     "unhealthy-after": "answer /health with 503 this many seconds after serving began",
     "ignore-term": "ignore SIGTERM",
     "orphans-live": "workers survive a killed main process and keep their sockets",
@@ -69,6 +73,7 @@ ALIASES = {"crash-ranks": "fault-ranks"}
 CHOICES = {
     "on-peer-loss": ("exit", "ignore", "hang"),
     "crash-at": ("startup", "serving"),
+    "hang-mode": ("idle", "busy", "blocked", "stopped"),
     "crash-process": ("main", "worker"),
 }
 
@@ -111,6 +116,7 @@ class Options(Namespace):
     crash_process: str = "main"
     exit_zero_after: float | None = None
     hang_after: float | None = None
+    hang_mode: str = "idle"
     unhealthy_after: float | None = None
     ignore_term: bool = False
     orphans_live: bool = False
