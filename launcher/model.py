@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
+EMPTY_NUMBERS: Mapping[str, float] = MappingProxyType({})
 
 
 # --------------------------------------------------------------------------------------------------- identity
@@ -79,6 +80,13 @@ class Gate:
     kind: str = "started"
     target: str = ""
     settle: float = 0.0  #: seconds
+
+    @property
+    def question(self) -> str:
+        """What is asked or waited for, shortly: "GET http://127.0.0.1:8000/health"."""
+        if self.kind == "http":
+            return f"GET {self.target}"
+        return f"TCP {self.target}" if self.kind == "tcp" else self.words
 
     @property
     def words(self) -> str:
@@ -155,6 +163,27 @@ class Port:
 
 
 @dataclass(frozen=True)
+class StepLine:
+    """A line by which an engine tells how far its start is.
+
+    ``pattern`` is a regular expression, searched in each line without colours. Its groups are optional: ``percent``, or
+    ``done`` and ``total``, say how much of the step is done; ``took`` says that it is over, and how many seconds it
+    took.
+    """
+
+    step: str  #: one of `ENGINE_STEPS` begins or goes on; REST: the step that went on is over
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files that a rank reads. ``names``: shell patterns of their names; empty: the usual ones."""
+
+    model: str  #: a folder, a file, or a name on a hub
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one rank will run: ordered stages, the same names on all ranks. Pure data, made without I/O."""
 
@@ -166,6 +195,8 @@ class Plan:
     scratch: tuple[str, ...] = ()  #: folders that this epoch makes; the newest two epochs' are kept
     stop_grace: float | None = None  #: seconds that this engine wants between TERM and KILL at a failure stop
     completes: bool = False  #: once all stages are done on all ranks the work is done, and the launcher leaves
+    step_lines: tuple[StepLine, ...] = ()  #: how the engine tells of its start
+    weights: Weights | None = None  #: None: it reads no weight files, or which ones is unknown
 
     @property
     def api_port(self) -> int | None:
@@ -185,6 +216,33 @@ class Epoch:
 
     def __str__(self) -> str:
         return f"{self.n}.{self.leader[:6]}"
+
+
+#: The steps of a start, in their usual order. A rank is in one of them at a time, and may come back to an earlier one.
+PEERS, PREPARING, IMPORTS, WEIGHTS, COMPILE, GRAPHS, REST = STEPS = (
+    *("peers", "preparing", "imports", "weights", "compile", "graphs", "rest"),
+)
+ENGINE_STEPS = (WEIGHTS, COMPILE, GRAPHS)  #: those that an engine's lines can tell of
+
+
+@dataclass(frozen=True)
+class StartProgress:
+    """How far the start of one rank is. None: unknown."""
+
+    stage: str = ""  #: the stage of the plan
+    step: str = ""  #: one of `STEPS`
+    ratio: float | None = None  #: how much of this step is done, from 0 to 1
+    bytes_read: int | None = None  #: of the weight files
+    bytes_total: int | None = None  #: their size
+    bytes_per_second: float | None = None  #: just now
+    eta: float | None = None  #: seconds until this step is done, if it goes on like this
+    gate: str = ""  #: what is waited for: "GET http://127.0.0.1:8000/health"
+    answer: str = ""  #: and what it answered last: "connection refused"
+    steps: Mapping[str, float] = field(default_factory=lambda: EMPTY_NUMBERS)  #: seconds spent in each step so far
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.steps.values())
 
 
 class CauseKind(str, Enum):

@@ -20,6 +20,7 @@ from launcher.agent.context import AgentContext
 from launcher.agent.evidence import EvidenceCollector
 from launcher.agent.process_watch import EpochRun, ProcessWatch
 from launcher.agent.stages import StageRunner
+from launcher.agent.start_watch import StartWatch
 from launcher.engines import limits
 from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError
@@ -67,12 +68,14 @@ class EngineRunner:
         self.stages = StageRunner(
             self._rank,
             context.guard.send,
-            lambda epoch, stage: self._tell(me.Done(epoch, stage)),
+            self._stage_done,
             self._broke,
             self.cleanup.oom_killed,
             lambda epoch, cause, age, doubt: self._tell(me.Broke(epoch, cause, age, doubt, True)),
         )
-        self.watch = ProcessWatch(context, self.stages, state, self._broke, self.cleanup.oom_killed)
+        self.start = StartWatch(self._step_begins)
+        self.stages.hear_lines = self.start.hear
+        self.watch = ProcessWatch(context, self.stages, state, self._broke, self.cleanup.oom_killed, self.start)
 
     @property
     def epoch(self) -> Epoch | None:
@@ -146,6 +149,7 @@ class EngineRunner:
         if self._state() is not me.State.PREPARING:
             return  # it was stopped before this could begin
         self._preparing = epoch = shared.epoch
+        self.start.begin()
         plan = self._plan_of(shared)
         if plan is None:
             return
@@ -170,6 +174,7 @@ class EngineRunner:
             return
         self._run = EpochRun(epoch, plan, pod_network.reachable_address(shared.addresses[self._rank]))
         self._log.epoch = str(epoch.n)
+        self.start.planned(plan)
         self.watch.begin(self._run)
         self.stages.begin(epoch, plan, {**self._stacks, **self._context.environ, "LAUNCHER_COOKIE": self._cookie or ""})
         self._tell(me.Able(epoch))
@@ -217,7 +222,15 @@ class EngineRunner:
         if self._context.settings.handoff:
             self._context.task(self._hand_off(stages[stage].processes[0]))
             return
+        self.start.stage(stage)
         self.stages.start(stage)
+
+    def _step_begins(self) -> None:
+        self.watch.report_step()
+
+    def _stage_done(self, epoch: Epoch, stage: int) -> None:
+        self.watch.report_step()
+        self._tell(me.Done(epoch, stage))
 
     async def _hand_off(self, process: Process) -> None:
         """The group is whole: the engine replaces the launcher. From here on nothing supervises it."""
@@ -242,6 +255,7 @@ class EngineRunner:
         run = self._run
         assert run is not None
         run.serving, run.drain_by = True, None
+        self.start.end()
         last = run.plan.stages[-1].processes
         pressure = self._context.pressure
         inputs = HealthInputs(
@@ -307,6 +321,7 @@ class EngineRunner:
                 grace = run.plan.stop_grace  # the engine file's own; the lease still ends it
             run.stopping_cleanly |= cause.kind is CauseKind.DRAIN
         self._preparing = None
+        self.start.end()
         self.watch.stopping()
         self.stages.cancel()
         self._stops += 1

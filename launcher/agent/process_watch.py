@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from launcher.agent.context import AgentContext
+from launcher.agent.model_reads import ModelReads
 from launcher.agent.stages import BEGAN, OOM_BESIDE, StageRunner, how_it_ended
+from launcher.agent.start_watch import StartWatch
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.guard import channel as guard
-from launcher.model import Cause, CauseKind, Epoch, Plan
+from launcher.model import Cause, CauseKind, Epoch, Plan, StartProgress
 from launcher.node import exit_watcher, process_activity, tree
 from launcher.node.lateness import Lateness
 
@@ -51,9 +53,12 @@ class ProcessWatch:
         state: Callable[[], me.State],
         broke: Callable[[Epoch, Cause, float, float], None],
         oom_killed: Callable[[], bool],
+        start: StartWatch,
     ) -> None:
         self._context = context
         self._stages = stages
+        self._start = start
+        self._reads = ModelReads(start, context.environ)
         self._state = state
         self._broke = broke
         self._oom_killed = oom_killed
@@ -73,6 +78,7 @@ class ProcessWatch:
         self._recorded.clear()
         self._frozen_since.clear()
         self._reported = None
+        self._reads.begin(run.plan.weights)
 
     def stopping(self) -> None:
         """The epoch's processes are being stopped: their exits are expected."""
@@ -111,6 +117,7 @@ class ProcessWatch:
             self._logged_polling = True
             self._context.log("no pidfd here (gVisor, or an old kernel): exits of engine processes are polled for")
         self._remind(now)
+        self._reads.look([p.pid for p in procs if not p.gone])
         starting = self._state() is me.State.STARTING  # once it serves, tokens tell whether it works
         self._report(run, process_activity.activity(procs) + self._stages.bytes if starting else 0)
 
@@ -140,10 +147,29 @@ class ProcessWatch:
     def _report(self, run: EpochRun, activity: int) -> None:
         """Tell the leader what changed; while the engine starts, every sign of life counts."""
         health = "ok" if run.health is not None and run.health.ok else ""
-        report = m.Report(run.epoch, self.pids[:64], health, activity, self._stages.output.last)
+        self._tell(m.Report(run.epoch, self.pids[:64], health, activity, self._stages.output.last, self.progress))
+
+    def report_step(self) -> None:
+        """Tell the leader at once that another step of the start has begun, or that the last one is over."""
+        if self._run is not None and self._state() is me.State.STARTING:
+            before = self._reported or m.Report(self._run.epoch)
+            self._tell(replace(before, tail=self._stages.output.last, progress=self.progress))
+
+    def _tell(self, report: m.Report) -> None:
         if report != self._reported:
             self._reported = report
             self._context.tell(me.Activity(report))
+
+    @property
+    def last_line(self) -> str:
+        """What this rank's engine printed last."""
+        return self._stages.output.last[-1] if self._stages.output.last else ""
+
+    @property
+    def progress(self) -> StartProgress | None:
+        """How far this rank's start is; None: nothing starts."""
+        gate, answer = self._stages.waits_for
+        return self._start.progress(gate, answer)
 
     def signs(self) -> int:
         """A number that moves with CPU time, bytes and output of this rank's engine."""

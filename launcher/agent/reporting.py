@@ -16,7 +16,15 @@ from launcher.agent.state_file import StateFile
 from launcher.agent.timeline import Timeline, wall_clock
 from launcher.agent.verdict import CheckFailure
 from launcher.api.failure import FailureReporter
-from launcher.api.snapshot import AutopsyRecord, EndedEpoch, FailureRecord, LeaderView, MemberRow, Snapshot
+from launcher.api.snapshot import (
+    AutopsyRecord,
+    EndedEpoch,
+    FailureRecord,
+    LeaderView,
+    MemberRow,
+    Snapshot,
+    StartRecord,
+)
 from launcher.errors import ExitCode
 from launcher.group import coordinator as co
 from launcher.group import member as me
@@ -239,6 +247,8 @@ class Reporter:
             stretch=self._context.pressure.stretch,
             gaps=self._context.pressure.gaps,
             autopsy=None if self._autopsy is None else AutopsyRecord(self._autopsy, wall_clock(self._autopsy.at)),
+            start=self._engine.watch.progress,
+            loaded_bytes=self._engine.start.bytes_read,
         )
 
     def _waiting_for(self) -> str:
@@ -271,6 +281,8 @@ class Reporter:
             drained=replace(measures.drained),
             slow=health is not None and health.slow,
             health_failures={reason.value: failures[reason.value] for reason in CheckFailure},
+            starts=tuple(StartRecord(start, wall_clock(start.at)) for start in measures.starts),
+            start_steps={step: replace(durations) for step, durations in measures.start_steps.items()},
         )
 
     def _leader_rows(self, lead: co.Coordinator) -> tuple[MemberRow, ...]:
@@ -282,9 +294,13 @@ class Reporter:
                 rows.append(MemberRow(rank, "absent", self._context.identity.name_of(rank)))
                 continue
             state = "leaving" if seat.leaving is not None else lead.shown_phase if seat.joined else "waiting"
-            pids = seat.report.pids if seat.report and seat.joined else ()  # without a seat its processes have ended
+            report = seat.report if seat.joined else None  # without a seat its processes have ended
+            pids = report.pids if report is not None else ()
+            progress = report.progress if report is not None and state == "starting" else None
+            line = seat.tail[-1] if progress is not None and seat.tail else ""
             hello, silent = seat.hello, seat.contact.silent_for(now)
-            rows.append(MemberRow(rank, state, hello.address, hello.incarnation, pids, silent, hello.facts))
+            row = MemberRow(rank, state, hello.address, hello.incarnation, pids, silent, hello.facts, progress, line)
+            rows.append(row)
         return tuple(rows)
 
     def _worker_rows(self) -> tuple[MemberRow, ...]:
@@ -293,8 +309,9 @@ class Reporter:
         silent = None if member.acked_at is None else time.monotonic() - member.acked_at
         state = "unknown" if silent is None else "leader"
         leader = MemberRow(0, state, who.leader, member.leader, (), silent)
-        pids = self._engine.watch.pids
-        return leader, MemberRow(who.rank, member.state.value, member.address, member.incarnation, pids, 0.0)
+        watch, progress = self._engine.watch, self._engine.watch.progress
+        own = MemberRow(who.rank, member.state.value, member.address, member.incarnation, watch.pids, 0.0)
+        return leader, replace(own, progress=progress, line=watch.last_line if progress is not None else "")
 
 
 def waiting_for(text: str, wait: float | None, since: float) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import re
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class StageProcess:
     pid: int | None = None
     start_time: int = 0
     gate_open: bool = False
+    answer: str = ""  #: what its gate answered last
     ended: bool = False
     since: float = field(default_factory=time.monotonic)
     remind: float = REMIND_FIRST  #: seconds from ``since`` to the next log line about its gate
@@ -81,6 +82,7 @@ class StageRunner:
         self._probes: re.Pattern[str] | None = None
         self.output = LastLines()  #: of all processes together: the last lines of this rank
         self.bytes = 0  #: of output so far that no probe caused: a sign of life
+        self.hear_lines: Callable[[Iterable[str]], None] = lambda lines: None  #: hears what is printed
 
     def begin(self, epoch: Epoch, plan: Plan, environ: Mapping[str, str]) -> None:
         """A new epoch: what will run, and the environment that the plan's variables are added to."""
@@ -154,8 +156,10 @@ class StageRunner:
             self._hear_exit(one, report)
 
     def _hear_output(self, one: StageProcess, report: guard.Output) -> None:
-        new = one.streams[report.stream].feed(report.data)  # the two streams come interleaved
+        stream = one.streams[report.stream]  # the two come interleaved
+        new = stream.feed(report.data)
         one.lines.add(new)
+        self.hear_lines((*new, stream.part))
         self.bytes += max(0, len(report.data) - self.output.add(new))
         if not one.gate_open and any(_opens(one.process.gate, line) for line in new):
             self._open_gate(one)
@@ -200,6 +204,12 @@ class StageRunner:
             one.remind = now - one.since + min(one.remind, REMIND_LAST)
         return found
 
+    @property
+    def waits_for(self) -> tuple[str, str]:
+        """The gate that the current stage waits for, and its last answer; empty: none."""
+        closed = [r for r in self.running.values() if r.stage == self._stage and not r.ended and not r.gate_open]
+        return (closed[0].process.gate.question, closed[0].answer) if closed else ("", "")
+
     def _watch_gate(self, one: StageProcess) -> None:
         gate = one.process.gate
         if gate.kind == "started" and not gate.settle:
@@ -217,7 +227,10 @@ class StageRunner:
             await asyncio.sleep(gate.settle)
         else:
             pause = POLL_FIRST
-            while not one.ended and not await _gate_answers(gate):
+            while not one.ended:
+                one.answer = await _refusal(gate)
+                if not one.answer:
+                    break
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.3, POLL_LAST)
         if not one.ended:
@@ -250,10 +263,15 @@ def _telling(text: str) -> tuple[str, ...]:
     return kept.telling
 
 
-async def _gate_answers(gate: Gate) -> bool:
+async def _refusal(gate: Gate) -> str:
+    """What a gate answers while it is closed; empty: it is open."""
     if gate.kind == "tcp":
-        return await probe.reachable(gate.target, 2.0)
-    return (await probe.ask(gate.target, 5.0, insecure=True)).ok
+        host, _, port = gate.target.rpartition(":")
+        if not port.isdecimal():
+            return f"{gate.target!r} is no host:port"
+        return await probe.why_unreachable(host.strip("[]"), int(port), 2.0)
+    reply = await probe.ask(gate.target, 5.0, insecure=True)
+    return "" if reply.ok else reply.words
 
 
 def how_it_ended(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from launcher.api.snapshot import PHASES, LeaderView, Snapshot
@@ -19,6 +20,18 @@ def metrics_page(pod: Snapshot) -> str:
     page.one("launcher_epoch", "gauge", "number of the current or latest epoch", pod.epoch or 0)
     page.one("launcher_members_present", "gauge", "members that are connected to the leader", pod.members_present)
     page.one("launcher_restarts_total", "counter", "epochs that failed after they had started a process", pod.restarts)
+    page.one(
+        "launcher_start_progress_ratio",
+        "gauge",
+        "how much of its current step this rank's start has done; 1 while the group serves, NaN if unknown",
+        _ratio(pod),
+    )
+    page.one(
+        "launcher_start_bytes",
+        "gauge",
+        "bytes of the weight files that this rank has read in its current or latest start",
+        pod.loaded_bytes or 0,
+    )
     if pod.leader is not None:
         _add_leader(page, pod.leader)
     page.by_label(
@@ -44,12 +57,24 @@ def metrics_page(pod: Snapshot) -> str:
     return page.text()
 
 
+def _ratio(pod: Snapshot) -> float:
+    if pod.start is None:
+        return float(pod.phase in ("running", "draining"))
+    return math.nan if pod.start.ratio is None else pod.start.ratio
+
+
 def _add_leader(page: _Page, leader: LeaderView) -> None:
     page.by_label("launcher_failures_total", "counter", "epochs that failed, by cause", leader.failures, "cause")
     page.summary(
         "launcher_detection_seconds", "from a failure to the moment that the leader knew of it", leader.detected
     )
     page.summary("launcher_stop_seconds", "from then until every rank had stopped", leader.stopped)
+    page.summaries(
+        "launcher_start_step_seconds",
+        "time of starts that succeeded, on the slowest rank of each",
+        leader.start_steps,
+        "step",
+    )
     page.by_label("launcher_drains_total", "counter", "drains, by how they ended", leader.drains, "outcome")
     page.summary("launcher_drain_seconds", "from the first SIGTERM to the end of the drain", leader.drained)
     page.one("launcher_engine_slow", "gauge", "1 while requests move and health checks time out", float(leader.slow))
@@ -57,6 +82,13 @@ def _add_leader(page: _Page, leader: LeaderView) -> None:
     page.by_label(
         "launcher_health_failures_total", "counter", "health checks that failed, by reason", reasons, "reason"
     )
+
+
+def _number(value: float) -> str:
+    """As Prometheus reads it; whole numbers in full."""
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:.0f}" if value == int(value) else f"{value:g}"
 
 
 class _Page:
@@ -67,7 +99,7 @@ class _Page:
 
     def one(self, name: str, kind: str, text: str, value: float) -> None:
         self._head(name, kind, text)
-        self._lines.append(f"{name} {value:g}")
+        self._lines.append(f"{name} {_number(value)}")
 
     def by_label(self, name: str, kind: str, text: str, values: Mapping[str, float], label: str) -> None:
         self._head(name, kind, text)
@@ -76,6 +108,11 @@ class _Page:
     def summary(self, name: str, text: str, durations: Durations) -> None:
         self._head(name, "summary", text)
         self._lines += [f"{name}_sum {durations.sum:g}", f"{name}_count {durations.count}"]
+
+    def summaries(self, name: str, text: str, durations: Mapping[str, Durations], label: str) -> None:
+        self._head(name, "summary", text)
+        for key, of in durations.items():
+            self._lines += [f'{name}_sum{{{label}="{key}"}} {of.sum:g}', f'{name}_count{{{label}="{key}"}} {of.count}']
 
     def _head(self, name: str, kind: str, text: str) -> None:
         self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]

@@ -8,8 +8,9 @@ from typing import Any
 
 from launcher.group.autopsy import Autopsy
 from launcher.group.ends import RankEnd
+from launcher.group.ledger import StartLedger
 from launcher.group.metrics import Durations
-from launcher.model import EMPTY, Cause, Identity
+from launcher.model import EMPTY, Cause, Identity, StartProgress
 
 PHASES = (
     *("setup", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
@@ -64,6 +65,16 @@ class MemberRow:
     pids: tuple[int, ...] = ()
     silent: float | None = None  #: seconds since it was heard; None: it never was
     facts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    progress: StartProgress | None = None  #: None: it does not start anything, or how far it is is unknown
+    line: str = ""  #: its last line of output, while it starts
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """A start that the leader has seen succeed."""
+
+    start: StartLedger
+    at: float  #: when it served: seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,8 @@ class LeaderView:
     drained: Durations
     slow: bool  #: requests make progress, health checks time out
     health_failures: Mapping[str, float]  #: by reason
+    starts: tuple[StartRecord, ...]  #: the latest ones, oldest first
+    start_steps: Mapping[str, Durations]  #: of all starts on their slowest ranks, by step
 
 
 @dataclass(frozen=True)
@@ -103,4 +116,6 @@ class Snapshot:
     turned_away: Mapping[str, float]  #: by port
     stretch: float
     gaps: int
+    start: StartProgress | None = None  #: of this pod; None: nothing starts
+    loaded_bytes: int | None = None  #: of the weight files, in the current or latest start
     autopsy: AutopsyRecord | None = None  #: only on the leader

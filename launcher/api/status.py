@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.api.snapshot import AutopsyRecord, EndedEpoch, FailureRecord, MemberRow, Snapshot
+from launcher.api.snapshot import AutopsyRecord, EndedEpoch, FailureRecord, MemberRow, Snapshot, StartRecord
 from launcher.group.ends import RankEnd
+from launcher.group.ledger import RankStart
 from launcher.log import stamp
 
 
@@ -33,6 +34,7 @@ def status_object(pod: Snapshot) -> dict[str, Any]:
         ],
         "findings": list(pod.findings),
         "autopsy": autopsy_object(pod.autopsy) if pod.autopsy else None,
+        "starts": [start_object(record) for record in pod.leader.starts] if pod.leader is not None else [],
     }
     if pod.leader is not None:
         status["failures"] = [ended_object(ended) for ended in pod.leader.ended]
@@ -95,7 +97,7 @@ def autopsy_object(record: AutopsyRecord) -> dict[str, Any]:
 
 
 def member_object(row: MemberRow) -> dict[str, Any]:
-    shown = {
+    shown: dict[str, Any] = {
         "rank": row.rank,
         "state": row.state,
         "address": row.address,
@@ -103,4 +105,46 @@ def member_object(row: MemberRow) -> dict[str, Any]:
         "engine_pids": list(row.pids),
         "last_seen_s": None if row.silent is None else round(row.silent, 1),
     }
+    shown["progress"] = progress_object(row)
     return {**shown, "facts": dict(row.facts)} if row.facts else shown
+
+
+def progress_object(row: MemberRow) -> dict[str, Any] | None:
+    """How far a rank's start is."""
+    it = row.progress
+    if it is None:
+        return None
+    return {
+        "stage": it.stage,
+        "step": it.step,
+        "ratio": None if it.ratio is None else round(it.ratio, 4),
+        "bytes_read": it.bytes_read,
+        "bytes_total": it.bytes_total,
+        "bytes_per_second": None if it.bytes_per_second is None else round(it.bytes_per_second),
+        "eta_s": None if it.eta is None else round(it.eta, 1),
+        "gate": it.gate,
+        "gate_answer": it.answer,
+        "seconds": round(it.seconds, 1),
+        "line": row.line,
+    }
+
+
+def start_object(record: StartRecord) -> dict[str, Any]:
+    """Where the time of a start went."""
+    start = record.start
+    return {
+        "epoch": start.epoch,
+        "at": round(record.at, 3),
+        "seconds": round(start.seconds, 3),
+        "ranks": [_rank_start_object(one) for one in start.ranks],
+    }
+
+
+def _rank_start_object(one: RankStart) -> dict[str, Any]:
+    return {
+        "rank": one.rank,
+        "slowest": one.slowest,
+        "steps": {step: round(seconds, 3) for step, seconds in one.steps.items()},
+        "bytes": one.bytes_read,
+        "bytes_per_second": None if one.bytes_per_second is None else round(one.bytes_per_second),
+    }

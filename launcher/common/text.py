@@ -35,3 +35,12 @@ def signal_name(number: int) -> str:
     except ValueError:
         real_time = signal.SIGRTMIN < number < signal.SIGRTMAX
         return f"SIGRTMIN+{number - signal.SIGRTMIN}" if real_time else f"signal {number}"
+
+
+def size_text(number: float) -> str:
+    """Bytes as people read them: ``64 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.3g} TiB" if number < 1000 else f"{number:.0f} TiB"

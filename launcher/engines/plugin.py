@@ -24,7 +24,7 @@ from launcher.common.conformity import mismatch, shown
 from launcher.common.text import printable
 from launcher.engines.base import Checked, Engine, Local, PlanContext, Requirements
 from launcher.errors import ConfigError, LauncherError, UsageError
-from launcher.model import EMPTY, Fingerprint, Identity, NodeFacts, Plan
+from launcher.model import EMPTY, ENGINE_STEPS, REST, Fingerprint, Identity, NodeFacts, Plan
 from launcher.settings import Settings
 
 #: What a plug-in raises on purpose: it has said what is wrong in words already.
@@ -217,6 +217,11 @@ def _nonsense(plan: Plan, rank: int) -> str:
         url = getattr(plan.health, name)
         if url is not None and not _is_url(url):
             return f"health.{name} is {shown(url)}, no URL"
+    for i, line in enumerate(plan.step_lines):
+        if line.step not in (*ENGINE_STEPS, REST):
+            return f"step_lines[{i}].step is {shown(line.step)}, not one of {', '.join((*ENGINE_STEPS, REST))}"
+        if wrong := _bad_pattern(line.pattern):
+            return f"step_lines[{i}].pattern is {shown(line.pattern)}: {wrong}"
     if plan.health.timeout <= 0:
         return f"health.timeout is {plan.health.timeout:g}"
     return f"stop_grace is {plan.stop_grace:g}" if plan.stop_grace is not None and plan.stop_grace < 0 else ""
@@ -241,13 +246,15 @@ def _bad_process(process: Any) -> str:
         return f"gate.target is {shown(gate.target)}, no URL"
     if gate.kind == "tcp" and not gate.target.rpartition(":")[2].isdecimal():
         return f"gate.target is {shown(gate.target)}, no host:port"
-    if gate.kind == "pattern":
-        from launcher.engines.file import patterns
-
-        wrong = patterns.problem(gate.target)
-        if wrong:
-            return f"gate.target is {shown(gate.target)}: {wrong}"
+    if gate.kind == "pattern" and (wrong := _bad_pattern(gate.target)):
+        return f"gate.target is {shown(gate.target)}: {wrong}"
     return f"gate.settle is {gate.settle:g}" if gate.settle < 0 else ""
+
+
+def _bad_pattern(pattern: str) -> str:
+    from launcher.engines.file import patterns
+
+    return patterns.problem(pattern)
 
 
 def _is_url(text: str) -> bool:

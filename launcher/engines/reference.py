@@ -7,12 +7,26 @@ from pathlib import Path
 
 from launcher import __version__
 from launcher.common.addresses import host_port
-from launcher.engines import arguments, endpoint, ports
+from launcher.engines import arguments, endpoint, ports, weights
 from launcher.engines.arguments import Owned
 from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.engines.fingerprint import fingerprint
 from launcher.errors import UsageError
-from launcher.model import Fingerprint, Gate, Health, Identity, NodeFacts, Plan, Port, Process, Stage
+from launcher.model import (
+    COMPILE,
+    GRAPHS,
+    WEIGHTS,
+    Fingerprint,
+    Gate,
+    Health,
+    Identity,
+    NodeFacts,
+    Plan,
+    Port,
+    Process,
+    Stage,
+    StepLine,
+)
 from launcher.reference.options import OptionError, parse
 from launcher.settings import Settings
 
@@ -39,6 +53,14 @@ NAMES = endpoint.OptionNames(
     waiting=("reference:num_requests_waiting",),
     progress=("reference:generation_tokens_total", "reference:prompt_tokens_total"),
     sleeping=("reference:sleeping",),
+)
+START_LINES = (
+    StepLine(WEIGHTS, r"loading weights: (?P<done>\d{1,9})/(?P<total>\d{1,9}) files"),
+    StepLine(WEIGHTS, r"loading weights took (?P<took>[\d.]{1,20}) s"),
+    StepLine(COMPILE, r"compiling: (?P<percent>\d{1,3})%"),
+    StepLine(COMPILE, r"compiling took (?P<took>[\d.]{1,20}) s"),
+    StepLine(GRAPHS, r"capturing graphs: (?P<percent>\d{1,3})%"),
+    StepLine(GRAPHS, r"capturing graphs took (?P<took>[\d.]{1,20}) s"),
 )
 
 
@@ -97,6 +119,8 @@ class ReferenceEngine(Engine):
             stages=(Stage(name="engine", processes=(process,)),),
             health=endpoint.health(args, context.bind, port, NAMES, None) if rank == 0 else Health(),
             ports=tuple(opened),
+            step_lines=START_LINES,
+            weights=weights.of_settings(settings, size, rank),
             why=(f"port {peer_port} between the ranks in epoch {shared.epoch.n}",) if size > 1 else (),
         )
 

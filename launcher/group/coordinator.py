@@ -43,6 +43,7 @@ from enum import Enum
 from typing import Any
 
 from launcher.errors import ExitCode
+from launcher.group import ledger
 from launcher.group import messages as m
 from launcher.group.autopsy import EXAMINED, examine
 from launcher.group.budget import STEADY, Budget
@@ -499,7 +500,8 @@ class Coordinator:
         )  # epochs are compared whole, so reusing a number is harmless
         seats = [seat for _, seat in sorted(self.seats.items())]
         name = Epoch(self.highest_n, self.config.incarnation)
-        self.latest = epoch = EpochState(name, seats, self.config.terms, self._counted(now))
+        waited = max(0.0, now - self.phase_since)
+        self.latest = epoch = EpochState(name, seats, self.config.terms, self._counted(now), waited, now)
         token, values = self.config.mint(name)
         self._go(GroupPhase.PREPARING, now)
         self._note("epoch begins", of_epoch=str(name), members=len(seats))
@@ -540,8 +542,12 @@ class Coordinator:
             self._start(self.stage + 1, now)
             return
         self._go(GroupPhase.RUNNING, now)
-        self._this.ready_at = now
+        epoch = self._this
+        epoch.ready_at = now
         self._note("group runs", of_epoch=str(self.epoch), size=self.config.size)
+        start = ledger.start_of(epoch.name.n, epoch.waited, epoch.began, self.seats.values(), now)
+        self.measures.started(start)
+        self._note(start.words, of_epoch=str(self.epoch))
         self._say_all(m.Running(self._this.name))
 
     def _report(self, conn: int, report: m.Report, now: float) -> None:

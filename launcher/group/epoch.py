@@ -12,10 +12,23 @@ from launcher.model import Cause, Epoch, ProcessEvidence, Shared
 
 
 class EpochState:
-    """``seats`` are its members, by rank. ``counted``: the time now, less the seconds put off so far."""
+    """``seats`` are its members, by rank. ``counted``: the time now, less the seconds put off so far.
 
-    def __init__(self, name: Epoch, seats: Sequence[Seat], terms: Terms, counted: float) -> None:
+    ``waited``: seconds that the leader waited for it, and ``began``: the time now, both for the ledger of its start.
+    """
+
+    def __init__(
+        self,
+        name: Epoch,
+        seats: Sequence[Seat],
+        terms: Terms,
+        counted: float,
+        waited: float = 0.0,
+        began: float | None = None,
+    ) -> None:
         self.name = name
+        self.waited = waited
+        self.began = counted if began is None else began
         self.members = tuple(seat.hello.incarnation for seat in seats)  #: by rank
         self.addresses = tuple(seat.hello.address for seat in seats)  #: by rank
         #: The evidence for its cause.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Union
 
-from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence, StartProgress
 
 PROTOCOL = 1
 #: Bytes of one message. A list of 1,024 members is about 45 KiB; the largest message of a member is its hello.
@@ -29,6 +29,8 @@ MAX_DIGITS = 20  #: of a whole number: enough for any 64-bit value
 MOST_EPOCHS = 2**40
 MOST_WORDS = 1000  #: characters of the text for people in a cause, a refusal or an abort
 TAIL_LINES, TAIL_BYTES = 240, 28 * 1024  #: of a cause: a traceback and the last lines; a hello may hold two causes
+MAX_BYTES = 2**63  #: of a model, and a second
+MAX_STEPS = 16  #: of a start
 MAX_FACTS, MAX_FACT = 48, 300  #: entries, and characters of each
 #: Of a rank's evidence: processes, frames of each, lines that each printed, characters of a line, and bytes of it all.
 MOST_PROCESSES, MOST_FRAMES, MOST_PRINTED, LONGEST_PRINTED, EVIDENCE_BYTES = 64, 40, 3000, 300, 64 * 1024
@@ -201,6 +203,58 @@ def _all_processes(values: Any) -> list[dict[str, Any]]:
     return [asdict(value) for value in values]
 
 
+def _number(most: float) -> Check:
+    """Compared before it is converted, as in `_seconds`."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+            raise Malformed(f"is not a number from 0 to {most:g}")
+        return float(value) + 0.0
+
+    return check
+
+
+def _progress(value: Any) -> StartProgress:
+    """How far a start is. A field that a newer peer has added is ignored, one that an older peer lacks is unknown."""
+    if isinstance(value, StartProgress):
+        return value
+    if not isinstance(value, dict):
+        raise Malformed("is not the progress of a start")
+    return StartProgress(**{name: check(value[name]) for name, check in _PROGRESS.items() if name in value})
+
+
+_PROGRESS: dict[str, Check] = {
+    "stage": _text(64),
+    "step": _token(32),
+    "ratio": _optional(_number(1.0)),
+    "bytes_read": _optional(_whole(0, MAX_BYTES)),
+    "bytes_total": _optional(_whole(0, MAX_BYTES)),
+    "bytes_per_second": _optional(_number(float(MAX_BYTES))),
+    "eta": _optional(_seconds),
+    "gate": _text(300),
+    "answer": _text(300),
+    "steps": _map(_token(32), _seconds, MAX_STEPS),
+}
+
+
+def _progress_object(value: StartProgress | None) -> dict[str, Any] | None:
+    """Progress as JSON, cut to what the other side accepts."""
+    if value is None:
+        return None
+    return {
+        "stage": value.stage[:64],
+        "step": value.step,
+        "ratio": value.ratio,
+        "bytes_read": value.bytes_read,
+        "bytes_total": value.bytes_total,
+        "bytes_per_second": value.bytes_per_second,
+        "eta": _sendable(value.eta),
+        "gate": value.gate[:300],
+        "answer": value.answer[:300],
+        "steps": {step: _sendable(seconds) for step, seconds in value.steps.items()},
+    }
+
+
 def _scalar(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
@@ -355,6 +409,9 @@ class Report:
     health: str = _wire(_token(32), default="")
     activity: int = _wire(_whole(0, 2**63), default=0)  #: changes while anything works: output, CPU, disk, network
     tail: tuple[str, ...] = _wire(_list(_text(500), 40), default=())  #: last lines, so that the leader has a lost pod's
+    progress: StartProgress | None = _wire(
+        _optional(_progress), write=_progress_object, default=None
+    )  #: while it starts
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ Counts and sums only grow, as Prometheus requires; they restart from 0 with the 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from launcher.model import CauseKind
+from launcher.group.ledger import KEPT, StartLedger
+from launcher.model import STEPS, CauseKind
 
 
 @dataclass
@@ -49,3 +50,12 @@ class Measures:
     stopped: Durations = field(default_factory=Durations)  #: from then until every rank that answers had stopped
     drains: Counter[str] = field(default_factory=lambda: _at_zero(DrainEnd))  #: by DrainEnd
     drained: Durations = field(default_factory=Durations)  #: from the first SIGTERM until all had stopped
+    starts: deque[StartLedger] = field(default_factory=lambda: deque(maxlen=KEPT))  #: the latest ones, oldest first
+    #: The time that starts took on their slowest rank, by step.
+    start_steps: dict[str, Durations] = field(default_factory=lambda: {step: Durations() for step in STEPS})
+
+    def started(self, start: StartLedger) -> None:
+        """An epoch serves."""
+        self.starts.append(start)
+        for step, seconds in start.slowest.steps.items():
+            self.start_steps[step].add(seconds)

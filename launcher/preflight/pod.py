@@ -112,12 +112,3 @@ def cgroup(node: Node, v2: str, v1_controller: str, v1: str) -> int | None:
         if said == "max":
             return None
     return None
-
-
-def size_text(number: float) -> str:
-    """Bytes as people read them: ``64 MiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.3g} TiB" if number < 1000 else f"{number:.0f} TiB"

@@ -17,6 +17,7 @@ import socket
 import struct
 from time import monotonic
 
+from launcher.reference.loading import load
 from launcher.reference.options import Options
 from launcher.reference.process import end, log, rename
 from launcher.reference.tokens import mix
@@ -119,6 +120,8 @@ class Worker:
         self.frames = ChainFrames()
         self.strangers: dict[int, tuple[socket.socket, bytearray]] = {}
         self.loaded_at = monotonic() + options.startup_seconds
+        self.loading = load(options)  #: after that
+        self.loaded = False
         self.serving_since: float | None = None
         self.hang_after = options.hang_after if options.faulty else None
         self.retry_at = 0.0
@@ -134,7 +137,9 @@ class Worker:
             now = monotonic()
             if self.target is None and now >= self.retry_at:
                 self._connect()
-            if not self.passing and self.joined and self.source is not None and now >= self.loaded_at:
+            if not self.loaded and now >= self.loaded_at:
+                self._load(now)
+            if not self.passing and self.joined and self.source is not None and self.loaded:
                 self.passing = True
                 self._watch(self.source)
             for fd, _events in self._wait_for_frames(now):
@@ -146,9 +151,15 @@ class Worker:
 
     def _timeout(self, now: float) -> int | None:
         waits = [self.retry_at - now] if self.target is None else []
-        if now < self.loaded_at:
+        if not self.loaded:
             waits.append(self.loaded_at - now)
         return int(max(0.0, min(waits)) * 1000) + 1 if waits else None
+
+    def _load(self, now: float) -> None:
+        """Go on with loading."""
+        pause = next(self.loading, None)
+        self.loaded = pause is None
+        self.loaded_at = now + (pause or 0.0)
 
     def _ready(self, fd: int) -> None:
         if fd == self.life.fileno():

@@ -36,6 +36,10 @@ TUNING = {
     "max-model-len": "maximum number of tokens in an answer",
     "startup-seconds": "how long every rank takes to start",
     "startup-quiet": "print nothing while starting",
+    "load-rate": "each worker reads the weight files of --model, a folder, at this many bytes per second; 0 reads none",
+    "load-by": "how: read or mmap",
+    "compile-seconds": "how long it then pretends to compile",
+    "graph-seconds": "how long it then pretends to capture graphs",
     "join-seconds": "give up if the chain is incomplete after this time; 0 waits forever",
     "shutdown-timeout": "how long rank 0 may finish its requests after SIGTERM",
     "on-peer-loss": (
@@ -72,6 +76,7 @@ HELP = {**OWNED, **TUNING, **FAULTS}
 ALIASES = {"crash-ranks": "fault-ranks"}
 CHOICES = {
     "on-peer-loss": ("exit", "ignore", "hang"),
+    "load-by": ("read", "mmap"),
     "crash-at": ("startup", "serving"),
     "hang-mode": ("idle", "busy", "blocked", "stopped"),
     "crash-process": ("main", "worker"),
@@ -102,6 +107,10 @@ class Options(Namespace):
     max_model_len: int = 16384
     startup_seconds: float = 0.0
     startup_quiet: bool = False
+    load_rate: float = 0.0
+    load_by: str = "read"
+    compile_seconds: float = 0.0
+    graph_seconds: float = 0.0
     join_seconds: float = 600.0
     shutdown_timeout: float = 10.0
     on_peer_loss: str = "exit"

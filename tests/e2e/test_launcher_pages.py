@@ -65,6 +65,9 @@ def hold_to_its_page(status: dict[str, Any]) -> None:
         "`first_failure`, and each of `failures`": [f for f in (status["first_failure"],) if f]
         + status.get("failures", []),
         "Each of `members`": status["members"],
+        "`progress` of a member": [row["progress"] for row in status["members"] if row["progress"] is not None],
+        "Each of `starts`": status["starts"],
+        "Each of `ranks` of a start": [one for start in status["starts"] for one in start["ranks"]],
         "Each of `timeline`": status["timeline"],
         "Each of `findings`": status["findings"],
     }

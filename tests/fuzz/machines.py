@@ -15,7 +15,7 @@ from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.events import Closed, Hang, Send, SendAll, Tick
 from launcher.group.roster import LOCAL
-from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
+from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence, StartProgress
 from launcher.settings import Settings
 from tests.fuzz import values
 
@@ -24,6 +24,7 @@ OWN = "leader"
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended", "engine", 1, ("last",))
 HANG = Cause(CauseKind.HANG, 1, "no tokens")
 PROCESS = ProcessEvidence(7, "worker 1", "S", "poll", "7", ("wait (a.py:1)",), ("File a",))
+PROGRESS = StartProgress("engine", "weights", 0.5, 5, 10, 1.0, 5.0, "GET http://a:1/h", "HTTP 503", {"weights": 5.0})
 
 
 def sample(rng: random.Random, says: dict[str, type[Any]], epoch: Epoch | None = None) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def sample(rng: random.Random, says: dict[str, type[Any]], epoch: Epoch | None =
             ),
             *(m.Failed(epoch, HANG), m.Evidence(epoch, (PROCESS, PROCESS))),
             *(m.Leaving(number), m.Report(epoch, (5, 6), "ok", number, ("line",))),
+            *(m.Leaving(number), m.Report(epoch, (5, 6), "ok", number, ("line",), PROGRESS)),
         )
     else:
         news = m.News("starting", "t", 2, 1, (1.0,), CAUSE, 1, 2.0, 3.0)
@@ -187,7 +189,7 @@ def member(rng: random.Random) -> None:
         own = (
             *(me.Connected(), Closed("x"), me.Able(epoch), me.NotAble(epoch, CAUSE), me.Done(epoch, 0)),
             *(me.Broke(epoch, CAUSE, 1.0), me.Gone(), me.Expired(), me.Idle(epoch), Tick()),
-            *(me.Activity(m.Report(epoch, (1,))), me.Terminate(rng.choice((0.0, 30.0)))),
+            *(me.Activity(m.Report(epoch, (1,), progress=PROGRESS)), me.Terminate(rng.choice((0.0, 30.0)))),
         )
         event: Any
         if rng.random() > hostile:

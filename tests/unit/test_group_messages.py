@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.group import messages as m
-from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
+from launcher.model import STEPS, Cause, CauseKind, Epoch, ProcessEvidence, StartProgress
 
 WORDS = {**m.MEMBER_SAYS, **m.LEADER_SAYS}
 
@@ -29,6 +29,20 @@ cause = st.builds(
     tail=st.lists(text, max_size=5).map(tuple),
 )
 by_rank = st.lists(word.filter(bool), max_size=9).map(tuple)
+
+progress = st.builds(
+    StartProgress,
+    stage=st.text(max_size=64),
+    step=st.sampled_from(STEPS) | word,
+    ratio=st.none() | st.floats(0, 1),
+    bytes_read=st.none() | st.integers(0, m.MAX_BYTES),
+    bytes_total=st.none() | st.integers(0, m.MAX_BYTES),
+    bytes_per_second=st.none() | st.floats(0, 2.0**63),
+    eta=st.none() | seconds,
+    gate=text,
+    answer=text,
+    steps=st.dictionaries(word, seconds, max_size=m.MAX_STEPS),
+)
 
 EACH: tuple[st.SearchStrategy[Any], ...] = (
     st.builds(
@@ -65,6 +79,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         health=word,
         activity=st.integers(0, 2**63),
         tail=st.lists(text, max_size=9).map(tuple),
+        progress=st.none() | progress,
     ),
     st.builds(
         m.Evidence,
@@ -286,3 +301,24 @@ def test_bytes_that_are_no_utf_8_pass_both_ways() -> None:
     text = m.encode(said)
     text.encode()
     assert m.decode(text, m.LEADER_SAYS) == said
+
+
+def test_the_progress_of_an_older_and_of_a_newer_peer() -> None:
+    """An older member sends none, a newer one may send more: the rest is read, and an unknown step is a step."""
+    report = {"is": "report", "epoch": [3, "l"]}
+    assert m.decode(json.dumps(report), m.MEMBER_SAYS).progress is None
+    newer = {**report, "progress": {"step": "quantize", "ratio": 0.5, "watts": [700], "steps": {"quantize": 2}}}
+    read = m.decode(json.dumps(newer), m.MEMBER_SAYS)
+    assert read.progress == StartProgress(step="quantize", ratio=0.5, steps={"quantize": 2.0})
+    assert m.decode(json.dumps({**report, "progress": {}}), m.MEMBER_SAYS).progress == StartProgress()
+    # What a leader of an older release reads: it ignores the field that it does not know.
+    assert json.loads(m.encode(m.Report(Epoch(3, "l"), progress=StartProgress(step="weights"))))["progress"]["step"]
+
+
+def test_progress_is_sent_within_bounds() -> None:
+    progress = StartProgress(
+        "s" * 99, "weights", 1.0, 2**60, 2**60, 1e12, 1e12, "g" * 999, "a" * 999, {"weights": 1e12}
+    )
+    read = m.decode(m.encode(m.Report(Epoch(3, "l"), progress=progress)), m.MEMBER_SAYS).progress
+    assert (len(read.stage), len(read.gate), len(read.answer)) == (64, 300, 300)
+    assert (read.eta, read.steps) == (m.MAX_SECONDS, {"weights": m.MAX_SECONDS})

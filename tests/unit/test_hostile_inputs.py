@@ -28,7 +28,7 @@ from launcher.group.config import MemberConfig
 from launcher.group.events import Send
 from launcher.guard import channel
 from launcher.log import stamp
-from launcher.model import Cause, CauseKind, Epoch, Health
+from launcher.model import Cause, CauseKind, Epoch, Health, StartProgress
 from launcher.network import http_client, probe
 
 HUGE = (
@@ -76,6 +76,36 @@ def test_a_number_out_of_bounds_is_malformed(message: Any, field: str, says: dic
     body[field] = "@"
     with pytest.raises(m.Malformed):
         m.decode(json.dumps(body).replace('"@"', value), says)
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize(
+    "field",
+    ["stage", "step", "ratio", "bytes_read", "bytes_total", "bytes_per_second", "eta", "gate", "answer", "steps"],
+)
+def test_progress_out_of_bounds_is_malformed(field: str, value: str) -> None:
+    if (field in ("stage", "step", "gate", "answer") and value == '"1"') or (
+        value == "1e10" and field in ("bytes_per_second",)
+    ):
+        return  # that is a value of it
+    text = m.encode(m.Report(EPOCH, progress=StartProgress(step="weights")))
+    body = json.loads(text)
+    body["progress"][field] = "@"
+    with pytest.raises(m.Malformed):
+        m.decode(json.dumps(body).replace('"@"', value), m.MEMBER_SAYS)
+    body["progress"] = {"steps": {"weights": "@"}}
+    with pytest.raises(m.Malformed):
+        m.decode(json.dumps(body).replace('"@"', value), m.MEMBER_SAYS)
+    body["progress"] = "@"
+    with pytest.raises(m.Malformed):
+        m.decode(json.dumps(body).replace('"@"', value), m.MEMBER_SAYS)
+
+
+def test_progress_has_a_bounded_number_of_steps() -> None:
+    body = json.loads(m.encode(m.Report(EPOCH, progress=StartProgress())))
+    body["progress"]["steps"] = {f"s{n}": 1 for n in range(m.MAX_STEPS + 1)}
+    with pytest.raises(m.Malformed):
+        m.decode(json.dumps(body), m.MEMBER_SAYS)
 
 
 @pytest.mark.parametrize("value", ["1e308", "9" * 400, "9" * 5000])

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from launcher.common.text import size_text
 from launcher.model import Identity, NodeFacts, Plan, Port, Stage
 from launcher.preflight.checks import disk, gpus, limits, memory, model, names, network, ports, process, run, software
 from launcher.preflight.checks.registry import CHECKS, Check
 from launcher.preflight.finding import Finding, Level, ok
-from launcher.preflight.pod import Node, cgroup, size_text
+from launcher.preflight.pod import Node, cgroup
 from launcher.settings import Settings
 
 GIB = 1 << 30

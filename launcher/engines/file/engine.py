@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher.common.addresses import from_inside, host_port
 from launcher.common.numbers import is_whole
-from launcher.engines import arguments, ports, topology
+from launcher.engines import arguments, ports, topology, weights
 from launcher.engines.arguments import Owned
 from launcher.engines.base import Checked, Engine, PlanContext
 from launcher.engines.file import patterns
@@ -99,6 +99,8 @@ class DeclarativeEngine(Engine):
             health=health,
             ports=self._opened(values, rank),
             stop_grace=file.stop_grace,
+            step_lines=file.step_lines,
+            weights=weights.of_settings(context.settings, context.identity.size, rank),
             completes=file.completes and all(s.gate and s.gate.kind == "exited" for s in file.stages[-1].steps),
         )
 

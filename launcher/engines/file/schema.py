@@ -15,9 +15,10 @@ from typing import Any
 from launcher.common import files
 from launcher.common.numbers import check_document
 from launcher.common.text import did_you_mean
-from launcher.engines.file import placeholders
+from launcher.engines.file import patterns, placeholders
 from launcher.engines.file.placeholders import PORT_NAMES, Command, Template
 from launcher.errors import ConfigError
+from launcher.model import ENGINE_STEPS, REST, StepLine
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,12 +36,15 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 TOP = (
     *("name", "summary", "python", "versions", "owned", "topology", "completes", "stop_grace", "unset", "env"),
-    *("ports", "health", LEADER, WORKER, ALL, "stages"),
+    *("ports", "health", "progress", LEADER, WORKER, ALL, "stages"),
 )
 COMMAND = ("command", "env", "gate")
 STAGE = ("name", "on", "command", "env", "gate", "timeout", "completes")
 GATE = ("kind", "target", "settle")
 PORT = ("number", "external", "on")
+PROGRESS = (*ENGINE_STEPS, "over")
+SHARE_GROUPS = ("percent", "done", "total", "took")
+MOST_PATTERNS = 32  #: of [progress]: each is tried on every line of a start
 METRICS = ("running", "waiting", "progress", "sleeping")
 HEALTH = ("url", "path", "port", "metrics", *METRICS, "canary", "canary_body", "insecure")
 
@@ -112,6 +116,7 @@ class EngineFile:
     env: Mapping[str, Template]
     ports: Mapping[str, PortSpec]
     health: HealthSpec | None
+    step_lines: tuple[StepLine, ...]
     stages: tuple[StageSpec, ...]
     content: bytes = field(repr=False)  #: as it was read
 
@@ -176,6 +181,7 @@ def parse(raw: bytes, path: str) -> EngineFile:
         env=read.env(top),
         ports=ports,
         health=read.health(top),
+        step_lines=_step_lines(top),
         stages=read.stages(top, completes),
     )
 
@@ -392,6 +398,31 @@ class Reader:
                 'say both: canary = "/v1/completions" and canary_body = { prompt = "1", max_tokens = 1 }',
             )
         return HealthSpec(url, path or "/health", port, metrics, names, canary, body, table.flag("insecure"))
+
+
+def _step_lines(top: TomlTable) -> tuple[StepLine, ...]:
+    """[progress]: regular expressions, without placeholders, by the step that they tell of."""
+    table = top.below("progress", PROGRESS)
+    found = []
+    for step in PROGRESS:
+        for pattern in table.texts(step):
+            if wrong := patterns.problem(pattern):
+                raise table.wrong(
+                    step, f"{_shown(pattern)} is {wrong}", "write a pattern like 'loading +(?P<percent>[0-9]+)%'"
+                )
+            groups = re.compile(pattern).groupindex
+            unknown = next((name for name in groups if name not in SHARE_GROUPS), None)
+            if unknown is not None:
+                known = f"The groups are {', '.join(SHARE_GROUPS)}"
+                raise table.wrong(
+                    step, f"the group {unknown} means nothing", did_you_mean(unknown, SHARE_GROUPS, known)
+                )
+            if ("done" in groups) != ("total" in groups):
+                raise table.wrong(step, "only one of the groups done and total is there", "say both, or percent")
+            found.append(StepLine(REST if step == "over" else step, pattern))
+    if len(found) > MOST_PATTERNS:
+        raise top.wrong("progress", f"more than {MOST_PATTERNS} patterns", "keep those that tell most")
+    return tuple(found)
 
 
 def _port(top: TomlTable, name: str) -> PortSpec:

@@ -15,12 +15,13 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from launcher.common.addresses import host_port
-from launcher.engines import endpoint, engine_config, ports, topology, versions
+from launcher.engines import endpoint, engine_config, ports, topology, versions, weights
 from launcher.engines.arguments import has, last, passed_on, refuse_owned
 from launcher.engines.base import Checked, Engine, Local, PlanContext
 from launcher.engines.fingerprint import NCCL
 from launcher.engines.sglang import options
 from launcher.engines.sglang.options import EXPERTS, METRICS, OWNED, WITHOUT_HTTP
+from launcher.engines.sglang.start_lines import START_LINES
 from launcher.engines.versions import Release
 from launcher.errors import ConfigError
 from launcher.model import Health, Identity, NodeFacts, Plan, Port, Process, Stage
@@ -80,6 +81,8 @@ class SGLangEngine(Engine):
             health=health,
             ports=_ports(context, rank),
             why=_why(context),
+            step_lines=START_LINES,
+            weights=weights.of_settings(settings, context.identity.size, rank),
         )
 
     def local(self, settings: Settings, size: int) -> Local:

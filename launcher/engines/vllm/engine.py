@@ -23,7 +23,7 @@ from types import MappingProxyType
 
 from launcher.common.folders import cache_home
 from launcher.common.numbers import is_whole
-from launcher.engines import arguments, endpoint, engine_config, ports, topology
+from launcher.engines import arguments, endpoint, engine_config, ports, topology, weights
 from launcher.engines.arguments import has, last, refuse_owned, without
 from launcher.engines.base import Checked, Engine, Local, PlanContext, Requirements
 from launcher.engines.fingerprint import NCCL, fingerprint
@@ -33,6 +33,7 @@ from launcher.engines.vllm import backend as vllm_backend
 from launcher.engines.vllm import options
 from launcher.engines.vllm.backend import Backend, Form
 from launcher.engines.vllm.options import DEAD, METRICS, NEEDS, OWNED, WITHOUT_HTTP
+from launcher.engines.vllm.start_lines import START_LINES
 from launcher.errors import ConfigError
 from launcher.model import Fingerprint, Health, Identity, NodeFacts, Plan, Port, Process, Stage
 from launcher.settings import Settings
@@ -108,6 +109,8 @@ class VLLMEngine(Engine):
             ports=_ports(context, backend, rank),
             why=backend.why,
             scratch=(ray.temp_dir(context),) if backend.form is Form.RAY else (),
+            step_lines=START_LINES,
+            weights=weights.of_settings(settings, context.identity.size, rank),
         )
 
     def fingerprint(self, settings: Settings, facts: NodeFacts) -> Fingerprint:

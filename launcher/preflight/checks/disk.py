@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from launcher.common.folders import cache_home, home
+from launcher.common.text import size_text
 from launcher.preflight.finding import Finding, ok, warn
-from launcher.preflight.pod import Node, size_text
+from launcher.preflight.pod import Node
 
 ROOM_WANTED = 2 << 30  #: the compile caches of one model take a few hundred MiB
 

@@ -7,9 +7,10 @@ import re
 import resource
 from collections.abc import Iterator
 
+from launcher.common.text import size_text
 from launcher.node.descriptors import engine_limit
 from launcher.preflight.finding import Finding, fail, ok, warn
-from launcher.preflight.pod import Node, cgroup, size_text, text
+from launcher.preflight.pod import Node, cgroup, text
 
 IPC_LOCK = 14  #: bit of CAP_IPC_LOCK (capabilities(7))
 MEMLOCK_LEAST = 1 << 30

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from launcher.common.text import size_text
 from launcher.preflight.checks.model import weight_bytes
 from launcher.preflight.finding import Finding, fail, ok, warn
-from launcher.preflight.pod import Node, cgroup, size_text, text
+from launcher.preflight.pod import Node, cgroup, text
 
 GIB = 1 << 30
 SHM_LEAST = 1 * GIB  #: with less, several ranks fail at their first collective: NCCL maps 32 MiB or more per pair

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from launcher.common.folders import home
+from launcher.common.text import size_text
+from launcher.engines.weights import in_folder
 from launcher.errors import UNREPLACED
 from launcher.preflight.finding import Finding, fail, ok, skipped, warn
-from launcher.preflight.pod import Node, size_text
+from launcher.preflight.pod import Node
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".tensors")
 POINTER = b"version https://git-lfs"  # a Git LFS file whose content was not fetched
 MOST_CONFIG = 16 << 20
 FETCH = "copy the model again, whole (a download that was cut off leaves such a folder)"
@@ -58,7 +58,7 @@ def weight_bytes(model: str | None) -> int:
     try:
         if path.is_file():
             return path.stat().st_size
-        return sum(_sizes(path).values())
+        return sum(in_folder(model).values())
     except OSError:
         return 0
 
@@ -95,7 +95,7 @@ def _absent(node: Node, model: str) -> Finding:
 def _folder(node: Node, path: Path) -> Iterator[Finding]:
     try:
         raw = _read(path / "config.json")
-        sizes = _sizes(path)
+        sizes = in_folder(str(path))
     except OSError as error:
         yield fail(
             "model",
@@ -144,15 +144,6 @@ def _json(raw: bytes | None) -> Any:
         return None if raw is None else json.loads(raw)
     except ValueError:
         return None
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    """Weight files of the folder. Follows symlinks, which the hub's cache consists of."""
-    with os.scandir(path) as entries:
-        found = {e.name: e.stat().st_size for e in entries if e.name.endswith(WEIGHTS) and e.is_file()}
-    # If both formats exist, engines load safetensors.
-    tensors = {name: size for name, size in found.items() if name.endswith(".safetensors")}
-    return tensors or found
 
 
 def _indexed(path: Path) -> set[str]:
