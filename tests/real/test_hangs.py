@@ -1,0 +1,86 @@
+"""Hangs of real engines: vLLM over mp and SGLang, tensor parallel over two pods; the autopsy names the right rank.
+
+One rank's worker computes without end in the middle of a forward pass, sits in a system call there, or is stopped.
+LAUNCHER_HANG_TURNS says how often each (1); docs/hangs.md has the result of five.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pods import Cluster, until, why_not
+from tests.real import recipes
+from tests.real.install import NotInstallable
+from tests.real.launched import AGENT, LaunchedGroup, engine_arguments
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
+
+TURNS = int(os.environ.get("LAUNCHER_HANG_TURNS", "1"))
+WORDS = {"busy": "is in `busy`", "blocked": "is in `blocked`", "stopped": "is stopped (state T)"}
+HELPERS = Path(__file__).with_name("hanging_workers")
+SECONDS = 300.0  #: until the hang is noticed: deadlines are four times as long on a busy machine
+
+
+@pytest.fixture(scope="module", params=["vllm-mp", "sglang"])
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedGroup]:
+    reason = why_not()
+    if reason:
+        pytest.skip(f"pods cannot be made here: {reason}")
+    name = request.param.partition("-")[0]
+    try:
+        arguments = engine_arguments(request.param)
+        env = recipes.environment(name)
+        recipes.expected_completion(name)
+    except NotInstallable as reason:
+        pytest.skip(f"{name} cannot be installed here: {reason}")
+    at = arguments.index("--")
+    more = ("--restart-backoff", "1s", "--max-restarts", "100", "--hang-timeout", "5s")
+    paths = ":".join(filter(None, (str(HELPERS), env.get("PYTHONPATH", ""))))
+    with Cluster() as cluster:
+        made = LaunchedGroup(cluster, 2, [*arguments[:at], *more, *arguments[at:]], env, name=request.param)
+        for rank in range(2):
+            told = tmp_path_factory.mktemp(f"rank{rank}") / "hang"
+            made.start(rank, env={"PYTHONPATH": paths, "HANGING_WORKERS": str(told)})
+            made.told[rank] = told
+        made.until_serving()
+        yield made
+        made.terminate_all()
+
+
+@pytest.mark.parametrize("turn", range(TURNS))
+@pytest.mark.parametrize("how", WORDS)
+def test_the_rank_that_hangs_is_named(group: LaunchedGroup, how: str, turn: int) -> None:
+    rank = (turn + list(WORDS).index(how)) % 2
+    epoch = int(group.until_serving()["epoch"])
+    told: Path = group.told[rank]
+    told.write_text(how)
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            group.complete()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+
+    def found() -> dict[str, object] | None:
+        autopsy = group.status().get("autopsy")
+        return autopsy if autopsy and autopsy["epoch"] >= epoch else None
+
+    try:
+        autopsy = until(found, SECONDS, "an autopsy") or {}
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{group.logs()}") from None
+    finally:
+        told.unlink()
+    whole = group.pods[0].http(f"http://localhost:{AGENT}/autopsy", timeout=10).body
+    print(whole)
+    assert autopsy["rank"] == rank, whole
+    assert WORDS[how] in str(autopsy["verdict"])
+    group.until_serving(epoch + 1)
+    assert group.complete() == recipes.expected_completion(group.name.partition("-")[0])
