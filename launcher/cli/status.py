@@ -73,6 +73,8 @@ def table(status: Mapping[str, Any], port: int = AGENT_PORT) -> str:
         likely = "probably " if failure.get("probably") else ""
         lines.append(f"  {_when(failure)}: {likely}rank {_clean(failure.get('rank'))}: {_clean(_what(failure))}")
         lines += [f"    | {_clean(line)}" for line in _list(failure.get("tail"))[-5:]]
+        if failure.get("autopsy"):
+            lines.append(f"    autopsy: {_clean(failure['autopsy'])}")
         lines += [f"    because of it: {_clean(line)}" for line in _list(failure.get("because_of_it"))[:3]]
     lines += _findings([f for f in _list(get("findings")) if isinstance(f, dict)])
     members = [m for m in _list(get("members")) if isinstance(m, dict)]

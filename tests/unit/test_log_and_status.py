@@ -137,6 +137,13 @@ def test_the_first_failure_has_an_age() -> None:
     assert "first failure: rank 1: x" in table({"first_failure": {"rank": 1, "text": "x"}})
 
 
+def test_the_autopsy_of_a_hang_stands_beside_the_failure() -> None:
+    failure = {"rank": 0, "text": "no tokens", "autopsy": "rank 1 is in `forward`\x1b[2J, rank 0 waits in `recv`"}
+    text = table({"first_failure": failure})
+    assert "\n    autopsy: rank 1 is in `forward`" in text and "\x1b" not in text
+    assert "autopsy" not in table({"first_failure": {**failure, "autopsy": None}})
+
+
 def test_one_restart_is_one() -> None:
     assert "epoch 2, 1 restart  (asked" in table({"epoch": 2, "restarts": 1})
     assert "epoch 2, 0 restarts  (asked" in table({"epoch": 2, "restarts": 0})
@@ -205,7 +212,7 @@ _status = st.fixed_dictionaries(
     {},
     optional={
         **dict.fromkeys((*_names, "restarts", "timeline", "tail"), _json),
-        "first_failure": st.fixed_dictionaries({}, optional=dict.fromkeys(("rank", "text", "tail"), _json)),
+        "first_failure": st.fixed_dictionaries({}, optional=dict.fromkeys(("rank", "text", "tail", "autopsy"), _json)),
         "members": st.lists(_member | _json, max_size=60),
         "timeline": st.lists(
             st.fixed_dictionaries({}, optional={"phase": _json, "seconds": _json}) | _json, max_size=9
