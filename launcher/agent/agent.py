@@ -72,10 +72,12 @@ class Agent:
         secrets = steps.secret_of(settings)
         if secrets is not None:
             startup.forbid_core_dumps()
+        environment = steps.engine_environment(environ, identity.rank)
+        own = [secrets.newest.decode("utf-8", "replace")] if secrets else []
         self.context = AgentContext(
             settings,
             identity,
-            steps.engine_environment(environ, identity.rank),
+            environment,
             os.urandom(6).hex(),
             secrets,
             self.guard,
@@ -83,17 +85,13 @@ class Agent:
             Pressure(time.monotonic()),
             self._to_member,
             self._task,
+            redaction.known(settings.engine_args, environment, *own),
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[me.Exit] | None = None
         self._hurried = asyncio.Event()  # SIGTERM came when the agent was about to exit
         self._queue: deque[Callable[[], None]] = deque()
         self._pumping = False
-        self._redacted = redaction.known(
-            settings.engine_args,
-            self.context.environ,
-            *([secrets.newest.decode("utf-8", "replace")] if secrets else ()),
-        )
         last, self._shm_before = state_file.handed_on(environ)
         file = StateFile(settings.state_dir, identity.rank)
         self.member = startup.new_member(self.context, environ, file.before, last)
@@ -198,7 +196,7 @@ class Agent:
 
     def _to_member(self, event: Any) -> None:
         # From here its text goes to the leader, and to all who ask.
-        self._queue.append(partial(self._member_hears, redaction.event(event, self._redacted)))
+        self._queue.append(partial(self._member_hears, redaction.event(event, self.context.redacted)))
         self._pump()
 
     def _to_coordinator(self, event: Any, conn: int) -> None:

@@ -31,3 +31,4 @@ class AgentContext:
     pressure: Pressure
     tell: Callable[[Any], None]  #: hands an event to the member
     task: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]  #: runs a coroutine; if it raises, the agent ends
+    redacted: tuple[str, ...] = ()  #: secrets that are masked in text that leaves this pod

@@ -39,30 +39,27 @@ class ModelReads:
         tasks.start(self._look(self._weights, self._files, pids))
 
     async def _look(self, wanted: Weights, files: FileReads | None, pids: Sequence[int]) -> None:
-        began = time.monotonic()
         try:
-            files, reading = await asyncio.to_thread(_look, wanted, files, self._environ, pids)
+            files, reading, took = await asyncio.to_thread(_look, wanted, files, self._environ, pids)
         except RuntimeError:  # can't start new thread: the pod's limit of processes is reached
             return
         finally:
             self._busy = False
-            ended = time.monotonic()
-            self._next = ended + (ended - began) * SHARE
         if self._weights is not wanted:
             return  # of the epoch before
         self._files = files
-        if files is None:
-            self._next = max(self._next, ended + FIND_AGAIN)
-        else:
+        self._next = time.monotonic() + max(took * SHARE, FIND_AGAIN if files is None else 0.0)
+        if files is not None:
             self._start.see(reading)
 
 
 def _look(
     wanted: Weights, files: FileReads | None, environ: Mapping[str, str], pids: Sequence[int]
-) -> tuple[FileReads | None, Reading]:
+) -> tuple[FileReads | None, Reading, float]:
+    """Find the files if they are not known, and look. Also the seconds of CPU time that it took."""
+    began = time.thread_time()
     if files is None:
         sizes = weights.find(wanted, environ)
-        if not sizes:
-            return None, Reading()
-        files = FileReads(sizes)
-    return files, files.look(pids)
+        files = FileReads(sizes) if sizes else None
+    reading = Reading() if files is None else files.look(pids)
+    return files, reading, time.thread_time() - began

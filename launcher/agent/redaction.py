@@ -59,8 +59,11 @@ def event(found: Any, secrets: Sequence[str]) -> Any:
     if isinstance(getattr(found, "cause", None), Cause):
         return replace(found, cause=cause(found.cause, secrets))
     if isinstance(getattr(found, "report", None), Report):  # they are reported if this pod is lost
-        tail = tuple(text(line, secrets) for line in found.report.tail)
-        return replace(found, report=replace(found.report, tail=tail))
+        report = found.report
+        tail, told = tuple(text(line, secrets) for line in report.tail), report.progress
+        if told is not None:
+            told = replace(told, gate=text(told.gate, secrets), answer=text(told.answer, secrets))
+        return replace(found, report=replace(report, tail=tail, progress=told))
     if isinstance(found, Examined):
         return replace(found, processes=tuple(_process(one, secrets) for one in found.processes))
     return found

@@ -7,11 +7,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from launcher.agent import state_file
+from launcher.agent import redaction, state_file
 from launcher.agent.context import AgentContext
 from launcher.agent.engine_runner import EngineRunner
 from launcher.agent.links import Links
 from launcher.agent.preflight_watch import PreflightWatch
+from launcher.agent.start_log import StartLog
 from launcher.agent.state_file import StateFile
 from launcher.agent.timeline import Timeline, wall_clock
 from launcher.agent.verdict import CheckFailure
@@ -31,7 +32,7 @@ from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.autopsy import Autopsy
 from launcher.guard import channel as guard
-from launcher.model import Cause, Epoch
+from launcher.model import Cause, Epoch, StartProgress
 from launcher.node import leftovers
 
 LAST_WRITE = 2.0  #: seconds for the state file at exit
@@ -63,6 +64,7 @@ class Reporter:
             context.log, context.settings.termination_log, context.settings.last_lines == "on"
         )
         self._timeline = Timeline()
+        self._start_log = StartLog(context.log, context.identity.size)
         self._incarnation = context.incarnation
         self._saved_news: m.News | None = None
         self._saved_verdict = member.gave_up_at
@@ -90,6 +92,7 @@ class Reporter:
             bound = {} if news.wait is None else {"at_most_s": round(news.wait, 1)}
             self._log.waiting(news.text if shown else "", bound)
         self._report_autopsy()
+        self._start_log.say(phase == "starting", time.monotonic(), self._progress_by_rank)
         first = self._coordinator.history.first if self._coordinator is not None else news.first_failure
         stopping = phase in ("stopping", "aborted") or member.state is me.State.STOPPING
         if first is not None and not stopping and not finished:  # until then better evidence may come
@@ -247,9 +250,27 @@ class Reporter:
             stretch=self._context.pressure.stretch,
             gaps=self._context.pressure.gaps,
             autopsy=None if self._autopsy is None else AutopsyRecord(self._autopsy, wall_clock(self._autopsy.at)),
-            start=self._engine.watch.progress,
+            start=self._own_progress,
             loaded_bytes=self._engine.start.bytes_read,
         )
+
+    def _progress_by_rank(self) -> dict[int, StartProgress]:
+        """Of every rank on the leader, on a worker of its own."""
+        lead = self._coordinator
+        if lead is None:
+            own = self._own_progress
+            return {} if own is None else {self._context.identity.rank: own}
+        reports = {rank: seat.report for rank, seat in lead.seats.items() if seat.joined}
+        return {rank: it.progress for rank, it in reports.items() if it is not None and it.progress is not None}
+
+    @property
+    def _own_progress(self) -> StartProgress | None:
+        """How far this rank's own start is."""
+        found = self._engine.watch.progress
+        return found and replace(found, gate=self._redacted(found.gate), answer=self._redacted(found.answer))
+
+    def _redacted(self, text: str) -> str:
+        return redaction.text(text, self._context.redacted)
 
     def _waiting_for(self) -> str:
         """On the leader what it knows now, on a worker the latest text of the leader."""
@@ -309,9 +330,11 @@ class Reporter:
         silent = None if member.acked_at is None else time.monotonic() - member.acked_at
         state = "unknown" if silent is None else "leader"
         leader = MemberRow(0, state, who.leader, member.leader, (), silent)
-        watch, progress = self._engine.watch, self._engine.watch.progress
+        watch, progress = self._engine.watch, self._own_progress
         own = MemberRow(who.rank, member.state.value, member.address, member.incarnation, watch.pids, 0.0)
-        return leader, replace(own, progress=progress, line=watch.last_line if progress is not None else "")
+        return leader, replace(
+            own, progress=progress, line=self._redacted(watch.last_line) if progress is not None else ""
+        )
 
 
 def waiting_for(text: str, wait: float | None, since: float) -> str:
