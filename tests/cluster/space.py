@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -297,15 +298,19 @@ class Group:
         )
 
     def status(self, rank: int = 0) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.kubectl("exec", self.member(rank), "--", LAUNCHER, "status", "--json"))
-        return found
+        return self.status_of(self.member(rank))
+
+    def status_of(self, pod: str) -> dict[str, Any]:
+        """`launcher status` in a pod, which exits with 1 while the group doesn't serve. No answer: not ready."""
+        with contextlib.suppress(KubectlError, ValueError):
+            done = self.kubectl.attempt("exec", pod, "--", LAUNCHER, "status", "--json", timeout=60)
+            found: dict[str, Any] = json.loads(done.stdout)
+            return found
+        return {"phase": "no answer", "ready": False, "epoch": 0}
 
     def epoch(self) -> int:
         """The epoch that serves; 0 while none does or the leader can't be asked."""
-        try:
-            status = self.status()
-        except (KubectlError, ValueError):
-            return 0
+        status = self.status()
         return int(status["epoch"]) if status["ready"] else 0
 
     def next_epoch(self, before: int, patience: float = PATIENCE) -> float:

@@ -70,16 +70,20 @@ def test_out_of_memory(victim: str, space: Space, measured: Measured) -> None:
 
 @pytest.mark.parametrize(("who", "rank"), [("leader", 0), ("worker", 1)])
 def test_pod_is_deleted(who: str, rank: int, space: Space, measured: Measured) -> None:
-    """In good order: nobody waits for a lease, and the other pod's container stays."""
+    """In good order: nobody waits for a lease, and the other pod's container stays.
+
+    That is a start and the 5 s for which a pod that was told to go keeps serving, and 3 s for the cluster. A wait for a
+    lease would come on top.
+    """
     with space.watched("pods") as seen, space.group("delete") as group:
-        group.serving()
+        start = group.serving()
         stays = group.lives(group.member(1 - rank))
         seconds = replaced(group, [group.member(rank)])
-        measured(f"{who}'s pod deleted: serving again", seconds, "at most 12 s")
+        measured(f"{who}'s pod deleted: serving again", seconds, "at most 12 s on an idle cluster")
         group.check()
         assert group.lives(group.member(1 - rank)) == stays
         assert history.restarts(seen["pods"].events) == {}
-        assert seconds <= 12, "nobody waits for a lease whose end everybody knows"
+        assert seconds <= start + 8, f"the start took {start:.1f} s"
 
 
 def test_whole_group_is_deleted(space: Space, measured: Measured) -> None:

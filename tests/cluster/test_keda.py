@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -83,9 +82,7 @@ def test_zero_to_two_groups_and_back(
         leader = f"{group.sets[0].name}-0"
         awake = lambda: any(t.ready for t in history.readiness(pods.events, leader))  # noqa: E731
         until("the first group serves", awake, words=lambda: scaled_objects(space))
-        timeline = json.loads(space.kubectl("exec", leader, "--", "/opt/launcher/launcher", "status", "--json"))[
-            "timeline"
-        ]
+        timeline = group.status_of(leader)["timeline"]
         woke = history.wake_up(asked, sets.events, pods.events, leader, timeline)
         measured(f"KEDA ({group.sets[0].name}): first request to serving", woke.total)
         for name in ("keda", "scheduling", "launcher", "engine", "probe"):

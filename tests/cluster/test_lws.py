@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 import pytest
 
 from tests.cluster import history
 from tests.cluster.conftest import Measured
 from tests.cluster.kubectl import until
-from tests.cluster.space import LAUNCHER, Group, Space, script
+from tests.cluster.space import Group, Space, script
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("lws")]
 
@@ -32,12 +31,6 @@ def leaders(group: Group) -> list[str]:
     return [p["metadata"]["name"] for p in group.found() if p["metadata"]["labels"].get(INDEX) == "0"]
 
 
-def status(group: Group, pod: str) -> dict[str, Any]:
-    done = group.kubectl.attempt("exec", pod, "--", LAUNCHER, "status", "--json")
-    found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"epoch": 0, "ready": False}
-    return found
-
-
 def test_group_forms_and_restarts_in_place(space: Space, measured: Measured) -> None:
     """restartPolicy None: an engine that dies costs a restart in place, and no pod."""
     with space.watched("pods", "endpointslices") as seen, of_lws(space) as group:
@@ -48,12 +41,12 @@ def test_group_forms_and_restarts_in_place(space: Space, measured: Measured) -> 
         until("the Service has the leader", lambda: history.behind(slices, group.api))
         assert history.behind(slices, group.api) == {leader}
         pods = {p["metadata"]["uid"] for p in group.found()}
-        before = status(group, leader)
+        before = group.status_of(leader)
         pid = before["members"][0]["engine_pids"][0]
         space.kubectl.python(leader, script("processes"), "kill", str(pid))
 
         def later() -> bool:
-            now = status(group, leader)
+            now = group.status_of(leader)
             return bool(now["ready"]) and int(now["epoch"]) > int(before["epoch"])
 
         until("a later epoch serves", later, words=group.words)

@@ -197,11 +197,11 @@ def test_probes_ask_the_launcher_and_kill_nobody_who_waits(pods: Pods) -> None:
 
 
 def test_probes_of_a_normal_start_find_an_answer(pods: Pods) -> None:
-    """A probe that fails leaves a Warning event. The launcher answers within 2 s and a small engine serves within 5."""
+    """A probe that fails leaves a Warning event. The launcher answers within 2 s and a small engine serves within 4."""
     startup, readiness = pods.engine["startupProbe"], pods.engine["readinessProbe"]
     assert startup["initialDelaySeconds"] >= 3
     assert readiness["initialDelaySeconds"] >= startup["initialDelaySeconds"] + startup["periodSeconds"]
-    assert readiness["initialDelaySeconds"] + readiness["periodSeconds"] <= 8, "a new leader serves within 12 s"
+    assert readiness["initialDelaySeconds"] + readiness["periodSeconds"] <= 6, "a new leader serves within 12 s"
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 120, "a machine that is busy may take long"
 
 
