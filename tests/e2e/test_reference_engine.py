@@ -485,3 +485,26 @@ def test_a_taken_port_is_said(ranks: Callable[..., Ranks]) -> None:
     second = engine.start(0)
     assert second.wait(DEADLINE) == 1
     assert f"cannot listen on 127.0.0.1 port {engine.port}: Address already in use" in engine.log(0)
+
+
+@pytest.mark.parametrize("by", ["read", "mmap"])
+def test_weights_that_are_really_read(ranks: Callable[..., Ranks], tmp_path: Path, by: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("a.safetensors", "b.safetensors", "empty.safetensors"):
+        (folder / name).write_bytes(bytes(0 if name.startswith("empty") else 40_000))
+    slow = ("--load-rate", "100000", "--load-by", by, "--compile-seconds", "0.1", "--graph-seconds", "0.1")
+    engine = ranks(2, "--model", str(folder), *slow)
+    assert engine.wait_healthy() > 0.8
+    for rank in range(2):
+        lines = re.findall(r": (loading weights|compiling|capturing graphs)(: \d/3 files| took)", engine.log(rank))
+        assert lines == [
+            *(("loading weights", f": {n}/3 files") for n in range(3)),
+            *((what, " took") for what in ("loading weights", "compiling", "capturing graphs")),
+        ]
+
+
+def test_weights_that_are_not_there(ranks: Callable[..., Ranks], tmp_path: Path) -> None:
+    engine = ranks(1, "--model", str(tmp_path / "none"), "--load-rate", "1000")
+    assert engine.exit_code(0) == 1
+    assert "cannot load" in engine.log(0) and "No such file or directory" in engine.log(0)

@@ -13,7 +13,7 @@ from launcher.engines.file import placeholders, schema
 from launcher.engines.file.engine import DeclarativeEngine, load_engine_file
 from launcher.engines.registry import load
 from launcher.errors import ConfigError, UsageError
-from launcher.model import Epoch, Gate, Identity, NodeFacts, Plan, Port, Shared
+from launcher.model import Epoch, Gate, Identity, NodeFacts, Plan, Port, Shared, Weights
 from launcher.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -402,3 +402,42 @@ def test_a_gate_that_cannot_work_is_refused(gate: str, words: str) -> None:
     with pytest.raises(ConfigError) as refused:
         plans(engine, 2)
     assert "all.gate.target is" in str(refused.value) and words in str(refused.value)
+
+
+def test_progress_is_read_from_lines() -> None:
+    text = (
+        SMALL
+        + """
+[progress]
+weights = ["shard (?P<done>[0-9]+)/(?P<total>[0-9]+)", "loaded in (?P<took>[0-9.]+) s"]
+graphs = "graphs: (?P<percent>[0-9]+)%"
+over = "warm"
+"""
+    )
+    plan = plans(declared(text), 2, model="/m")[1]
+    assert [(line.step, line.pattern[:6]) for line in plan.step_lines] == [
+        ("weights", "shard "),
+        ("weights", "loaded"),
+        ("graphs", "graphs"),
+        ("rest", "warm"),
+    ]
+    assert plan.weights == Weights("/m")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('weight = "x"', "did you mean weights"),
+        ("weights = 3", "not a list of texts"),
+        ('weights = "("', "no regular expression"),
+        ('weights = "(a+)+b"', "too slow"),
+        ('compile = ["ok", ".*.*.*x"]', "too slow"),
+        ('weights = "(?P<percnt>[0-9]+)%"', "did you mean percent"),
+        ('weights = "(?P<done>[0-9]+) of"', "only one of the groups done and total"),
+        (f"weights = {['x'] * 33}", "more than 32 patterns"),
+    ],
+)
+def test_progress_that_cannot_be_read(line: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        declared(f"{SMALL}[progress]\n{line}\n")
+    assert "progress" in str(error.value) and said in str(error.value)

@@ -18,7 +18,7 @@ from launcher.engines import registry
 from launcher.engines.base import Engine
 from launcher.engines.plugin import Door, Plugin, PluginError, _nonsense
 from launcher.errors import ConfigError, ExitCode
-from launcher.model import Gate, Health, NodeFacts, Plan, Port, Process, Stage
+from launcher.model import Gate, Health, NodeFacts, Plan, Port, Process, Stage, StepLine
 from launcher.preflight import doctor
 from launcher.settings import Settings
 from tests import plugins
@@ -242,6 +242,9 @@ def of(**changes: Any) -> Plan:
         (replace(PLAN, health=Health(url="http://[::1:8000/")), "no URL"),
         (replace(PLAN, health=Health(timeout=0.0)), "health.timeout is 0"),
         (replace(PLAN, stop_grace=-1.0), "stop_grace is -1"),
+        (replace(PLAN, step_lines=(StepLine("load", "x"),)), "step_lines[0].step is 'load', not one of weights,"),
+        (replace(PLAN, step_lines=(StepLine("weights", "x"), StepLine("rest", "("))), "step_lines[1].pattern is '('"),
+        (replace(PLAN, step_lines=(StepLine("weights", "(a+)+b"),)), "too slow"),
         (of(name=""), "stages[0].processes[0].name is ''"),
         (of(argv=()), "argv is empty"),
         (of(argv=("a\0b",)), "argv or cwd holds what no command line can"),
