@@ -4,8 +4,8 @@
 #   ./run.sh demo [--kill]    two ranks find each other, serve a completion, and say what happened
 #   ./run.sh test [ARGS]      the default tests (ARGS go to pytest)
 #   ./run.sh lint             format, lint and types: ruff, mypy --strict
-#   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, 10,000 strangers, Prometheus;
-#                             -m chaos: long fault runs
+#   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, 10,000 strangers, Prometheus,
+#                             headless Chromium; -m chaos: long fault runs
 #   ./run.sh cluster [OPTIONS] the manifests on the Kubernetes cluster that kubectl reaches; --help has the options
 #   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos, 30 of
 #                             overload, then 10 minutes each of idle, slow, talking and storming strangers, 10,000 on
@@ -71,7 +71,7 @@ test)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos and not strangers and not mutations and not prometheus and not cluster" "$@"
+    exec "$bin/python" -m pytest -n 2 --dist worksteal -m "not pods and not real and not containers and not chaos and not strangers and not mutations and not prometheus and not cluster and not browser" "$@"
     ;;
 lint)
     set_up dev
@@ -84,7 +84,7 @@ slow)
     set_up dev
     shift
     cd "$here"
-    exec "$bin/python" -m pytest -m "(pods or real or containers or strangers or mutations or prometheus) and not chaos" -o timeout=1200 "$@"
+    exec "$bin/python" -m pytest -m "(pods or real or containers or strangers or mutations or prometheus or browser) and not chaos" -o timeout=1200 "$@"
     ;;
 cluster)
     set_up dev

@@ -31,7 +31,7 @@ TEXTS: Mapping[str, str] = {
     "group": "the protocol: state machines, link, lease",
     "guard": "PID 1: starts, reaps and kills processes",
     "reference": "the embedded engine",
-    "api": "/livez /readyz /metrics /status",
+    "api": "/livez /readyz /metrics /status and the page",
     "planning": "settings to identity to plan",
     "cli.sources": "flags, variables and TOML to settings",
     "preflight": "doctor and its checks",

@@ -232,6 +232,7 @@ class Reporter:
         return Snapshot(
             identity=who,
             engine=settings.engine_file or settings.engine,
+            agent_port=settings.agent_port,
             phase=self.phase,
             ready=ready,
             why=why,

@@ -1,1 +1,1 @@
-"""What a pod serves over HTTP: /livez, /readyz, /metrics and /status, and who may ask for what."""
+"""What a pod serves over HTTP: /livez, /readyz, /metrics, /status and the page, and who may ask for what."""

@@ -30,7 +30,7 @@ DETAILS = ("none", "loopback", "all")  #: who sees details without a token
 _FAILURE = ("epoch", "at", "age_s", "rank", "cause", "process", "exit_code", "served_s", "probably", "or_rank")
 OPEN: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("phase", "ready", "epoch", "rank", "size", "group", "name", "source"), ()),
-    **dict.fromkeys(("members_present", "restarts"), ()),
+    **dict.fromkeys(("members_present", "restarts", "agent_port"), ()),
     "first_failure": _FAILURE,
     "members": ("rank", "state", "address", "last_seen_s"),
     "timeline": ("phase", "at", "seconds"),

@@ -1,4 +1,4 @@
-"""The pages of a pod: /livez /readyz /metrics /status /autopsy.
+"""The pages of a pod: /livez /readyz /metrics /status /autopsy, and / for people.
 
 The agent passes functions that give the answers. Connections and their limits are in `visitors.py`.
 
@@ -22,6 +22,7 @@ from websockets.http11 import Response
 
 from launcher.api import access
 from launcher.api.visitors import Visitors
+from launcher.model import EMPTY
 
 
 class Pages:
@@ -75,7 +76,7 @@ def _status(pages: Pages, asker: access.Asker) -> Response:
         return _reply(http.HTTPStatus.UNAUTHORIZED, json.dumps({"error": verdict.why}) + "\n", "application/json")
     status = dict(pages.status())
     if not verdict.ok:
-        status = {**access.opened(status, bool(secrets)), "note": verdict.why}
+        status = {**access.opened(status, bool(secrets)), "note": verdict.why, "token_opens": bool(secrets)}
     return _reply(http.HTTPStatus.OK, json.dumps(status) + "\n", "application/json")
 
 
@@ -87,6 +88,14 @@ def _autopsy(pages: Pages, asker: access.Asker) -> Response:
     if not text:
         return _reply(http.HTTPStatus.NOT_FOUND, "no autopsy: no epoch ended by a hang, or this is not rank 0's pod\n")
     return _reply(http.HTTPStatus.OK, text)
+
+
+def _page(pages: Pages, asker: access.Asker) -> Response:
+    from launcher.api import page
+
+    text, policy = page.load()
+    safe = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+    return _reply(http.HTTPStatus.OK, text, "text/html; charset=utf-8", more=safe)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ ROUTES: Mapping[str, Route] = {
     "/metrics": Route(_metrics),
     "/status": Route(_status),
     "/autopsy": Route(_autopsy),
+    "/": Route(_page),
 }
 
 
@@ -129,7 +139,13 @@ def respond(
     return route.answer(pages, asker)
 
 
-def _reply(status: http.HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8", allow: str = "") -> Response:
+def _reply(
+    status: http.HTTPStatus,
+    text: str,
+    kind: str = "text/plain; charset=utf-8",
+    allow: str = "",
+    more: Mapping[str, str] = EMPTY,
+) -> Response:
     body = text.encode("utf-8", "backslashreplace")
     headers = Headers(
         {
@@ -138,6 +154,7 @@ def _reply(status: http.HTTPStatus, text: str, kind: str = "text/plain; charset=
             "Connection": "close",
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
+            **more,
         }
     )
     if status is http.HTTPStatus.METHOD_NOT_ALLOWED and allow:

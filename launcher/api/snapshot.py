@@ -99,6 +99,7 @@ class Snapshot:
 
     identity: Identity
     engine: str  #: name, or path of the engine file
+    agent_port: int
     phase: str  #: one of `PHASES`
     ready: bool
     why: str  #: why it is ready or not

@@ -23,6 +23,7 @@ def status_object(pod: Snapshot) -> dict[str, Any]:
         "group": who.group,
         "name": who.name,
         "source": who.source,
+        "agent_port": pod.agent_port,
         "engine": pod.engine,
         "waiting_for": pod.waiting_for,
         "first_failure": failure_object(pod.first_failure) if pod.first_failure else None,

@@ -146,7 +146,7 @@ NETWORK = (
     _option("--rdma", "RDMA for collectives.", default="auto: what is there"),
     _option("--preflight", "Run preflight checks at startup, for at most 2 s."),
     _option("--group-port", "Port of the group's link, on the leader.", metavar="PORT"),
-    _option("--agent-port", "Port of /livez /readyz /metrics /status.", metavar="PORT"),
+    _option("--agent-port", "Port of /livez /readyz /metrics /status and of the page, /.", metavar="PORT"),
     _option("--master-port", "torch.distributed's port.", metavar="PORT", default="the engine's own default"),
     _option("--ray-port", "Port of Ray's GCS.", metavar="PORT"),
     _option("--ray-args", "More options for `ray start`, quoted.", metavar="'ARGS'"),

@@ -31,6 +31,8 @@ POLL = 0.04  #: a look at the process table or at a page costs some milliseconds
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 LAUNCHER = Path(sys.executable).with_name("launcher")
 
+APART: set[int] = set()  #: children of the test process whose trees belong to no group: a browser
+
 T = TypeVar("T")
 
 
@@ -290,7 +292,15 @@ class Group:
 
     def left(self) -> list[Proc]:
         """What lives of this group, launchers included."""
-        return [p for p in descendants(os.getpid()) if not p.gone and p.key not in self._before]
+        found = descendants(os.getpid())
+        parents = {p.pid: p.ppid for p in found}
+
+        def apart(pid: int) -> bool:
+            while pid in parents and pid not in APART:
+                pid = parents[pid]
+            return pid in APART
+
+        return [p for p in found if not p.gone and p.key not in self._before and not apart(p.pid)]
 
     def engines(self) -> list[Proc]:
         """Engine processes of all ranks, orphans too."""

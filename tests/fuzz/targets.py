@@ -139,7 +139,9 @@ def agent_port(rng: random.Random) -> None:
     """Requests for a page, by anybody."""
     words = ("127.0.0.1", "127.²5.0.1", "127.0.0." + "9" * 5000, "::1", "[::1]", "localhost", "[", "a:b:c", "null", "é")
     head = REQUEST.replace(b"localhost", rng.choice(words).encode(), rng.randrange(3))
-    head = head.replace(b"GET /status", rng.choice((b"GET /livez", b"POST /metrics", b"GET /status?%ff", b"GET //[")))
+    head = head.replace(
+        b"GET /status", rng.choice((b"GET /", b"GET /livez", b"POST /metrics", b"GET /status?%ff", b"GET //["))
+    )
     if rng.random() < 0.7:
         head = values.spoilt(rng, head)
     pages = server.Pages(lambda: (True, ""), lambda: "", lambda: STATUS, lambda: (b"s" * 32,), "loopback")

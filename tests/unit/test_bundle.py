@@ -57,6 +57,7 @@ def test_bundle_is_whole_and_has_no_tests(bundle: ModuleType, tmp_path: Path) ->
     assert os.access(out / "launcher", os.X_OK)
     assert (out / "bin/python").resolve() == out / "launcher"
     assert (out / "lib/launcher/guard/guard.py").exists()
+    assert (out / "lib/launcher/api/page.html").exists()
     assert (out / "lib/psutil/__init__.py").exists()
     assert not (out / "lib/psutil/tests").exists()
     assert list((out / "lib/launcher/cli/__pycache__").glob(f"main.{sys.implementation.cache_tag}.pyc"))

@@ -106,7 +106,8 @@ def _details(pages: Pages, peer: str = "10.0.0.9", **headers: str) -> bool:
     assert code == 200
     shown = "tail" in status["first_failure"]
     if not shown:
-        assert set(status) - {"note"} <= set(access.OPEN) and status["note"]
+        assert set(status) - {"note", "token_opens"} <= set(access.OPEN) and status["note"]
+        assert status["token_opens"] is bool(pages.secrets())
         text = json.dumps(status)
         assert not any(word in text for word in ("prompt", "--api-key", "4711", "inc4rn4tion"))
         assert ("facts" in status["members"][0]) is not bool(pages.secrets())

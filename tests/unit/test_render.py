@@ -709,6 +709,7 @@ def test_installed_from_its_wheel_it_brings_the_layers_along(tmp_path: Path) -> 
     subprocess.run(wheel, cwd=K8S.parent, check=True, capture_output=True)
     (built,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(built) as archive:
+        assert "launcher/api/page.html" in archive.namelist()  # whatever else is data
         archive.extractall(tmp_path / "site")
     says = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from launcher.__main__ import main; main()"
     command = [sys.executable, "-I", "-c", says, "render", "-f", "-", "--gang", "volcano"]
