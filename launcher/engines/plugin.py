@@ -87,6 +87,10 @@ class Plugin(Engine):
         self.variable_prefixes = self._attribute("variable_prefixes")
         self.variable_reasons = self._attribute("variable_reasons")
         self.epoch_token = self._attribute("epoch_token")
+        self.waits = self._attribute("waits")
+        for pattern in self.waits:
+            if wrong := _bad_pattern(pattern):
+                raise door.wrong(f"waits has {shown(pattern)}: {wrong}")
         if not self.name or not self.name.isprintable():
             raise door.wrong(f"name is {shown(self.name)}")
 
