@@ -22,6 +22,8 @@ from launcher.group.proof import status_token
 from launcher.network.listening import bind
 from tests.browser import TEST_NAME, Browser, browsing, why_not
 from tests.e2e.group import Group, running
+from tests.e2e.test_autopsy import TURNS, hung
+from tests.e2e.test_launcher_start import FILES, SIZE, all_load, model, rows
 
 pytestmark = pytest.mark.browser
 
@@ -38,7 +40,7 @@ const of = (e, name) => getComputedStyle(e)[name].match(/[\\d.]+/g).slice(0, 3).
 const light = (c) => c.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
   .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
 const behind = (e) => (/, 0\\)$/.test(getComputedStyle(e).backgroundColor) ? behind(e.parentElement) : e);
-return [...document.querySelectorAll('h1, h1 span, h2, p, dt, dd, td, th, pre, .tile b, .legend span, small')]
+return [...document.querySelectorAll('h1, h1 span, h2, p, a, dt, dd, td, th, pre, .tile b, .legend span, small')]
   .filter((e) => e.checkVisibility() && e.textContent.trim()).map((e) => {
     const [a, b] = [light(of(e, 'color')), light(of(behind(e), 'backgroundColor'))];
     return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), `${e.tagName}: ${e.textContent.slice(0, 60)}`];
@@ -106,29 +108,61 @@ def test_forming(browser: Browser, tmp_path: Path, pictures: Path) -> None:
 
 
 def test_loading(browser: Browser, tmp_path: Path, pictures: Path) -> None:
-    with group_of(tmp_path, 2, "--stop-grace", "1", "--", "--startup-seconds", "600") as group:
-        group.until_phase("starting")
+    """Two ranks that read real files for minutes."""
+    folder = model(tmp_path / "model")
+    slow = ("--load-rate", str(FILES * SIZE // 150))
+    with group_of(tmp_path, 2, "--model", folder, "--stop-grace", "1", "--", *slow) as group:
+        group.until("both ranks load", lambda: all_load(group))
+        group.until("a part is read", lambda: all((row["ratio"] or 0) > 0.05 for row in rows(group)))
         browser.open(url(group))
         browser.until_reads("loading", "h1")
         browser.until_reads("epoch 1", "#timeline")
-        assert all("starting" in tile for tile in tiles(browser))
+        browser.until_reads("% of weights", "#verdict")
+        assert "0 of 2 ranks loaded, slowest rank " in browser.text("#verdict")
+        for tile in browser.until(
+            "both tiles", lambda: (t := tiles(browser)) and all("weights, " in one for one in t) and t
+        ):
+            assert "starting" in tile and "of 4.0 MiB" in tile
+            assert "waits for GET http://" in tile or "loading weights" in tile or "reference rank" in tile
+        assert browser.run("return document.querySelectorAll('.tile svg rect').length") == 2
         inspect(browser, "loading", pictures)
 
 
 def test_serving_on_the_leader_and_on_a_worker(browser: Browser, tmp_path: Path, pictures: Path) -> None:
-    with group_of(tmp_path, 2) as group:
+    folder = model(tmp_path / "model")
+    slow = ("--load-rate", str(FILES * SIZE // 3), "--compile-seconds", "1", "--graph-seconds", "0.5")
+    with group_of(tmp_path, 2, "--model", folder, "--", *slow) as group:
         group.until_serving()
         browser.open(url(group))
         browser.until_reads("serving", "h1")
         browser.until_reads("epoch 1", "#timeline")
         browser.until("tiles", lambda: all("running" in tile and "seen now" in tile for tile in tiles(browser)))
         assert f"{browser.run('return document.title')}".startswith("serving")
+        told = browser.text("#ledger")
+        assert "Where the latest start went (epoch 1: " in told and "the slowest" in told
+        for step in ("imports", "weights", "compile", "graphs"):
+            assert re.search(rf"{step} \d", told), told
         assert not browser.text("#leader") and not browser.text("#access") and not browser.text("#failures")
         inspect(browser, "serving", pictures)
         browser.open(url(group, 1))
         browser.until_reads("This pod is a worker", "#leader")
         assert f"curl {group.addresses[0]}:{group.agent_port}/status" in browser.text("#leader")
         inspect(browser, "worker", pictures)
+
+
+def test_hung(browser: Browser, tmp_path: Path, pictures: Path) -> None:
+    faults = ("--hang-after", "0.1", "--hang-mode", "busy", "--fault-ranks", "1", "--fault-epochs", "1")
+    with group_of(tmp_path, 2, *TURNS, "--", *faults) as group:
+        verdict = hung(group)["verdict"]
+        group.until_serving(after=1)
+        browser.open(url(group))
+        browser.until_reads(verdict, "#autopsy")
+        browser.until_reads("_compute", "#autopsy pre")
+        assert verdict in browser.text("#failures")
+        browser.until_reads("epoch 2", "#timeline")
+        inspect(browser, "hung", pictures)
+        browser.click("#autopsy a")
+        browser.until_reads("most recent call first")
 
 
 def test_draining(browser: Browser, tmp_path: Path, pictures: Path) -> None:
@@ -334,8 +368,7 @@ def test_everything_that_a_status_can_tell(browser: Browser, pictures: Path) -> 
         browser.open(f"http://127.0.0.1:{port}/")
         browser.until_reads("loading", "h1")
         inspect(browser, "full", pictures)
-        assert "3 of 16 ranks" not in browser.text("#verdict")
-        assert "slowest rank 7 at 45 %, about 6 min left" in browser.text("#verdict")
+        assert "0 of 16 ranks loaded, slowest rank 7 at 45 % of weights, about 6 min left." in browser.text("#verdict")
         for words in ("vllm 0.33.0", "/models/llama", "10.0.0.0:8000/v1"):
             assert words in browser.text("#verdict")
         assert len(tiles(browser)) == 16
@@ -343,7 +376,7 @@ def test_everything_that_a_status_can_tell(browser: Browser, pictures: Path) -> 
             "rank 7",
             "8 \u00d7 NVIDIA H200",
             "weights, 45 %",
-            "12 GB of 27 GB, 1.3 GB/s",
+            "11 GiB of 25 GiB, 1.2 GiB/s",
             "connection refused",
             "Loading",
         ):

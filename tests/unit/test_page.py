@@ -106,8 +106,9 @@ def test_texts_become_text_nodes() -> None:
     (script,) = Elements(get()[2]).inside["script"]
     assert not [sink for sink in SINKS if sink in script]
     assert "createTextNode" in script and ".textContent = " in script
-    assert set(re.findall(r"setAttribute\('([^']+)'", script)) == {"x", "width", "class", "aria-label"}
-    assert len(re.findall(r"setAttribute\(", script)) == 4, "each with a literal name"
+    assert set(re.findall(r"setAttribute\('([^']+)'", script)) == {"x", "width", "class", "aria-label", "href"}
+    assert len(re.findall(r"setAttribute\(", script)) == 5, "each with a literal name"
+    assert "setAttribute('href', 'autopsy')" in script
 
 
 def test_it_knows_every_phase() -> None:
