@@ -63,6 +63,7 @@ class FileReads:
         self._moved: dict[int, int] = {}  # bytes that each process has read, at the last look
         self._newest = -1  # place of the last file seen open so far
         self._in_order: bool | None = None  # None: unknown yet
+        self._read = 0  # what was read never becomes less, though an earlier file may be opened anew
 
     def look(self, pids: Iterable[int]) -> Reading:
         """Look at these processes. It takes milliseconds, so no event loop should wait for it."""
@@ -92,7 +93,8 @@ class FileReads:
             oldest = min((self._place[path] for _, path in self._held), default=self._newest + 1)
             passed = [path for path, place in self._place.items() if place < oldest]
             read += sum(self.sizes[path] - self._seen.get(path, 0) for path in passed)
-        return Reading(read or None, sum(self.sizes.values()) or None, is_open)
+        self._read = max(self._read, read)
+        return Reading(self._read or None, sum(self.sizes.values()) or None, is_open)
 
     def _closed(self, now: Mapping[tuple[int, str], _Held], moved: Mapping[int, int]) -> None:
         """A living process has closed a file that it had read a good part of: it is done with it."""

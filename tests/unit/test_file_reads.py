@@ -156,6 +156,8 @@ def test_files_that_were_opened_and_closed_between_two_looks(files: list[str]) -
         one.do(f"f = open({files[11]!r}, 'rb', buffering=0); f.read(1000)")
         found = reads.look([one.pid]).bytes_read
         assert found == whole - 4096 + 1000
+        one.do(f"f = open({files[3]!r}, 'rb', buffering=0)")
+        assert reads.look([one.pid]).bytes_read == found, "an earlier file that is opened anew takes nothing back"
 
 
 def test_a_loader_that_begins_at_the_end_has_not_read_the_rest(files: list[str]) -> None:
