@@ -18,6 +18,7 @@ from launcher.model import ProcessEvidence
 MOST_CHARACTERS = 1 << 18  #: kept of what one process prints
 _THREAD = re.compile(r"(Current thread|Thread) 0x[0-9a-fA-F]+.*\(most recent call first\):$")
 _FRAME = re.compile(r'\s+File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<name>.*)$')
+_CUT = "..."  #: stands for the threads that are not listed
 _BEGIN = "Fatal Python error: "
 
 
@@ -76,8 +77,8 @@ def _from_the_error(lines: list[str]) -> list[str]:
 def main_frames(lines: Sequence[str]) -> tuple[str, ...]:
     """The stack of the main thread in what faulthandler printed: "forward (model.py:12)", the innermost first.
 
-    The kernel gives a process's signals to its main thread where that does not block them, so it is the current one;
-    where nothing says which is current (no thread holds the GIL) the oldest one, which comes last.
+    It lists the newest thread first, so the main thread comes last. The current one, which happened to receive the
+    signal, may be any; it counts only where the list was cut (after 100 threads).
     """
     threads: list[tuple[bool, list[str]]] = []
     for line in lines:
@@ -87,10 +88,10 @@ def main_frames(lines: Sequence[str]) -> tuple[str, ...]:
             threads.append((header[1] == "Current thread", []))
         elif frame is not None and threads:
             threads[-1][1].append(f"{frame['name']} ({_short(frame['file'])}:{frame['line']})")
-    current = next((frames for is_current, frames in threads if is_current and frames), None)
-    if current is None:
-        current = next((frames for _, frames in reversed(threads) if frames), [])
-    return tuple(current)
+    told = [(current, frames) for current, frames in threads if frames]
+    if _CUT in lines:
+        told.sort(key=lambda one: one[0])
+    return tuple(told[-1][1]) if told else ()
 
 
 def _short(path: str) -> str:

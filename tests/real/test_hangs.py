@@ -1,4 +1,4 @@
-"""Hangs of real engines: vLLM over mp and SGLang, tensor parallel over two pods; the autopsy names the right rank.
+"""Hangs of vLLM over mp, SGLang (both tensor parallel) and bare torch, over two pods: the autopsy names the right rank.
 
 One rank's worker computes without end in the middle of a forward pass, sits in a system call there, or is stopped.
 LAUNCHER_HANG_TURNS says how often each (1); docs/hangs.md has the result of five.
@@ -16,30 +16,48 @@ import pytest
 
 from tests.pods import Cluster, until, why_not
 from tests.real import recipes
-from tests.real.install import NotInstallable
-from tests.real.launched import AGENT, LaunchedGroup, engine_arguments
+from tests.real.install import NotInstallable, engine
+from tests.real.launched import AGENT, PORT, LaunchedGroup, engine_arguments
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
 TURNS = int(os.environ.get("LAUNCHER_HANG_TURNS", "1"))
 WORDS = {"busy": "is in `busy`", "blocked": "is in `blocked`", "stopped": "is stopped (state T)"}
 HELPERS = Path(__file__).with_name("hanging_workers")
+TORCH = """
+name = "torch"
+python = "{python}"
+[health]
+path = "/"
+[[stages]]
+name = "reducer"
+command = ["{{python}}", "{program}", "{{rank}}", "{{size}}", "{{leader:master_port}}", "{{port}}", "{{bind}}"]
+"""
 SECONDS = 300.0  #: until the hang is noticed: deadlines are four times as long on a busy machine
 
 
-@pytest.fixture(scope="module", params=["vllm-mp", "sglang"])
+def torch_arguments(folder: Path) -> list[str]:
+    """An engine file for two ranks that do nothing but compute and all-reduce, with the torch of vLLM."""
+    file = folder / "torch.toml"
+    file.write_text(TORCH.format(python=engine("vllm").python, program=HELPERS / "reducer.py"))
+    return ["--engine-file", str(file), "--port", str(PORT)]
+
+
+@pytest.fixture(scope="module", params=["torch", "vllm-mp", "sglang"])
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedGroup]:
     reason = why_not()
     if reason:
         pytest.skip(f"pods cannot be made here: {reason}")
     name = request.param.partition("-")[0]
     try:
-        arguments = engine_arguments(request.param)
-        env = recipes.environment(name)
-        recipes.expected_completion(name)
+        if name == "torch":
+            arguments, env = torch_arguments(tmp_path_factory.mktemp("torch")), {"OMP_NUM_THREADS": "1"}
+        else:
+            arguments, env = engine_arguments(request.param), dict(recipes.environment(name))
+            recipes.expected_completion(name)
     except NotInstallable as reason:
         pytest.skip(f"{name} cannot be installed here: {reason}")
-    at = arguments.index("--")
+    at = arguments.index("--") if "--" in arguments else len(arguments)
     more = ("--restart-backoff", "1s", "--max-restarts", "100", "--hang-timeout", "5s")
     paths = ":".join(filter(None, (str(HELPERS), env.get("PYTHONPATH", ""))))
     with Cluster() as cluster:
@@ -65,8 +83,8 @@ def test_the_rank_that_hangs_is_named(group: LaunchedGroup, how: str, turn: int)
         with contextlib.suppress(Exception):
             group.complete()
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
+    if group.name != "torch":
+        threading.Thread(target=ask, daemon=True).start()
 
     def found() -> dict[str, object] | None:
         autopsy = group.status().get("autopsy")
@@ -83,4 +101,5 @@ def test_the_rank_that_hangs_is_named(group: LaunchedGroup, how: str, turn: int)
     assert autopsy["rank"] == rank, whole
     assert WORDS[how] in str(autopsy["verdict"])
     group.until_serving(epoch + 1)
-    assert group.complete() == recipes.expected_completion(group.name.partition("-")[0])
+    if group.name != "torch":
+        assert group.complete() == recipes.expected_completion(group.name.partition("-")[0])

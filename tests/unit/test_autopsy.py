@@ -163,6 +163,10 @@ def test_the_main_threads_stack_is_read() -> None:
     assert main_frames(newer.splitlines())[0] == "forward (engine/model.py:12)"
     nobodys = PRINTED.replace("Current thread", "Thread")
     assert main_frames(nobodys.splitlines())[0] == "forward (engine/model.py:12)"
+    other = PRINTED.replace("Current thread", "Thread").replace("Thread 0x00007f01", "Current thread 0x00007f01")
+    assert main_frames(other.splitlines())[0] == "forward (engine/model.py:12)", "whoever received the signal"
+    cut = [*other.splitlines(), "..."]
+    assert main_frames(cut)[0] == "wait (python3.12/threading.py:359)"
     assert main_frames(["Aborted (core dumped)"]) == ()
 
 

@@ -50,5 +50,10 @@ def lie_in_wait() -> None:
     sys.modules["torch.nn.modules.module"].register_module_forward_pre_hook(look)
 
 
-if os.environ.get("HANGING_WORKERS"):
+def begin() -> None:
     threading.Thread(target=lie_in_wait, daemon=True).start()
+
+
+if os.environ.get("HANGING_WORKERS"):
+    begin()
+    os.register_at_fork(after_in_child=begin)  # a thread does not survive a fork, and a worker may be one
