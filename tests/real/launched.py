@@ -63,7 +63,6 @@ class LaunchedGroup:
         self.env = dict(env or {})
         self.pods: dict[int, Pod] = {}
         self.processes: dict[int, PodProcess] = {}
-        self.told: dict[int, Path] = {}  #: by rank, where a test tells an engine what to do
 
     def pod(self, rank: int, **options: Any) -> Pod:
         """Make the pod of a rank (no program runs in it yet)."""

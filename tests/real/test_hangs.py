@@ -24,34 +24,24 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 TURNS = int(os.environ.get("LAUNCHER_HANG_TURNS", "1"))
 WORDS = {"busy": "is in `busy`", "blocked": "is in `blocked`", "stopped": "is stopped (state T)"}
 HELPERS = Path(__file__).with_name("hanging_workers")
-TORCH = """
-name = "torch"
-python = "{python}"
-[health]
-path = "/"
-[[stages]]
-name = "reducer"
-command = ["{{python}}", "{program}", "{{rank}}", "{{size}}", "{{leader:master_port}}", "{{port}}", "{{bind}}"]
-"""
+TOLD = "/tmp/hang"
 SECONDS = 300.0  #: until the hang is noticed: deadlines are four times as long on a busy machine
 
 
-def torch_arguments(folder: Path) -> list[str]:
-    """An engine file for two ranks that do nothing but compute and all-reduce, with the torch of vLLM."""
-    file = folder / "torch.toml"
-    file.write_text(TORCH.format(python=engine("vllm").python, program=HELPERS / "reducer.py"))
-    return ["--engine-file", str(file), "--port", str(PORT)]
+def torch_arguments() -> list[str]:
+    """Two ranks that do nothing but compute and all-reduce, with the torch of vLLM's interpreter."""
+    return ["--engine-file", str(HELPERS / "torch.toml"), "--python", str(engine("vllm").python), "--port", str(PORT)]
 
 
 @pytest.fixture(scope="module", params=["torch", "vllm-mp", "sglang"])
-def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedGroup]:
+def group(request: pytest.FixtureRequest) -> Iterator[LaunchedGroup]:
     reason = why_not()
     if reason:
         pytest.skip(f"pods cannot be made here: {reason}")
     name = request.param.partition("-")[0]
     try:
         if name == "torch":
-            arguments, env = torch_arguments(tmp_path_factory.mktemp("torch")), {"OMP_NUM_THREADS": "1"}
+            arguments, env = torch_arguments(), {"OMP_NUM_THREADS": "1"}
         else:
             arguments, env = engine_arguments(request.param), dict(recipes.environment(name))
             recipes.expected_completion(name)
@@ -63,9 +53,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with Cluster() as cluster:
         made = LaunchedGroup(cluster, 2, [*arguments[:at], *more, *arguments[at:]], env, name=request.param)
         for rank in range(2):
-            told = tmp_path_factory.mktemp(f"rank{rank}") / "hang"
-            made.start(rank, env={"PYTHONPATH": paths, "HANGING_WORKERS": str(told)})
-            made.told[rank] = told
+            made.start(rank, env={"PYTHONPATH": paths, "HANGING_WORKERS": TOLD})
         made.until_serving()
         yield made
         made.terminate_all()
@@ -76,8 +64,8 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_the_rank_that_hangs_is_named(group: LaunchedGroup, how: str, turn: int) -> None:
     rank = (turn + list(WORDS).index(how)) % 2
     epoch = int(group.until_serving()["epoch"])
-    told: Path = group.told[rank]
-    told.write_text(how)
+    pod = group.pods[rank]
+    pod.exec(["sh", "-c", f"echo {how} > {TOLD}"])  # each pod has a /tmp of its own
 
     def ask() -> None:
         with contextlib.suppress(Exception):
@@ -95,7 +83,7 @@ def test_the_rank_that_hangs_is_named(group: LaunchedGroup, how: str, turn: int)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{group.logs()}") from None
     finally:
-        told.unlink()
+        pod.exec(["rm", TOLD])
     whole = group.pods[0].http(f"http://localhost:{AGENT}/autopsy", timeout=10).body
     print(whole)
     assert autopsy["rank"] == rank, whole
