@@ -14,7 +14,14 @@ from launcher.cli.commands import asks_for_handoff, is_run
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. Ctrl-C ends any command without a traceback, whatever it was doing."""
+    try:
+        _command()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _command() -> None:
     if is_run(sys.argv[1:]):
         gc.disable()  # what imports make stays; guard and agent turn it on again when they are up: a tenth of the start
         if asks_for_handoff(sys.argv[1:]):

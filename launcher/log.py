@@ -12,9 +12,32 @@ from datetime import datetime, timezone
 
 LEVELS = ("debug", "info", "warning", "error")
 REMIND_SECONDS = 60.0
+LONG_SECONDS = 180.0  #: a wait that lasts so long is unusual: it becomes a warning, and says what to look at
 LAST = 253402300799.0  #: the end of the year 9999: no later time can be written
 #: What every line says of itself. A field of an event that is called so becomes ``of_rank`` and so on.
 OWN = ("time", "level", "event", "rank", "epoch")
+
+
+class WaitLines:
+    """One wait after another: said when its reason changes, and once a minute while that does not."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._since = self._said = 0.0
+
+    def lasted(self, now: float) -> float:
+        """Seconds since the wait began, whatever its reason was meanwhile."""
+        return now - self._since if self._text else 0.0
+
+    def line(self, text: str, now: float) -> str:
+        """``text``: what is missing; empty: the wait is over. What is to be said now; empty: nothing."""
+        before, self._text = self._text, text
+        if not text or (text == before and now - self._said < REMIND_SECONDS):
+            return ""
+        if not before:
+            self._since = now
+        self._said = now
+        return f"still {text}" if text == before and text.startswith("waiting") else text
 
 
 class Log:
@@ -27,8 +50,9 @@ class Log:
         self._rank = rank
         self._style = style
         self._least = LEVELS.index(level)
-        self._waiting: tuple[str, float] = ("", 0.0)
+        self._wait = WaitLines()
         self.epoch = ""
+        self.look_at = ""  #: a command that shows the pods of this group, for whoever finds that a wait is long
 
     def __call__(self, event: str, fields: Mapping[str, object] | None = None, level: str = "info") -> None:
         """One event: a few words, and what belongs to it."""
@@ -37,13 +61,16 @@ class Log:
 
     def waiting(self, text: str, fields: Mapping[str, object] | None = None) -> None:
         """What is missing: said when it changes, and once a minute while it does not. Empty: the wait is over."""
-        before, at = self._waiting
         now = time.monotonic()
-        if text == before and now - at < REMIND_SECONDS:
+        line = self._wait.line(text, now)
+        if not line:
             return
-        self._waiting = (text, now)
-        if text:
-            self(text if text != before else f"still {text}", fields)
+        lasted = self._wait.lasted(now)
+        fields = {**({"waited_s": round(lasted)} if lasted >= 1 else {}), **(fields or {})}
+        if lasted < LONG_SECONDS:
+            self(line, fields)
+        else:
+            self(line, {**fields, "look_at": self.look_at}, "warning")
 
     def block(self, lines: list[str], level: str = "error") -> None:
         """Several lines that belong together: the first failure and its last words."""

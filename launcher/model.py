@@ -15,6 +15,12 @@ from typing import Any
 EMPTY: Mapping[str, str] = MappingProxyType({})
 EMPTY_NUMBERS: Mapping[str, float] = MappingProxyType({})
 
+#: The phases of a launcher and its group, as people see them.
+PHASES = (
+    *("setup", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
+    *("preparing", "starting", "running", "draining", "stopping", "aborted"),
+)
+
 
 # --------------------------------------------------------------------------------------------------- identity
 
@@ -263,9 +269,14 @@ class CauseKind(str, Enum):
     LEADER = "leader_lost"  #: the leader went away (a member's view)
     AGENT = "launcher_died"  #: the launcher itself was killed or broke
     DRAIN = "drain"  #: asked to leave: no failure
+    RESTART = "restart"  #: `launcher restart`: no failure
     UNCLEAN = "not_clean"  #: something of an ended epoch could not be removed
     JOIN = "join_timeout"  #: the leader or the peers never came
     MISMATCH = "mismatch"  #: members that are not alike
+
+
+#: Ends that somebody asked for. They are charged to no budget, and they are never the first failure.
+NO_FAILURE = frozenset({CauseKind.DRAIN, CauseKind.RESTART})
 
 
 @dataclass(frozen=True)

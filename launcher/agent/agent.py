@@ -37,6 +37,7 @@ from launcher.group.last_words import HEARING_SECONDS
 from launcher.group.own_gap import own_gap
 from launcher.group.roster import LOCAL
 from launcher.guard import channel as guard
+from launcher.identity import look_at
 from launcher.log import Log
 from launcher.model import Cause, CauseKind, Shared
 from launcher.node import leftovers
@@ -141,6 +142,7 @@ class Agent:
             self.log(warning, level="warning")
         if secrets is not None:
             secrets.warn = lambda text: self.log(text, level="warning")
+        self.log.look_at = look_at.command(who, self.context.environ, steps.namespace_of(self.context.settings))
         self.log("started", {"group": who.group, "size": who.size, "source": who.source, "leader": who.leader})
         self._reporter.enter("setup")
         for step in (self._startup.listen, self._startup.learn):

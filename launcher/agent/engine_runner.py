@@ -26,7 +26,7 @@ from launcher.engines.base import Engine, PlanContext
 from launcher.errors import LauncherError
 from launcher.group import member as me
 from launcher.guard import channel as guard
-from launcher.model import Cause, CauseKind, Epoch, Health, NodeFacts, Plan, Process, Shared
+from launcher.model import NO_FAILURE, Cause, CauseKind, Epoch, Health, NodeFacts, Plan, Process, Shared
 from launcher.network import connections
 from launcher.node import leftovers, tree
 from launcher.planning import own_ports, pod_network, steps
@@ -162,7 +162,7 @@ class EngineRunner:
 
         text = self.cleanup.not_back
         if taken:
-            text = f"{taken} is in use on this pod by something that is not of this group"
+            text = taken
         refused = bool(taken or (text and await self.cleanup.still_not_back(current)))
         if not current():
             return
@@ -199,7 +199,7 @@ class EngineRunner:
         return None
 
     def _taken_ports(self, plan: Plan, shared: Shared) -> str | None:
-        """The first port of the plan that is in use; None: a port cannot work, and the leader knows why."""
+        """The first port of the plan that is in use, in words; None: a port cannot work, and the leader knows why."""
         try:
             return own_ports.taken_ports(plan, shared.addresses[self._rank])
         except LauncherError as error:
@@ -319,13 +319,13 @@ class EngineRunner:
                 run.health = None
             if grace == settings.stop_grace and run.plan.stop_grace is not None:
                 grace = run.plan.stop_grace  # the engine file's own; the lease still ends it
-            run.stopping_cleanly |= cause.kind is CauseKind.DRAIN
+            run.stopping_cleanly |= cause.kind in NO_FAILURE
         self._preparing = None
         self.start.end()
         self.watch.stopping()
         self.stages.cancel()
         self._stops += 1
-        if cause.kind is CauseKind.DRAIN:
+        if cause.kind in NO_FAILURE:
             self._log("stopping the engine", {"why": str(cause), "grace": grace})
         else:
             known = self._rank == 0 or str(cause) == str(self._logged)  # this log has just named it

@@ -101,6 +101,10 @@ class Links:
         if conn != LOCAL and self._to_members is not None:
             self._to_members.hang(conn)
 
+    def tell_coordinator(self, event: Any) -> None:
+        """An event of this pod's own for the coordinator."""
+        self._to_coordinator(event, LOCAL)
+
     def flush(self) -> None:
         if self._to_members is not None:
             self._to_members.flush()

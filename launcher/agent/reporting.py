@@ -6,11 +6,13 @@ import asyncio
 import time
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from launcher.agent import redaction, state_file
 from launcher.agent.context import AgentContext
 from launcher.agent.engine_runner import EngineRunner
 from launcher.agent.links import Links
+from launcher.agent.outage import Outage
 from launcher.agent.preflight_watch import PreflightWatch
 from launcher.agent.start_log import StartLog
 from launcher.agent.state_file import StateFile
@@ -26,17 +28,20 @@ from launcher.api.snapshot import (
     Snapshot,
     StartRecord,
 )
+from launcher.common.addresses import host_port
 from launcher.errors import ExitCode
 from launcher.group import coordinator as co
 from launcher.group import member as me
 from launcher.group import messages as m
 from launcher.group.autopsy import Autopsy
 from launcher.guard import channel as guard
-from launcher.model import Cause, Epoch, StartProgress
+from launcher.model import NO_FAILURE, Cause, Epoch, Plan, StartProgress
 from launcher.node import leftovers
 
 LAST_WRITE = 2.0  #: seconds for the state file at exit
 AWAY = (me.State.CLEANING, me.State.SEEKING)  #: states of a member without a leader
+#: Phases in which the log says what is waited for.
+WAITS = frozenset({"gathering", "mismatched", "fenced", "leaving", "backoff", "stopping"})
 
 
 class Reporter:
@@ -71,6 +76,7 @@ class Reporter:
         self._saved_epoch: tuple[Epoch, tuple[str, ...], leftovers.Snapshot | None] | None = None
         self._kept_autopsy: Autopsy | None = None
         self._owns_file = False  # whether the state file describes this agent, no longer the one before
+        self._outage = Outage()
         self.phase = "setup"  #: as people see it
 
     # ----------------------------------------------------------------------------------------------------- events
@@ -78,6 +84,10 @@ class Reporter:
     def enter(self, phase: str) -> None:
         self.phase = phase
         self._timeline.enter(phase)
+        cause = (self._member if self._coordinator is None else self._coordinator).cause
+        over = self._outage.enter(phase, cause is not None and cause.kind not in NO_FAILURE, time.monotonic())
+        if over:
+            self._log(over)
         if phase == "preparing" and self._coordinator is not None and not self._context.identity.alone:
             self._watch.compare({rank: seat.hello.facts for rank, seat in self._coordinator.seats.items()})
 
@@ -88,7 +98,7 @@ class Reporter:
         if phase != self.phase:
             self.enter(phase)
         if member.state not in AWAY:  # there the leader is waited for, and its link logs it
-            shown = news.phase in ("gathering", "mismatched", "fenced", "stopping")
+            shown = news.phase in WAITS
             bound = {} if news.wait is None else {"at_most_s": round(news.wait, 1)}
             self._log.waiting(news.text if shown else "", bound)
         self._report_autopsy()
@@ -233,12 +243,16 @@ class Reporter:
             identity=who,
             engine=settings.engine_file or settings.engine,
             agent_port=settings.agent_port,
+            engine_version=member.fingerprint.get("engine.version") or None,
+            model=settings.model or member.fingerprint.get("model") or None,
+            api_url=self._api_url(),
             phase=self.phase,
             ready=ready,
             why=why,
             epoch=self._engine.epoch.n if self._engine.epoch else None,
             waiting_for=self._waiting_for() or member.refusal,
             first_failure=self._first_failure(),
+            latest_cause=self._latest_cause(),
             members_present=len(lead.seats) if lead is not None else member.news.present,
             members=self._worker_rows() if lead is None else self._leader_rows(lead),
             restarts=member.news.restarts,
@@ -288,6 +302,18 @@ class Reporter:
         news = self._member.news
         return _record(news.first_failure, news.first_epoch, self._member.first_at)
 
+    def _latest_cause(self) -> FailureRecord | None:
+        """Why the latest epoch ended; only rank 0 knows what all ranks said of it."""
+        if self._coordinator is None or not self._coordinator.history.ended:
+            return None
+        last = self._coordinator.history.ended[-1]
+        return _record(last.cause, last.epoch.n, last.at)
+
+    def _api_url(self) -> str | None:
+        """Where callers reach the engine's API, if this rank has it and it has been planned."""
+        plan = self._engine.plan
+        return None if plan is None else api_url(plan, self._member.address)
+
     def _leader_view(self, lead: co.Coordinator) -> LeaderView:
         measures, health = lead.measures, self._engine.health
         failures = self._engine.health_failures
@@ -336,6 +362,15 @@ class Reporter:
         return leader, replace(
             own, progress=progress, line=self._redacted(watch.last_line) if progress is not None else ""
         )
+
+
+def api_url(plan: Plan, own: str) -> str | None:
+    """Of a rank's API: at its own address ``own`` where other pods reach it there, else where the plan asks it."""
+    if plan.api_port is None:
+        return None
+    asked = urlsplit(plan.health.url or "")
+    host = own if plan.health.outside or not asked.hostname else asked.hostname
+    return f"{asked.scheme or 'http'}://{host_port(host, plan.api_port)}"
 
 
 def waiting_for(text: str, wait: float | None, since: float) -> str:

@@ -16,6 +16,7 @@ from launcher.agent.engine_runner import EngineRunner
 from launcher.agent.links import Links
 from launcher.agent.preflight_watch import PreflightWatch
 from launcher.agent.reporting import Reporter
+from launcher.agent.requests import OperatorRequests
 from launcher.agent.state_file import SavedState
 from launcher.agent.timeline import monotonic_of
 from launcher.agent.timeouts import join_timeout, linger, rejoin_timeout
@@ -79,6 +80,9 @@ class Startup:
         from launcher.api import server
 
         settings, secrets, report = self._context.settings, self._context.secrets, self._reporter
+        asked = OperatorRequests(
+            self._context.identity, settings.agent_port, self._coordinator, self._links.tell_coordinator
+        )
         pages = server.Pages(
             report.ready,
             lambda: metrics_page(report.snapshot()),
@@ -87,6 +91,8 @@ class Startup:
             details=settings.status_details,
             host_network=lambda: pod_network.on_host_network(self._context.environ),
             autopsy=report.autopsy_text,
+            restart=asked.restart,
+            last_lines=asked.last_lines,
         )
         self._links.visitors = server.listen(pages, sockets, self._links.shares.visits)
 

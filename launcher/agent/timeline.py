@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from launcher.api.snapshot import PHASES, PhaseVisit
+from launcher.api.snapshot import PhaseVisit
+from launcher.model import PHASES
 
 MOST_VISITS = 64
 _BOOT = time.time() - time.monotonic()

@@ -32,6 +32,7 @@ OPEN: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("phase", "ready", "epoch", "rank", "size", "group", "name", "source"), ()),
     **dict.fromkeys(("members_present", "restarts", "agent_port"), ()),
     "first_failure": _FAILURE,
+    "latest_cause": _FAILURE,
     "members": ("rank", "state", "address", "last_seen_s"),
     "timeline": ("phase", "at", "seconds"),
 }
@@ -65,6 +66,7 @@ class Asker:
 
     peer: str
     headers: Mapping[str, str]
+    query: str = ""  #: what follows the question mark
 
     @property
     def bearer(self) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from launcher.api.snapshot import PHASES, LeaderView, Snapshot
+from launcher.api.snapshot import LeaderView, Snapshot
 from launcher.group.metrics import Durations
+from launcher.model import PHASES
 
 
 def metrics_page(pod: Snapshot) -> str:

@@ -1,11 +1,10 @@
-"""The pages of a pod: /livez /readyz /metrics /status /autopsy, and / for people.
+"""The pages of a pod: /livez /readyz /metrics /status /autopsy, / for people; and what `logs` and `restart` ask.
 
 The agent passes functions that give the answers. Connections and their limits are in `visitors.py`.
 
 /livez is 200 whenever the event loop runs, even during an hour's wait for peers and while a model loads, because a
-kubelet must not restart the pod for that. /status shows its details, and /autopsy anything, to those that `access.py`
-admits. No route changes
-anything; one that does must set ``acts`` in `ROUTES`, and is reached only through `access.acts`.
+kubelet must not restart the pod for that. /status shows its details, and /autopsy and /logs anything, to those that
+`access.py` admits. A route that changes anything sets ``acts`` in `ROUTES`, and is reached only through `access.acts`.
 """
 
 from __future__ import annotations
@@ -14,19 +13,25 @@ import http
 import json
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import parse_qs
 
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 from launcher.api import access
+from launcher.api.answers import PlainAnswer, RankLines
 from launcher.api.visitors import Visitors
 from launcher.model import EMPTY
 
 
+def _nobody(*_: object) -> PlainAnswer:
+    return PlainAnswer(503, "this pod cannot answer that")
+
+
 class Pages:
-    """What the pages show, as functions without arguments."""
+    """What the pages show, and what they do, as functions."""
 
     def __init__(
         self,
@@ -37,6 +42,8 @@ class Pages:
         details: str = "loopback",
         host_network: Callable[[], bool] = lambda: False,
         autopsy: Callable[[], str] = str,
+        restart: Callable[[str], PlainAnswer] = _nobody,
+        last_lines: Callable[[int], RankLines | PlainAnswer] = _nobody,
     ) -> None:
         self.ready = ready
         self.metrics = metrics
@@ -45,6 +52,8 @@ class Pages:
         self.details = details  #: who reads details without a token: none, loopback or all
         self.host_network = host_network
         self.autopsy = autopsy  #: the whole text of the latest one; empty: there is none here
+        self.restart = restart  #: by whom; a new epoch
+        self.last_lines = last_lines  #: of a rank
 
 
 def listen(pages: Pages, sockets: Sequence[socket.socket], most: int) -> Visitors:
@@ -98,6 +107,25 @@ def _page(pages: Pages, asker: access.Asker) -> Response:
     return _reply(http.HTTPStatus.OK, text, "text/html; charset=utf-8", more=safe)
 
 
+def _logs(pages: Pages, asker: access.Asker) -> Response:
+    """``GET /logs?rank=N``: an engine's lines are details, which a page of states and numbers does not show."""
+    verdict = access.reads(asker, pages.secrets(), pages.details)
+    if not verdict.ok:
+        return _reply(http.HTTPStatus(verdict.status), f"{verdict.why}\n")
+    said = parse_qs(asker.query).get("rank", [""])[-1]
+    if not (said.isascii() and said.isdecimal() and len(said) <= 6):
+        return _reply(http.HTTPStatus.BAD_REQUEST, "say which rank: /logs?rank=0\n")
+    found = pages.last_lines(int(said))
+    if isinstance(found, PlainAnswer):
+        return _reply(http.HTTPStatus(found.status), f"{found.text}\n")
+    return _reply(http.HTTPStatus.OK, json.dumps(asdict(found)) + "\n", "application/json")
+
+
+def _restart(pages: Pages, asker: access.Asker) -> Response:
+    done = pages.restart(asker.peer)
+    return _reply(http.HTTPStatus(done.status), f"{done.text}\n")
+
+
 @dataclass(frozen=True)
 class Route:
     """One path. ``acts``: it changes something, so it takes POST and must pass `access.acts`."""
@@ -113,6 +141,8 @@ ROUTES: Mapping[str, Route] = {
     "/status": Route(_status),
     "/autopsy": Route(_autopsy),
     "/": Route(_page),
+    "/logs": Route(_logs),
+    "/restart": Route(_restart, acts=True),
 }
 
 
@@ -125,11 +155,11 @@ def respond(
     routes: Mapping[str, Route] = ROUTES,
 ) -> Response:
     """The answer to one request."""
-    path = target.partition("?")[0]
+    path, _, query = target.partition("?")
     route = routes.get(path)
     if route is None:
         return _reply(http.HTTPStatus.NOT_FOUND, f"there are {' '.join(routes)}\n")
-    asker = access.Asker(peer, headers)
+    asker = access.Asker(peer, headers, query)
     if route.acts:
         verdict = access.acts(asker, method, path.strip("/"), pages.secrets(), pages.details, pages.host_network())
         if not verdict.ok:

@@ -12,11 +12,6 @@ from launcher.group.ledger import StartLedger
 from launcher.group.metrics import Durations
 from launcher.model import EMPTY, Cause, Identity, StartProgress
 
-PHASES = (
-    *("setup", "seeking", "gathering", "fenced", "mismatched", "leaving", "backoff"),
-    *("preparing", "starting", "running", "draining", "stopping", "aborted"),
-)
-
 
 @dataclass(frozen=True)
 class PhaseVisit:
@@ -100,12 +95,16 @@ class Snapshot:
     identity: Identity
     engine: str  #: name, or path of the engine file
     agent_port: int
+    engine_version: str | None
+    model: str | None
+    api_url: str | None  #: where the engine takes requests, on the rank that has its API
     phase: str  #: one of `PHASES`
     ready: bool
     why: str  #: why it is ready or not
     epoch: int | None  #: number of the current or latest one
     waiting_for: str
     first_failure: FailureRecord | None
+    latest_cause: FailureRecord | None  #: why the latest epoch ended; known on rank 0
     members_present: int
     members: tuple[MemberRow, ...]
     restarts: int

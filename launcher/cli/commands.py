@@ -9,7 +9,10 @@ import os
 from collections.abc import Sequence
 
 #: every command but `run`
-COMMANDS = ("plan", "doctor", "status", "status-token", "engines", "local", "render", "completion")
+COMMANDS = (
+    *("plan", "doctor", "status", "status-token", "wait", "logs", "restart"),
+    *("engines", "local", "render", "completion"),
+)
 #: options of doctor that check the whole group
 GROUPED = ("--group", "--collective")
 _ASKS = ("--help", "-h", "--version")

@@ -36,6 +36,8 @@ def main() -> int:
     with tempfile.NamedTemporaryFile("w+", prefix="launcher-demo-", suffix=".log") as log:
         try:
             return _demo(chosen.kill, None if chosen.verbose else log)
+        except KeyboardInterrupt:
+            return 130
         except TimeoutError as error:
             log.seek(0)
             print(f"\nthe demo failed: {error}. The ranks printed:\n{log.read()}", file=sys.stderr)

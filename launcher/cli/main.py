@@ -16,10 +16,11 @@ import click
 
 from launcher import __version__
 from launcher.cli import sources
-from launcher.cli.options import DOCTOR, SettingsCommand
+from launcher.cli.options import DOCTOR, Seconds, SettingsCommand
 from launcher.common.text import nearest
 from launcher.errors import ConfigError, ExitCode, LauncherError, UsageError
-from launcher.settings import Settings
+from launcher.model import PHASES
+from launcher.settings import AGENT_PORT, Settings
 
 if TYPE_CHECKING:
     from launcher.cli.manifest import ManifestPod
@@ -169,26 +170,115 @@ def local(ctx: click.Context, /, **flags: Any) -> None:
     sys.exit(group.run(settings.size, ctx.meta["args"], settings))
 
 
+def _of_a_pod(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which pod's launcher is asked, and what it is shown."""
+    token = "The group's secret, for details from afar. Only a token derived from it is sent (see status-token)."
+    for option in (
+        click.option("--token-file", metavar="FILE", envvar="LAUNCHER_TOKEN_FILE", help=token),
+        click.option("--agent-port", type=int, envvar="LAUNCHER_AGENT_PORT", help="Its port, on this pod. [9471]"),
+        click.option(
+            "--url", metavar="URL", envvar="LAUNCHER_STATUS_URL", help="Agent address of a pod. [http://127.0.0.1:9471]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command()
-@click.option(
-    "--url", metavar="URL", help="Agent address of a pod. [http://127.0.0.1:9471]", envvar="LAUNCHER_STATUS_URL"
-)
-@click.option(
-    "--agent-port", type=int, default=None, envvar="LAUNCHER_AGENT_PORT", help="Its port, on this pod. [9471]"
-)
-@click.option(
-    "--token-file",
-    metavar="FILE",
-    envvar="LAUNCHER_TOKEN_FILE",
-    help="The group's secret, for details from afar. Only a token derived from it is sent (see status-token).",
-)
+@_of_a_pod
 @click.option("--json", "as_json", is_flag=True, help="The object as it came.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
-def status(url: str | None, agent_port: int | None, token_file: str | None, as_json: bool, watch: bool) -> None:
-    """What a pod says of its group, as a table."""
-    from launcher.cli import status as show_status
+@click.option("--all", "every", is_flag=True, help="Every pod of the headless Service: a line for each group.")
+@click.argument("service", required=False)
+def status(
+    url: str | None,
+    agent_port: int | None,
+    token_file: str | None,
+    as_json: bool,
+    watch: bool,
+    every: bool,
+    service: str | None,
+) -> int:
+    """What a pod says of its group, as a table. Exit code 0: it serves, 1: it does not.
 
-    sys.exit(show_status.run(url, agent_port, token_file, as_json, watch))
+    \b
+    launcher status --all [SERVICE.NAMESPACE.svc]
+        the pods behind a headless Service, by default the one of this pod's own group
+    """
+    if not every:
+        if service:
+            raise UsageError(f"a Service, {service!r}, goes with --all", "launcher status --all SERVICE")
+        from launcher.cli import status as show_status
+
+        return show_status.run(url, agent_port, token_file, as_json, watch)
+    if url:
+        raise UsageError("--all and --url contradict each other", "give --all SERVICE, or the --url of one pod")
+    from launcher.cli import all_pods
+
+    if service is None:
+        from launcher.preflight.checks.process import options_of_pid_1
+
+        taken = options_of_pid_1(os.environ.get("LAUNCHER_PROC") or "/proc") or ()
+        service = all_pods.service_of(all_pods.identity_here(taken, os.environ))
+    return all_pods.run(service, agent_port or AGENT_PORT, token_file, as_json, watch)
+
+
+@cli.command()
+@_of_a_pod
+@click.option("--ready", is_flag=True, help="Until /readyz answers 200.")
+@click.option(
+    "--phase", "phases", multiple=True, type=click.Choice(PHASES), metavar="PHASE", help="Until this phase; repeatable."
+)
+@click.option("--timeout", type=Seconds(), metavar="DURATION", help="Give up after so long; 0: look once. [no limit]")
+def wait(
+    url: str | None,
+    agent_port: int | None,
+    token_file: str | None,
+    ready: bool,
+    phases: tuple[str, ...],
+    timeout: float | None,
+) -> int:
+    """Wait until a pod is ready, or its group is in a phase. Exit code 0: it is, 75: not within --timeout.
+
+    A pod that does not answer yet is waited for.
+    """
+    if ready is bool(phases):
+        raise UsageError("launcher wait needs --ready or --phase", "say what to wait for: launcher wait --ready")
+    from launcher.api import client
+    from launcher.cli import wait as waiting
+
+    return waiting.run(client.base_url(url, agent_port), token_file, phases, timeout)
+
+
+@cli.command()
+@_of_a_pod
+def restart(url: str | None, agent_port: int | None, token_file: str | None) -> None:
+    """End the epoch of a group on all ranks, and begin the next one at once. Ask rank 0.
+
+    Requests in flight are cut. It counts as no failure and costs no restart of --max-restarts. During a back-off
+    it ends the pause. From another pod it takes the group's --token-file.
+    """
+    from launcher.api import client
+
+    click.echo(client.act(client.base_url(url, agent_port), "restart", token_file))
+
+
+@cli.command()
+@_of_a_pod
+@click.option("--rank", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Whose lines.")
+def logs(url: str | None, agent_port: int | None, token_file: str | None, rank: int) -> None:
+    """The last lines of a rank's engine, as far as rank 0 has them: also of a pod that is gone. Ask rank 0.
+
+    They are details, as in /status: for the pod itself, and for bearers of the status token.
+    """
+    from launcher.api import client
+    from launcher.cli.status import clean, listed
+
+    found = client.last_lines(client.base_url(url, agent_port), rank, token_file)
+    ended = f", which ended: {clean(found.get('ended'))}" if found.get("ended") else ""
+    click.echo(f"rank {rank}, epoch {clean(found.get('epoch'))}{ended}", err=True)
+    for line in listed(found.get("lines")):
+        click.echo(clean(line))
 
 
 @cli.command("status-token")

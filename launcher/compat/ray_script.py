@@ -24,6 +24,7 @@ from pathlib import Path
 from launcher.common.addresses import host_port
 from launcher.common.numbers import is_whole
 from launcher.errors import UNREPLACED, ConfigError, ExitCode, LauncherError, UnavailableError, UsageError
+from launcher.log import WaitLines
 from launcher.network.names import resolve
 
 INSIDE = str(Path(__file__).parents[1] / "engines" / "ray" / "cluster_program.py")
@@ -54,6 +55,8 @@ def main(args: Sequence[str]) -> int:
     except LauncherError as error:
         print(f"run.sh: {error}", file=sys.stderr)
         return FAILED if isinstance(error, UnavailableError) else int(error.code)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def parse(args: Sequence[str]) -> Wanted:
@@ -191,18 +194,17 @@ def _own_address(rest: Sequence[str]) -> str:
 def _worker(wanted: Wanted, python: str) -> int:
     """Try to join until it works or time runs out; then stay as long as Ray does."""
     until = time.monotonic() + wanted.timeout
-    told = ""
+    wait, told = WaitLines(), ""
     while True:
         try:
             address = resolve(wanted.address)[0]
         except OSError as error:
-            why = f"{wanted.address} does not resolve yet: {error.strerror or error}"
-            told = _tell(why, told)
+            told = _tell(f"waiting: {wanted.address} does not resolve yet: {error.strerror or error}", wait)
         else:
             code, asked = _join(wanted, python, address, until)
             if code == 0 or asked or time.monotonic() > until:
                 return 128 + asked if asked else code  # Ray exits with 1 even after SIGTERM
-            told = _tell(f"joining {wanted.address} ({address}) failed with exit code {code}; trying again", told)
+            told = _tell(f"joining {wanted.address} ({address}) failed with exit code {code}; trying again", wait)
         if time.monotonic() > until:
             raise UnavailableError(
                 f"no Ray head at {wanted.address}:{wanted.port} within {wanted.timeout:g} s: {told}",
@@ -244,9 +246,12 @@ def _reachable(address: str, port: int) -> bool:
     return True
 
 
-def _tell(why: str, told: str) -> str:
-    if why != told:
-        print(f"run.sh: {why}", file=sys.stderr, flush=True)
+def _tell(why: str, wait: WaitLines) -> str:
+    """Say it when it changes, and once a minute how long it has lasted."""
+    now = time.monotonic()
+    if line := wait.line(why, now):
+        lasted = wait.lasted(now)
+        print(f"run.sh: {line}{f' (for {lasted:.0f} s)' if lasted >= 1 else ''}", file=sys.stderr, flush=True)
     return why
 
 

@@ -61,6 +61,7 @@ class Local:
 
     first_host: int = 1  #: rank r has 127.0.0.(first_host + r)
     private_shm: str = ""  #: why each rank needs a /dev/shm of its own; empty: it does not
+    completions: str = ""  #: path of the API that takes OpenAI's completion requests; empty: it has none
 
 
 class Engine(ABC):
@@ -117,6 +118,6 @@ class Engine(ABC):
             weight_files=last(settings.engine_args, "--load-format") not in _WEIGHTS_FROM_ELSEWHERE,
         )
 
-    def local(self, settings: Settings, size: int) -> Local:
+    def local(self, settings: Settings, size: int, facts: NodeFacts) -> Local:
         """What ``size`` ranks on one machine need."""
         return Local()

@@ -116,8 +116,8 @@ class Plugin(Engine):
     def requirements(self, settings: Settings, environ: Mapping[str, str]) -> Requirements:
         return self._call(Engine.requirements, settings, environ)
 
-    def local(self, settings: Settings, size: int) -> Local:
-        return self._call(Engine.local, settings, size)
+    def local(self, settings: Settings, size: int, facts: NodeFacts) -> Local:
+        return self._call(Engine.local, settings, size, facts)
 
     def rehearse(self, settings: Settings) -> None:
         """Call what needs no group, so that a broken plug-in shows at once and in every command alike."""
@@ -126,7 +126,7 @@ class Plugin(Engine):
             lambda: self.distributions(settings),
             lambda: self.interpreter(settings),
             lambda: self.requirements(settings, EMPTY),
-            lambda: self.local(settings, settings.size or 1),
+            lambda: self.local(settings, settings.size or 1, facts),
             lambda: self.fingerprint(settings, facts),
         ):
             try:

@@ -9,7 +9,7 @@ from launcher import __version__
 from launcher.common.addresses import host_port
 from launcher.engines import arguments, endpoint, ports, weights
 from launcher.engines.arguments import Owned
-from launcher.engines.base import Checked, Engine, PlanContext
+from launcher.engines.base import Checked, Engine, Local, PlanContext
 from launcher.engines.fingerprint import fingerprint
 from launcher.errors import UsageError
 from launcher.model import (
@@ -128,6 +128,9 @@ class ReferenceEngine(Engine):
         # Without facts of the node: this engine uses no GPU, so GPUs may differ.
         found = fingerprint(settings, NodeFacts(), distribution="", version=__version__)
         return {**found, "engine": self.name, "model": settings.model or MODEL}
+
+    def local(self, settings: Settings, size: int, facts: NodeFacts) -> Local:
+        return Local(completions="/v1/completions")
 
 
 def _workers(settings: Settings, identity: Identity) -> int:

@@ -1,7 +1,7 @@
 """How often a group may restart, how long it waits before each restart, and when it should stop trying.
 
 Pure bookkeeping over times that are passed in. A restart is charged when an epoch that had started a process failed;
-drains, mismatches and members that could not prepare cost nothing.
+drains, restarts by hand, mismatches and members that could not prepare cost nothing.
 
 A group that gives up is not gone where a platform restarts its containers: once all members are back, it has one more
 attempt. If that fails, too, it gives up again. So the platform's own back-off paces the attempts, and the group
@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from launcher.model import Cause, CauseKind
+from launcher.model import NO_FAILURE, Cause, CauseKind
 
 #: Failures of the infrastructure, not of the engine: they say nothing about whether the next start can work.
-_OUTSIDE = {CauseKind.LOST, CauseKind.LEADER, CauseKind.AGENT, CauseKind.DRAIN, CauseKind.JOIN}
+_OUTSIDE = {CauseKind.LOST, CauseKind.LEADER, CauseKind.AGENT, CauseKind.JOIN}
 #: The group gives up after this many failures in a row at the same point, before the engine was ever ready.
 SAME_POINT = 3
 #: An engine that hits a time limit of its own because everything is slow gets more attempts, further apart: its pauses
@@ -97,7 +97,7 @@ class Budget:
 
     def judge(self, cause: Cause, stage: str, served: float | None, charge: bool, now: float) -> Verdict:
         """Judge an epoch that ``cause`` ended in ``stage``; ``served``: for how long it was ready, None if never."""
-        if cause.kind is CauseKind.DRAIN:
+        if cause.kind in NO_FAILURE:
             return Verdict(False)
         if served is not None:
             self._gave_up = None

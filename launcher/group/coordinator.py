@@ -52,7 +52,7 @@ from launcher.group.dispatch import by_state
 from launcher.group.drain import LEADER_SHARE, LEAST_STOP_GRACE, STOP_RESERVE, stop_share
 from launcher.group.ends import RankEnd
 from launcher.group.epoch import EpochState
-from launcher.group.events import Closed, Hang, Note, Send, SendAll, Tick
+from launcher.group.events import Closed, Hang, Note, Restart, Send, SendAll, Tick
 from launcher.group.fences import Fences
 from launcher.group.history import History
 from launcher.group.last_words import LastWords
@@ -61,7 +61,7 @@ from launcher.group.metrics import DrainEnd, Measures
 from launcher.group.news import NewsDesk
 from launcher.group.own_gap import OwnGap
 from launcher.group.roster import CHALLENGE_SECONDS, LOCAL, MANY, Rival, Roster, Seat, alike, differences, named
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import NO_FAILURE, Cause, CauseKind, Epoch
 
 PREPARE_SECONDS = 120.0  #: members bound their own preparation; this catches a broken member
 LOOK_PER_SEAT = 20e-6  #: seconds per seat between two passes over more than MANY seats, which may cost 5 % of the time
@@ -136,6 +136,7 @@ class Coordinator:
             m.Report:    (self._stale,    self._stale,           self._report,          self._report,          self._report,        self._report,         self._stale),
             m.Evidence:  (self._stale,    self._stale,           self._stale,           self._stale,           self._stale,         self._evidence,       self._stale),
             m.Unread:    (self._unread,   self._unread,          self._unread,          self._unread,          self._unread,        self._unread,         self._stale),
+            Restart:     (self._resume,   self._restart,         self._restart,         self._restart,         self._stale,         self._stale,          self._stale),
             Closed:      (self._forget,   self._lose,            self._lose,            self._lose,            self._lose,          self._lose,           self._told),
             Tick:        (self._consider, self._watch_prepare,   self._watch_start,     self._watch_run,       self._watch_drain,   self._watch_stop,     self._idle),
         }
@@ -492,6 +493,13 @@ class Coordinator:
         text = f"{names} did not come within {limit:g} s (--join-timeout)"
         self._give_up(Cause(CauseKind.JOIN, 0, text), int(ExitCode.UNAVAILABLE), text, now)
 
+    def _resume(self, conn: int, event: Restart, now: float) -> None:
+        """A person wants the next epoch now: that ends a back-off, and nothing else that is waited for."""
+        if self.wait is Wait.BACKOFF:
+            self._note("back-off ended by hand", who=event.who)
+            self._pause = Pause(now)
+            self._consider(conn, event, now)
+
     # ------------------------------------------------------------------------------------------------- an epoch
 
     def _prepare(self, now: float) -> None:
@@ -621,6 +629,21 @@ class Coordinator:
         if seat is not None:
             seat.part.joined = False
             self._end(Cause(CauseKind.LOST, seat.hello.rank, "it stopped its engine unasked"), now)
+
+    def _restart(self, conn: int, event: Restart, now: float) -> None:
+        """A person wants a new epoch: all ranks stop and begin anew. It is no failure, so it costs nothing."""
+        self._note("restart by hand", who=event.who, of_epoch=str(self.epoch))
+        self._end(Cause(CauseKind.RESTART, 0, "restarted by hand (launcher restart)"), now)
+
+    def restart_refusal(self) -> str:
+        """Why `Restart` would change nothing now, in words; empty: it would."""
+        if self.phase is GroupPhase.ABORTED:
+            return "the group has given up, and its launchers exit"
+        if self.phase in (GroupPhase.DRAINING, GroupPhase.STOPPING):
+            return f"epoch {self._this.name.n} is ending already, and the next one begins by itself"
+        if self.phase is GroupPhase.WAITING and self.wait is not Wait.BACKOFF:
+            return f"no epoch runs: {self.waiting_for() or 'the group is about to begin one'}"
+        return ""
 
     def _watch(self, conn: int, tick: Tick, now: float) -> None:
         self._challenges(now)
@@ -767,19 +790,19 @@ class Coordinator:
         ``noticed``: seconds from the failure to its detection, as far as known; ``when``: the interval of the failure.
         """
         epoch = self._this
-        drained = cause.kind is CauseKind.DRAIN
+        failed = cause.kind not in NO_FAILURE
         was_draining = self.phase is GroupPhase.DRAINING
         epoch.examined = self._examines(cause, now)
         if was_draining:
             self._measure_drain(cause, now)
-        if not drained:
+        if failed:
             self.measures.detected.add(noticed)
             epoch.ends.add(RankEnd(cause, *(when or (now, now))), now)
         epoch.cause = cause
         self._go(GroupPhase.STOPPING, now)
-        if not drained:
+        if failed:
             self._note("epoch failed", level="error", of_epoch=str(epoch.name), cause=str(cause))
-        if was_draining and not drained:
+        if was_draining and failed:
             epoch.charged = False  # a failure in an epoch that was ending anyway is not charged
         grace = self.config.stop_grace
         if any(s.leaving is not None for s in self.seats.values()):
@@ -790,7 +813,9 @@ class Coordinator:
                 seat.part.told_stop = True
                 conns.append(seat.conn)
         if conns:
-            self._out.append(SendAll(tuple(conns), m.Stop(epoch.name, cause, grace, epoch.examined)))
+            # To a member a restart is what a drain is: an end without a failure. Launchers of 0.1 know no other word.
+            told = cause if failed else replace(cause, kind=CauseKind.DRAIN)
+            self._out.append(SendAll(tuple(conns), m.Stop(epoch.name, told, grace, epoch.examined)))
         self._over_if_all_stopped(now)
 
     def _examines(self, cause: Cause, now: float) -> float:
@@ -835,22 +860,22 @@ class Coordinator:
         self._settle_cause()
         self._examine(now)
         cause, served = self._cause, epoch.served(now)
-        drained = cause.kind is CauseKind.DRAIN
+        failed = cause.kind not in NO_FAILURE
         self.measures.stopped.add(now - self.phase_since)
-        if not drained:
+        if failed:
             self.measures.failures[cause.kind.value] += 1
         stage = self.stages[epoch.stage].name if self.stages else ""
         self.history.record(epoch.name, cause, now, served, epoch.lost_member(cause.rank), epoch.ends.of_each_rank)
-        verdict = self.budget.judge(cause, stage, served, epoch.charged and not drained, now)
+        verdict = self.budget.judge(cause, stage, served, epoch.charged and failed, now)
         if self.abort is not None:
             self._give_up(self.abort.cause, self.abort.code, self.abort.text, now)
             return
-        if verdict.give_up and not drained:
+        if verdict.give_up and failed:
             # Report the first failure, but exit with the code of the last one: that is what the engine does now.
             self._give_up(self.history.first or cause, exit_code(cause), verdict.reason, now, spent=True)
             return
         words = f"the engine is started again after a pause, {self.budget.used(now)} used"
-        self._pause = Pause(now if drained else now + verdict.delay, words)
+        self._pause = Pause(now + verdict.delay if failed else now, words)
         self._note("epoch over", of_epoch=str(epoch.name), next_in=round(verdict.delay, 2))
         self._go(GroupPhase.WAITING, now)
         for seat in list(self.seats.values()):
@@ -867,7 +892,7 @@ class Coordinator:
     def _settle_cause(self) -> None:
         """All ends that we can hear of are in: decide which came first."""
         first = self._cause
-        if first.kind is not CauseKind.DRAIN:
+        if first.kind not in NO_FAILURE:
             self._this.cause = cause = self._this.ends.judge()
             if str(first) != str(cause):
                 self._note("failure explained", level="warning", cause=str(cause), first_heard=str(first))

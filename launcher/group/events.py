@@ -1,4 +1,4 @@
-"""The events besides messages that both state machines take, and the actions that both return: plain values.
+"""The events besides messages that the state machines take, and the actions that both return: plain values.
 
 `agent/` carries out the actions; messages are sent through `link.py`. A member's own events and actions are in
 `member.py`.
@@ -23,6 +23,13 @@ class Closed:
 @dataclass(frozen=True)
 class Tick:
     """Time passed."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A person asks the leader for a new epoch (`launcher restart`). ``who``: where the request came from."""
+
+    who: str = ""
 
 
 # ------------------------------------------------------------------------------------------------------ actions

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from launcher.group.autopsy import Autopsy
 from launcher.group.budget import STEADY
 from launcher.group.ends import RankEnd
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import NO_FAILURE, Cause, CauseKind, Epoch
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class History:
         if self.ended and self.ended[-1].epoch != self.first_epoch:
             self.ended[-1] = replace(self.ended[-1], ends=())
         self.ended.append(Ended(epoch, cause, at, served, member, ends))
-        if cause.kind is CauseKind.DRAIN:
+        if cause.kind in NO_FAILURE:
             return
         if self.first is None or (served is not None and served >= STEADY):
             self.first, self.first_epoch, self.first_n, self.first_at = cause, epoch, epoch.n, at

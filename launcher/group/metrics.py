@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from launcher.group.ledger import KEPT, StartLedger
-from launcher.model import STEPS, CauseKind
+from launcher.model import NO_FAILURE, STEPS, CauseKind
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Measures:
     """Since this launcher leads."""
 
     #: ended epochs by kind of cause; a drain is no failure
-    failures: Counter[str] = field(default_factory=lambda: _at_zero(k for k in CauseKind if k is not CauseKind.DRAIN))
+    failures: Counter[str] = field(default_factory=lambda: _at_zero(k for k in CauseKind if k not in NO_FAILURE))
     detected: Durations = field(default_factory=Durations)  #: from a failure to the moment that the leader knew
     stopped: Durations = field(default_factory=Durations)  #: from then until every rank that answers had stopped
     drains: Counter[str] = field(default_factory=lambda: _at_zero(DrainEnd))  #: by DrainEnd

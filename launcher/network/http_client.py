@@ -7,11 +7,14 @@ answer in a pod's name. On the event loop, ``probe`` does the same.
 from __future__ import annotations
 
 import errno
+import http.client
 import queue
 import ssl
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from launcher.common.text import printable
 
 IDENTITY = {"Accept-Encoding": "identity"}  #: what is compressed has no known size
 
@@ -22,10 +25,15 @@ class HttpAnswer:
 
     status: int
     body: bytes
+    server: str = field(default="", compare=False)  #: what the server calls itself
 
 
 class TooLong(OSError):
     """The answer is larger than the caller takes."""
+
+
+class NotHttp(ConnectionError):
+    """A connection was made, and what came on it is no answer of HTTP; the text says what."""
 
 
 def ask(
@@ -76,10 +84,29 @@ def _ask(url: str, timeout: float, most: int, headers: Mapping[str, str], body: 
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
             raise TimeoutError("no answer in time") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise ConnectionError(f"no HTTP answer ({type(error).__name__})") from None
+            raise _no_answer(error) from None
     if len(found) > most:
         raise TooLong(f"the answer has more than {most} bytes")
-    return HttpAnswer(reply.status_code, found)
+    return HttpAnswer(reply.status_code, found, reply.headers.get("Server", ""))
+
+
+def _no_answer(error: BaseException) -> ConnectionError:
+    """What a failed request says of the other side. urllib3 wraps the reason, several times over."""
+    seen: BaseException | None = error
+    for _ in range(8):
+        if seen is None:
+            break
+        if isinstance(seen, ssl.SSLError):
+            return NotHttp(f"no TLS, or a certificate that is not trusted ({(seen.reason or 'SSLError').lower()})")
+        if isinstance(seen, http.client.BadStatusLine) and not isinstance(seen, http.client.RemoteDisconnected):
+            return NotHttp(f"no HTTP, but {printable(str(seen), 60)!r}")
+        if isinstance(seen, (http.client.HTTPException, ConnectionResetError, BrokenPipeError)):
+            return NotHttp("a connection that was closed without an answer")
+        if isinstance(seen, OSError) and seen.errno and seen.strerror:
+            return ConnectionError(seen.errno, seen.strerror)
+        reasons = [getattr(seen, "reason", None), *getattr(seen, "args", ()), seen.__cause__, seen.__context__]
+        seen = next((r for r in reasons if isinstance(r, BaseException)), None)
+    return ConnectionError(f"no HTTP answer ({type(error).__name__})")
 
 
 def _authorities() -> str | bool:

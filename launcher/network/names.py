@@ -51,30 +51,26 @@ def resolve(name: str, family: socket.AddressFamily | None = None) -> tuple[str,
 async def wait_for_address(
     name: str,
     deadline: float | None,
-    on_change: Callable[[str], None],
+    on_miss: Callable[[str], None],
     family: socket.AddressFamily | None = None,
 ) -> tuple[str, ...]:
     """Resolve a name, trying again every 1 to 2 s until it succeeds.
 
-    ``deadline`` is on the event loop's clock (time.monotonic); None waits for ever. ``on_change`` is told why the name
-    does not resolve, when that changes. Raises UnavailableError at the deadline.
+    ``deadline`` is on the event loop's clock (time.monotonic); None waits for ever. ``on_miss`` is told why the name
+    does not resolve, after every try. Raises UnavailableError at the deadline.
     """
     import asyncio
 
     import tenacity  # imports asyncio and more: not at start-up
 
     loop = asyncio.get_running_loop()
-    said = ""
 
     def left() -> float:
         return float("inf") if deadline is None else deadline - loop.time()
 
     def missing(state: tenacity.RetryCallState) -> None:
-        nonlocal said
         why = _why(state.outcome.exception() if state.outcome else None)
-        if why != said:
-            said = why
-            on_change(f"{name} does not resolve yet: {why}")
+        on_miss(f"waiting: {name} does not resolve yet: {why}")
 
     jitter = tenacity.wait_random(*RETRY)
     tries = tenacity.AsyncRetrying(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from launcher.common.addresses import is_loopback
@@ -30,19 +31,27 @@ def listen_host(settings: Settings) -> str | None:
 
 def port_error(name: str, settings: Settings, error: OSError) -> ConfigError:
     flag = flag_of(name)
+    why = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno == errno.EADDRINUSE:
+        from launcher.node import listener
+
+        owner = listener.of(getattr(settings, name), listen_host(settings) or "")
+        why += f" by {owner}" if owner else ""
     return ConfigError(
-        f"{settings.said(name)} cannot be used: {os.strerror(error.errno) if error.errno else error}",
+        f"{settings.said(name)} cannot be used: {why}",
         f"is another launcher running here? Give another {flag} on every pod of the group",
     )
 
 
 def taken_ports(plan: Plan, address: str) -> str:
-    """The first port of the plan that is already in use, as ``port N (name)``; empty: all are free."""
+    """The first port of the plan that is already in use, in words, with who uses it; empty: all are free."""
     if not plan.ports:
         return ""
-    from launcher.node import leftovers
+    from launcher.node import leftovers, listener
 
     for port in plan.ports:
         if leftovers.busy_ports([port.number], address):
-            return f"port {port.number} ({port.name})"
+            owner = listener.of(port.number, address)
+            by = f"{owner}, which is" if owner else "something that is"
+            return f"port {port.number} ({port.name}) is in use on this pod by {by} not of this group"
     return ""

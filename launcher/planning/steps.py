@@ -47,6 +47,11 @@ def identity_of(
     return identify(settings, environ, os.uname().nodename, *here)
 
 
+def namespace_of(settings: Settings) -> str:
+    """This pod's namespace as far as its own files and variables tell it; empty: unknown."""
+    return settings.namespace or os.environ.get("POD_NAMESPACE") or files.text_of(NAMESPACE_FILE).strip()
+
+
 def secret_of(settings: Settings) -> Secrets | None:
     """The group's secret, from ``--token-file``."""
     if settings.token_file is None:

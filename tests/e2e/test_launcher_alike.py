@@ -156,7 +156,8 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         other.bind((group.addresses[0], group.port))
         other.listen()
         group.start_all()
-        text = f"port {group.port} (api) is in use on this pod by something that is not of this group"
+        who = f"process {os.getpid()} (python"  # or python3
+        text = f"port {group.port} (api) is in use on this pod by {who}"
         group.until("told", lambda: text in str(group.status(1).get("first_failure")))
         assert not group.engines()
         other.close()
@@ -172,5 +173,5 @@ def test_a_group_port_that_is_taken(tmp_path: Path) -> None:
         first.addresses, first.group_port = group.addresses, group.group_port
         first.start(0)
         assert first.code(0) == 78
-        assert f"--group-port {group.group_port} cannot be used: Address already in use" in first.output(0)
+        assert f"--group-port {group.group_port} cannot be used: Address already in use by process " in first.output(0)
         assert "fix: is another launcher running here?" in first.output(0)

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from launcher.api.snapshot import PHASES
+from launcher.model import PHASES
 from tests.e2e.group import LAUNCHER, Group, fetch, running
 
 PAGE = Path(__file__).parents[2] / "docs" / "status.md"
@@ -62,7 +62,9 @@ def hold_to_its_page(status: dict[str, Any]) -> None:
     """A field that was added or lost is one that docs/status.md does not know, or knows alone."""
     shown = {
         "The pod and its group": [status],
-        "`first_failure`, and each of `failures`": [f for f in (status["first_failure"],) if f]
+        "`first_failure`, `latest_cause`, and each of `failures`": [
+            f for f in (status["first_failure"], status["latest_cause"]) if f
+        ]
         + status.get("failures", []),
         "Each of `members`": status["members"],
         "`progress` of a member": [row["progress"] for row in status["members"] if row["progress"] is not None],

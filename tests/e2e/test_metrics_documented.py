@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from launcher.api.snapshot import PHASES
 from launcher.group.metrics import DrainEnd
-from launcher.model import CauseKind
+from launcher.model import PHASES, CauseKind
 from tests.e2e.group import running
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.api.snapshot import PHASES
+from launcher.model import PHASES
 from tests.e2e.group import Group, running, until
 from tests.manifests import K8S
 from tests.monitoring import prometheus

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from launcher.group.coordinator import GroupPhase
+from launcher.group.events import Restart
+from launcher.group.roster import LOCAL
 from launcher.model import CauseKind
 from tests.simulation.cluster import OTHER, Cluster, Trouble
 from tests.simulation.network import EVERYBODY
@@ -484,6 +486,17 @@ def unable(cluster: Cluster) -> None:
     process_dies(cluster)
 
 
+def restarted_by_hand(cluster: Cluster) -> None:
+    """A person asks the leader for a new epoch, whatever the group does just now; some ask twice."""
+    leader, world = cluster.pod(0), cluster.world
+    agent = leader.agent if leader is not None else None
+    if agent is None or agent.coordinator is None:
+        return
+    world.note("FAULT", "restarted by hand", agent.coordinator.shown_phase)
+    for after in (0.0, 0.001)[: 1 + world.chance(0.2)]:
+        world.at(after, agent.post, "by hand", agent.lead, Restart("a person"), LOCAL)
+
+
 FAULTS: dict[Callable[[Cluster], None], float] = {
     process_dies: 10,
     hangs: 6,
@@ -522,4 +535,4 @@ AMBUSHES = (
     GroupPhase.WAITING,
 )
 
-__all__ = ["AMBUSHES", "FAULTS", "aftermath"]
+__all__ = ["AMBUSHES", "FAULTS", "aftermath", "restarted_by_hand"]

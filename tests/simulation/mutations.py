@@ -18,7 +18,7 @@ from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.budget import Budget, Verdict
 from launcher.group.config import CoordinatorConfig, MemberConfig
-from launcher.group.events import Closed, Hang
+from launcher.group.events import Closed, Hang, Restart
 from launcher.group.history import History
 from launcher.group.lease import Contact, Terms
 from launcher.group.roster import LOCAL, Seat
@@ -873,6 +873,18 @@ class _ChargesDrains(Budget):
 @leader("a drain charges no restart")
 class ChargesDrains(_OtherBudget):
     kind = _ChargesDrains
+
+
+@leader("a restart by hand is no failure, and charges nothing", "by_hand")
+class ByHandIsAFailure(c.Coordinator):
+    def _restart(self, conn: int, event: Restart, now: float) -> None:
+        self._end(Cause(CauseKind.TIMEOUT, 0, "restarted by hand"), now)
+
+
+@leader("a restart by hand ends the epoch on all ranks", "by_hand")
+class ByHandWithoutAStop(c.Coordinator):
+    def _restart(self, conn: int, event: Restart, now: float) -> None:
+        """Do nothing."""
 
 
 @leader("what members remember of charges is as old as it is", "old_charges")

@@ -15,6 +15,7 @@ from launcher.group.member import State
 from launcher.group.messages import Leaving
 from launcher.model import CauseKind
 from tests.simulation.cluster import Cluster, Trouble
+from tests.simulation.faults import restarted_by_hand
 from tests.simulation.network import EVERYBODY
 from tests.simulation.pod import Pod
 
@@ -657,12 +658,33 @@ def hangs_and_a_member_is_killed(cluster: Cluster) -> None:
     cluster.world.at(0.3, _agent_of, cluster, 1)
 
 
+def by_hand(cluster: Cluster) -> None:
+    """A person restarts a group that serves, again while it starts anew, and once more as an engine ends."""
+    restarted_by_hand(cluster)
+    cluster.ambushes.append((GroupPhase.STARTING, 0.01, lambda: restarted_by_hand(cluster)))
+    cluster.world.at(LEASE, _fails_and_by_hand, cluster)
+
+
+def _fails_and_by_hand(cluster: Cluster) -> None:
+    restarted_by_hand(cluster)
+    _one_dies(cluster)
+
+
+def by_hand_in_a_pause(cluster: Cluster) -> None:
+    """An engine ends again and again; a person does not wait for the back-off."""
+    budget_spent(cluster)
+    for after in (6.0, 8.0, 10.0, 12.0):
+        cluster.world.at(after, restarted_by_hand, cluster)
+
+
 PLOTS: dict[str, Plot] = {
     "hangs": Plot(hangs),
     "hangs_as_one_is_cut_off": Plot(hangs_as_one_is_cut_off),
     "hangs_and_one_is_told_to_go": Plot(hangs_and_one_is_told_to_go, lasts=2 * LEASE),
     "hangs_and_the_leader_is_killed": Plot(hangs_and_the_leader_is_killed),
     "hangs_and_a_member_is_killed": Plot(hangs_and_a_member_is_killed),
+    "by_hand": Plot(by_hand, more={"max_restarts": 0}),
+    "by_hand_in_a_pause": Plot(by_hand_in_a_pause),
     "leader_leaves": Plot(leader_leaves, more={"longest_request": 0.5}, lasts=2 * LEASE),
     "leaves_and_one_is_lost": Plot(leaves_and_one_is_lost, more={"kill_time": (0.19 * LEASE, 0.2 * LEASE)}),
     "gives_up_while_one_is_away": Plot(gives_up_while_one_is_away, more={"max_restarts": 1, "linger": 30.0}),

@@ -28,7 +28,7 @@ from launcher.group import coordinator as c
 from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.autopsy import EXAMINED
-from launcher.group.events import Hang, Send, SendAll, Tick
+from launcher.group.events import Hang, Restart, Send, SendAll, Tick
 from launcher.group.history import Ended
 from launcher.group.roster import LOCAL
 from launcher.model import Cause, CauseKind, Epoch
@@ -80,7 +80,8 @@ class EpochTruth:
         self.guards: set[Guard] = set()
         self.ended_at: float | None = None  #: when its leader first told somebody to stop
         self.hung: dict[Proc, float] = {}  #: processes that do no more work, and since when
-        self.drained = False  #: and then it was because a pod was told to go
+        self.drained = False  #: and then it was because a pod was told to go, or by hand
+        self.by_hand = False  #: a person asked its leader for a new epoch
 
 
 class Truth:
@@ -334,7 +335,7 @@ class Truth:
             self.world.broken("one fate", f"{agent.pod.name} stops {epoch} within {action.grace:g} s: {action.cause}")
         if truth is None or agent.pod.rank != 0 or action.cause.kind is not CauseKind.DRAIN or not agent.in_flight:
             return
-        if truth.failed_at is not None or truth.hurried or not self.calm(truth.made_at):
+        if truth.failed_at is not None or truth.hurried or truth.by_hand or not self.calm(truth.made_at):
             return
         if truth.drain_by is None or self.world.now < truth.drain_by - 0.02 * self.cluster.plan.grace:
             self.world.broken("drain", f"{agent.in_flight} requests are cut in the drain of {epoch}")
@@ -463,6 +464,8 @@ class Truth:
             self._unmoved(agent, event, conn, actions, before)
         name, kind = leader.config.incarnation, type(event)
         made, accepts, hangs = None, False, False
+        if kind is Restart:
+            self._asked_by_hand(agent, leader, self._phase.get(name, c.GroupPhase.WAITING))
         for action in actions:
             does = type(action)
             if does is Send or does is SendAll:
@@ -584,10 +587,23 @@ class Truth:
             if failed and set(truth.members) & set(prepare.incarnations):
                 self.world.broken("budget", f"{truth.epoch} failed and {prepare.epoch} follows; no restart is allowed")
 
+    def _asked_by_hand(self, agent: Agent, leader: c.Coordinator, phase: c.GroupPhase) -> None:
+        """A person wants a new epoch: one that is under way ends, and a back-off."""
+        self.restarts.by_hand(agent, leader)
+        if phase in (c.GroupPhase.PREPARING, c.GroupPhase.STARTING, c.GroupPhase.RUNNING):
+            assert leader.epoch is not None
+            self.epochs[leader.epoch].by_hand = True
+            if leader.phase is phase:
+                self.world.broken("by hand", f"a new epoch was asked for, and {leader.epoch} is {phase.value}")
+
     def _epoch_over(self, agent: Agent, leader: c.Coordinator) -> None:
         ended = leader.history.ended[-1]
         truth, cause = self.epochs[ended.epoch], ended.cause
         self.restarts.over(agent, leader, ended)
+        if truth.by_hand is not (cause.kind is CauseKind.RESTART):
+            self.world.broken("explains", f"{ended.epoch} ended by {cause}; by hand: {truth.by_hand}")
+        if cause.kind is CauseKind.RESTART:
+            return
         if cause.kind is CauseKind.DRAIN:
             if cause.rank not in self.terms_told:
                 self.world.broken(

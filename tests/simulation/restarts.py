@@ -23,7 +23,7 @@ from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.budget import SAME_POINT, STEADY
 from launcher.group.history import Ended
-from launcher.model import Cause, CauseKind, Epoch
+from launcher.model import NO_FAILURE, Cause, CauseKind, Epoch
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
@@ -98,11 +98,18 @@ class Restarts:
             if waited > books.most + self.cluster.terms.beat:
                 self.world.broken("back-off", f"{waited:.1f} s after an epoch's end; {books.most:.1f} s are the most")
 
+    def by_hand(self, agent: Agent, leader: c.Coordinator) -> None:
+        """A person wants the next epoch: the pause before it is over, if that is what was waited for."""
+        if leader.phase is c.GroupPhase.WAITING and leader.wait is c.Wait.BACKOFF:
+            self.world.broken("by hand", "a new epoch was asked for, and the back-off goes on")
+        if leader._pause.until <= agent.local:
+            self._books[leader.config.incarnation].least = 0.0
+
     # ------------------------------------------------------------------------------------------------ an epoch is over
 
     def over(self, agent: Agent, leader: c.Coordinator, ended: Ended) -> None:
         books, attempt, now = self._books[leader.config.incarnation], self._attempts[ended.epoch], agent.local
-        drained = ended.cause.kind is CauseKind.DRAIN
+        drained = ended.cause.kind in NO_FAILURE
         due = attempt.stage >= 0 and not drained and not attempt.draining
         self._charged(leader, ended, due, now)
         books.over_at = now

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
 from launcher.group.coordinator import GroupPhase
 from launcher.group.member import State
 from tests.simulation.cluster import Cluster, Rules
-from tests.simulation.faults import AMBUSHES, FAULTS
+from tests.simulation.faults import AMBUSHES, FAULTS, restarted_by_hand
 from tests.simulation.plots import Plot
 from tests.simulation.pod import Agent
 from tests.simulation.world import PromiseBroken, World
@@ -92,7 +93,21 @@ def _draw_faults(world: World, cluster: Cluster, outcome: Outcome) -> float:
         else:
             at = rng.choice(moments) + rng.choice((0.0, 0.1, 3.0)) * rng.random()
             world.at(min(at, ends), _make, cluster, fault)
+    _draw_restarts(world, cluster, outcome, ends)
     return ends
+
+
+def _draw_restarts(world: World, cluster: Cluster, outcome: Outcome, ends: float) -> None:
+    """In one schedule of five somebody restarts the group by hand. The others are what they would be without this."""
+    rng = random.Random(f"restarts of {world.seed}")
+    for _ in range(rng.choice((1, 2, 5)) if rng.random() < 0.2 else 0):
+        outcome.faults[restarted_by_hand.__name__] += 1
+        if rng.random() < 0.5:
+            ambush = (rng.choice(AMBUSHES), rng.choice((0.0, 0.1, 1.0)) * rng.random())
+            make = (*ambush, lambda: _make(cluster, restarted_by_hand))
+            world.at(rng.uniform(0, ends / 2), cluster.ambushes.append, make)
+        else:
+            world.at(rng.uniform(0, ends), _make, cluster, restarted_by_hand)
 
 
 def _make(cluster: Cluster, fault: object) -> None:

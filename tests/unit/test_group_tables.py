@@ -14,7 +14,7 @@ from launcher.group import member as mb
 from launcher.group import messages as m
 from launcher.group.config import CoordinatorConfig, MemberConfig, StageLimit
 from launcher.group.dispatch import by_state
-from launcher.group.events import Closed, Tick
+from launcher.group.events import Closed, Restart, Tick
 from launcher.model import Cause, CauseKind, Epoch, ProcessEvidence
 
 CAUSE = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
@@ -29,7 +29,7 @@ class Two(Enum):
 
 class TestTheTables:
     def test_the_coordinator_answers_everything_in_every_phase(self) -> None:
-        events = {*m.MEMBER_SAYS.values(), Closed, Tick}
+        events = {*m.MEMBER_SAYS.values(), Closed, Restart, Tick}
         for phase in c.GroupPhase:
             assert set(coordinator().answers[phase]) == events
 
@@ -135,6 +135,7 @@ def said_by_a_member(rng: random.Random, epoch: Epoch | None) -> Any:
             m.Report(of, tail=("last words",)),
             m.Evidence(of, (PROCESS,)),
             Closed("reset"),
+            Restart() if rng.random() < 0.2 else Tick(),
             Tick(),
         )
     )

@@ -173,7 +173,7 @@ def test_watch_says_what_is_wrong_as_it_is_and_goes_on() -> None:
         lines = [watching.stdout.readline() for _ in range(2)]
         watching.send_signal(signal.SIGINT)
         assert watching.wait(60) == 0
-        assert lines == ["nobody answers: http://127.0.0.1:1/status: no connection\n"] * 2
+        assert lines == ["nobody answers: http://127.0.0.1:1/status: no connection (connection refused)\n"] * 2
         assert watching.stderr.read() == ""
 
 

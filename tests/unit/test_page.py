@@ -20,7 +20,7 @@ import pytest
 import launcher
 from launcher.api import page
 from launcher.api.server import Pages, respond
-from launcher.api.snapshot import PHASES
+from launcher.model import PHASES
 
 PACKAGE = Path(launcher.__file__).parent
 FILE = PACKAGE / "api" / page.FILE

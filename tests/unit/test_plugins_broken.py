@@ -102,7 +102,7 @@ def test_one_that_is_well(imported: pytest.MonkeyPatch) -> None:
     page = show.plan(SETTINGS, {}, ())
     assert [rank["stages"][0]["processes"][0]["argv"] for rank in page["ranks"]] == [["true"], ["true"]]
     engine = registry.load(SETTINGS)
-    assert engine.interpreter(SETTINGS) == "python3" and engine.local(SETTINGS, 2).first_host == 1
+    assert engine.interpreter(SETTINGS) == "python3" and engine.local(SETTINGS, 2, NodeFacts()).first_host == 1
     assert engine.fingerprint(SETTINGS, NodeFacts())["engine"] == "mine"
 
 

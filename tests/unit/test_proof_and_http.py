@@ -200,14 +200,20 @@ def _act(pages: Pages, peer: str = "127.0.0.1", method: str = "POST", **headers:
     return code
 
 
-def test_nothing_acts_today_and_get_never_does() -> None:
-    assert not any(route.acts for route in ROUTES.values())
+def mine(path: str) -> int:
+    """What a GET from the pod itself is answered with by pages that know little."""
+    return {"/readyz": 503, "/logs": 400, "/autopsy": 404}.get(path, 200)
+
+
+def test_only_restart_acts_and_get_never_does() -> None:
+    assert [path for path, route in ROUTES.items() if route.acts] == ["/restart"]
     good = {"Host": "localhost:9471", "X_Launcher_Action": "restart"}
     assert _act(_pages(), **good) == 200
     for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "post"):
         assert _act(_pages(), method=method, **good) == 405
-    for path in ROUTES:
-        assert respond(_pages(), path, {}, "127.0.0.1", "POST").status_code == 405
+    for path, route in ROUTES.items():
+        assert respond(_pages(), path, {}, "127.0.0.1", "POST").status_code == (403 if route.acts else 405)
+        assert respond(_pages(), path, {}, "127.0.0.1", "GET").status_code == (405 if route.acts else mine(path))
 
 
 def test_what_acts_needs_its_header_a_host_and_a_local_asker() -> None:

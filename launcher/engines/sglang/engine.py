@@ -85,9 +85,9 @@ class SGLangEngine(Engine):
             weights=weights.of_settings(settings, context.identity.size, rank),
         )
 
-    def local(self, settings: Settings, size: int) -> Local:
+    def local(self, settings: Settings, size: int, facts: NodeFacts) -> Local:
         why = "SGLang takes ranks that share /dev/shm for ranks of one host, and hangs"
-        return Local(private_shm=why if size > 1 else "")
+        return Local(private_shm=why if size > 1 else "", completions="/v1/completions")
 
 
 def _installed(settings: Settings, facts: NodeFacts) -> tuple[Release, tuple[str, ...]]:

@@ -126,9 +126,10 @@ class VLLMEngine(Engine):
         cache = environ.get("VLLM_CACHE_ROOT") or f"{cache_home(environ)}/vllm"
         return replace(super().requirements(settings, environ), folders={"vLLM's cache": cache})
 
-    def local(self, settings: Settings, size: int) -> Local:
+    def local(self, settings: Settings, size: int, facts: NodeFacts) -> Local:
         # Ray takes 127.0.0.1 for "find my address out", and would then be another one than VLLM_HOST_IP.
-        return Local(first_host=2 if settings.backend != "mp" and size > 1 else 1)
+        with_ray = size > 1 and vllm_backend.asked(settings, facts) == "ray"
+        return Local(first_host=2 if with_ray else 1, completions="/v1/completions")
 
     def _health(self, context: PlanContext) -> Health:
         settings = context.settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.node import leftovers
+from launcher.node import leftovers, listener
 from launcher.preflight.finding import Finding, fail, ok, skipped
 from launcher.preflight.pod import Node
 from launcher.settings import PORTS, flag_of
@@ -22,9 +22,10 @@ def check(node: Node) -> Iterator[Finding]:
     host = node.network.address if node.network else ""
     busy = leftovers.busy_ports(wanted, host)
     for number in busy:
+        owner = listener.of(number, host)
         yield fail(
             "ports",
-            f"port {number} ({wanted[number]}) is in use on this pod",
+            f"port {number} ({wanted[number]}) is in use on this pod" + (f" by {owner}" if owner else ""),
             "the engine or the launcher cannot listen there",
             "end what holds it (`ss -ltnp`), or choose another with one of "
             f"{', '.join(map(flag_of, PORTS))}; with hostNetwork, other pods of the node count",
