@@ -209,11 +209,11 @@ class Group:
                 {"target": sets, "patch": json.dumps([told])},
             ],
         )
+        # No `namespace` here: groups.sh lays components over this, whose objects would have none. kubectl sets it.
         return overlay(
             ["model"],
             components,
             folder,
-            namespace=self.space.name,
             images=[image_of(self.space.options.image, "launcher")],
             patches=list(patches),
         )

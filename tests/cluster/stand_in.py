@@ -1,10 +1,10 @@
 """A stand-in for a cluster, so that the scenarios themselves are tried without one: `python -m tests.cluster.stand_in`.
 
-Pods are the network namespaces of tests/pods.py with the real launcher in them, in the programs' own words; what
-Kubernetes does with them (StatefulSets, probes, restarts, Services, evictions, watches) is played here, in as few lines
-as the scenarios need, and `kubectl` is a script that hands its arguments over. So this proves the suite's code and the
-launcher, and nothing about Kubernetes. Left out: images and init containers, nodes and drains, users and read-only
-roots, memory limits, network policies, validation, CRDs.
+Pods are the network namespaces of tests/pods.py with the real launcher in them. What Kubernetes and KEDA do with them
+(StatefulSets, probes, restarts, Services, evictions, watches, scaling) is played here, in as few lines as the scenarios
+need, and `kubectl` is a script that hands its arguments over. So this proves the suite's code and the launcher, and
+nothing about Kubernetes. Left out: images and init containers, nodes and drains, users and read-only roots, memory
+limits, network policies, validation, LeaderWorkerSet.
 
 Needs root and Debian packages, as tests/pods.py does. Arguments go to the suite: -k scaled.
 """
@@ -31,6 +31,7 @@ from typing import Any
 from tests import pods as network
 from tests.cluster.inside import streams as _streams
 from tests.manifests import ROOT, Pods, matches
+from tests.unit.test_k8s_groups import evaluate
 
 Object = dict[str, Any]
 Key = tuple[str, str]  #: namespace, name
@@ -174,6 +175,55 @@ class Container:
         return self.process.returncode is not None or time.monotonic() - (self.leaving or 0) > grace
 
 
+class Scaler:
+    """KEDA, as far as k8s/'s ScaledObjects need it: a threshold between 0 and a number, or a formula."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.next: dict[Key, float] = {}
+        self.active: dict[Key, float] = {}  #: when the load was last above the threshold
+        self.above: dict[Key, float] = {}  #: when the formula last asked for as many as there are
+
+    def look(self, o: Object) -> None:
+        key = (o["metadata"]["namespace"], o["metadata"]["name"])
+        spec, at = o["spec"], time.monotonic()
+        if at < self.next.get(key, 0.0):
+            return
+        self.next[key] = at + spec["pollingInterval"]
+        load = self.load(spec["triggers"][0]["metadata"])
+        scaled = self.world.objects["StatefulSet", key[0], spec["scaleTargetRef"]["name"]]
+        there = scaled["spec"]["replicas"]
+        if load is None:  # an error of the trigger: all stays as it is
+            return
+        wanted = self.wanted(spec, load)
+        if wanted:
+            self.active[key] = at
+        elif there and at - self.active.get(key, 0.0) <= spec["cooldownPeriod"]:
+            wanted = min(there, spec["minReplicaCount"])
+        if wanted >= there or not wanted:
+            self.above[key] = at
+        elif at - self.above[key] < spec["cooldownPeriod"]:
+            wanted = there
+        if wanted != there:
+            self.world.change(key[0], scaled["metadata"]["name"], {"spec": {"replicas": wanted}})
+
+    def load(self, trigger: Object) -> float | None:
+        server = trigger["serverAddress"].replace(":9090", ".svc.cluster.local:9090")
+        try:
+            answer = self.world.network.http(f"{server}/api/v1/query?query=load")
+        except OSError:
+            return None
+        found = answer.json()["data"]["result"] if answer.status == 200 else []
+        return float(found[0]["value"][1]) if found else None
+
+    def wanted(self, spec: Object, load: float) -> int:
+        modifiers = spec.get("advanced", {}).get("scalingModifiers")
+        if modifiers:
+            return int(evaluate(modifiers["formula"], {spec["triggers"][0]["name"]: load}))
+        above = load > float(spec["triggers"][0]["metadata"]["activationThreshold"])
+        return int(spec["minReplicaCount"] if above else spec["idleReplicaCount"])
+
+
 class World:
     """Objects, the pods that they make, and who watches."""
 
@@ -184,6 +234,7 @@ class World:
         self.pods: dict[Key, Container] = {}
         self.watches: list[tuple[str, str, queue.SimpleQueue[Object]]] = []
         self.closed = threading.Event()
+        self.scaler = Scaler(self)
 
     # ------------------------------------------------------------------------------------------------------- objects
 
@@ -236,6 +287,8 @@ class World:
                     self.control(o)
                 for o in [o for (kind, _, _), o in self.objects.items() if kind == "Service"]:
                     self.route(o)
+                for o in [o for (kind, _, _), o in self.objects.items() if kind == "ScaledObject"]:
+                    self.scaler.look(o)
 
     def drop(self, pod: Container) -> None:
         pod.process.kill_all()
@@ -335,7 +388,7 @@ class World:
         if verb == "auth":
             return "yes\n"
         if verb == "apply":
-            for o in json.loads(text)["items"]:
+            for o in items(text, namespace):
                 self.put(o)
             return ""
         if verb == "get":
@@ -362,7 +415,9 @@ class World:
         return self.pods[namespace, name]
 
     def get(self, namespace: str, names: list[str], options: Mapping[str, str]) -> str:
-        if "--raw" in options or names[0] == "crd":
+        if names[:1] == ["crd"] and names[1] == "scaledobjects.keda.sh":
+            return "{}"
+        if "--raw" in options or names[0] not in KINDS:
             raise RefusedError("not found")
         kind = KINDS[names[0]]
         if len(names) > 1:
@@ -379,7 +434,7 @@ class World:
 
     def delete(self, namespace: str, names: list[str], options: Mapping[str, str], text: str) -> str:
         if text:
-            doomed = [(o["kind"], o["metadata"]["namespace"], o["metadata"]["name"]) for o in json.loads(text)["items"]]
+            doomed = [(o["kind"], o["metadata"]["namespace"], o["metadata"]["name"]) for o in items(text, namespace)]
         elif names[0] == "namespace":
             doomed = [key for key in self.objects if key[1] == names[1]]
         else:
@@ -445,6 +500,15 @@ class World:
         while not self.closed.is_set():
             with contextlib.suppress(queue.Empty):
                 yield json.dumps(told.get(timeout=1.0), indent=2) + "\n"
+
+
+def items(text: str, namespace: str) -> list[Object]:
+    """The objects of a list; one that names no namespace is of the call's, as with kubectl."""
+    found: list[Object] = json.loads(text)["items"]
+    for o in found:
+        if o["kind"] != "Namespace":
+            o["metadata"].setdefault("namespace", namespace)
+    return found
 
 
 def parsed(words: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -86,6 +86,17 @@ def test_pod_is_deleted(who: str, rank: int, space: Space, measured: Measured) -
         assert seconds <= start + 8, f"the start took {start:.1f} s"
 
 
+def test_group_that_gave_up_serves_once_the_cause_is_gone(space: Space, measured: Measured) -> None:
+    """Its restarts are spent and every launcher has exited; each round of container restarts is one more attempt."""
+    fails = ["--crash-after", "1", "--crash-at", "startup", "--fault-epochs", "1,2,3"]
+    with space.watched("pods") as seen, space.group("spent", engine=fails, options=["--max-restarts", "1"]) as group:
+        measured("restarts spent, cause gone: serving after", group.serving(600.0))
+        group.check()
+        status = group.status()
+        assert status["epoch"] >= 4 and status["first_failure"], status
+        assert set(history.restarts(seen["pods"].events)) == set(group.members)
+
+
 def test_whole_group_is_deleted(space: Space, measured: Measured) -> None:
     with space.group("delete") as group:
         group.serving()
