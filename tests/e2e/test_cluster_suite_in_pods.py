@@ -13,7 +13,7 @@ from tests.pods import why_not
 pytestmark = [pytest.mark.pods, pytest.mark.timeout(1200)]
 
 SCENARIOS = {
-    "forms": "test_group_forms and 2-baked",
+    "forms again": "test_whole_group_is_deleted",
     "restarts in place": "test_kill_9 and engine-1",
     "scales under streams": "test_scaled_to_zero_and_back",
     "waits when mixed": "test_rolling_update_by_mistake",
