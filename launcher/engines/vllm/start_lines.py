@@ -1,8 +1,8 @@
 """The lines by which vLLM tells how far its start is.
 
-Read from the wheels of 0.32 and 0.33 (``model_loader/``, ``compilation/``, ``v1/worker/``, ``v1/engine/core.py``). Lines
-that only older releases print, from 0.8 on, were read from public copies of these files. Only the first worker of the
-group shows progress bars; the lines that end a step come from all.
+Read from the wheels of 0.32 and 0.33 (``model_loader/``, ``compilation/``, ``v1/worker/``, ``v1/engine/core.py``).
+Lines that only older releases print, from 0.8 on, were read from public copies of these files. Only the first worker of
+the group shows progress bars; the lines that end a step come from all.
 """
 
 from __future__ import annotations
