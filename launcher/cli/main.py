@@ -324,7 +324,11 @@ def status_token(token_file: str | None) -> None:
     help="Under KEDA: zero for the first apply, keep from then on: the number is left to KEDA.",
 )
 @click.option("--prometheus", metavar="URL", help="Where KEDA asks for the load.")
-@click.option("--query", metavar="PROMQL", help="Requests in flight, asked of something in front of the engine.")
+@click.option(
+    "--query",
+    metavar="PROMQL",
+    help="Above 0 from the first request on, asked of the gateway; docs/scale-from-zero.md has one for yours.",
+)
 @click.option("--load", type=int, default=100, show_default=True, help="Requests in flight that one group carries.")
 @click.option("--gang", type=click.Choice(["none", "volcano", "kueue"]), default="none", show_default=True)
 @click.option(

@@ -158,7 +158,7 @@ def test_a_query_says_no_load_only_where_no_series_is_no_load(heading: str) -> N
     assert ("vector(0)" in query_of(heading)) == born_later
 
 
-def test_the_example_folder_uses_the_query_of_the_page() -> None:
-    page = (K8S / "README.md").read_text()
-    example = page.split("path: /spec/triggers/0/metadata/query\n")[1].split("\n\n")[0]
-    assert " ".join(example.partition(">-")[2].split()) == query_of("Envoy Gateway")
+@pytest.mark.parametrize("example", ["README.md", "examples/serverless-roce/kustomization.yaml"])
+def test_an_example_folder_uses_the_query_of_the_page(example: str) -> None:
+    patch = (K8S / example).read_text().split("path: /spec/triggers/0/metadata/query\n")[1].split("\n\n")[0]
+    assert " ".join(patch.partition(">-")[2].split()) == query_of("Envoy Gateway")
