@@ -1,18 +1,34 @@
 #!/usr/bin/env bash
-# One door to the project. It sets itself up: a virtual environment in .venv, nothing else on the machine is touched.
+# Everything to do in a checkout, on Linux with Python >= 3.10. The first call makes a virtual environment in .venv (a minute,
+# from PyPI or PIP_INDEX_URL); nothing else on the machine is changed.
 #
-#   ./run.sh demo [--kill]    two ranks find each other, serve a completion, and say what happened
-#   ./run.sh test [ARGS]      the default tests (ARGS go to pytest)
+#   ./run.sh demo [--kill]    two ranks form a group and serve a completion; with --kill one is killed and they come back
+#   ./run.sh test [ARGS]      the default tests, a few minutes on two cores (ARGS go to pytest)
 #   ./run.sh lint             format, lint and types: ruff, mypy --strict
-#   ./run.sh slow [ARGS]      the slow suites: network namespaces, real engines, containers, 10,000 strangers, Prometheus,
-#                             headless Chromium; -m chaos: long fault runs
-#   ./run.sh cluster [OPTIONS] the manifests on the Kubernetes cluster that kubectl reaches; --help has the options
-#   ./run.sh soak [N]         N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos, 30 of
+#   ./run.sh slow [ARGS]      the slow suites, long: network namespaces, real engines, containers, 10,000 strangers,
+#                             Prometheus, headless Chromium; -m chaos: long fault runs
+#   ./run.sh cluster [OPTIONS]
+#                             the manifests on the Kubernetes cluster that kubectl reaches; --help has the options
+#   ./run.sh soak [N]         hours: N (100,000) simulated schedules of the group protocol, then 15 minutes of chaos, 30 of
 #                             overload, then 10 minutes each of idle, slow, talking and storming strangers, 10,000 on
 #                             each port
 #   ./run.sh bench NAME       a benchmark beside what people use today; see benchmarks/README.md
 #   ./run.sh leader|worker    a Ray cluster with the options of the script that many manifests use; see --help
-#   ./run.sh ANYTHING ELSE    is handed to `launcher`: ./run.sh plan --engine vllm ...
+#
+# Every other command is the launcher's own, as in ./run.sh plan --engine vllm --model M --tp 8:
+#
+#   run           start an engine in this pod's group (the default: ./run.sh --engine reference)
+#   local         a whole group on this machine
+#   plan          what every rank would run, and why
+#   doctor        check whether this pod, or the whole group, is fit for its engine
+#   status        a group's state
+#   status-token  the token that opens the details of /status
+#   wait          wait until a pod is ready, or its group is in a phase
+#   logs          the last lines of a rank's engine
+#   restart       begin a new epoch of a group at once
+#   engines       the engines that can be started
+#   render        plain YAML for Kubernetes from an InferenceService
+#   completion    the script for your shell's completion
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -29,26 +45,42 @@ find_python() {
     return 69
 }
 
-# $1: extras. The environment is made anew when pyproject.toml changes; one run at a time makes it.
+# $1: extras; each holds those before it: render, dev, bench. The environment is updated when pyproject.toml changes.
 set_up() {
-    local extra=$1 venv=$here/.venv want python
+    local extra=$1 venv=$here/.venv want
     want=$(cksum <"$here/pyproject.toml" | tr ' ' -)$extra
     exec 9>"$here/.venv.lock"
-    command -v flock >/dev/null && flock 9
-    # Each kind holds those before it: core, dev, bench.
-    if [ ! -x "$venv/bin/launcher" ] || ! grep -qxF -e "$want" -e "${want/%core/dev}" -e "${want/%core/bench}" \
+    if command -v flock >/dev/null && ! flock -n 9; then
+        echo "run.sh: waiting for another run.sh that is setting up $venv" >&2
+        flock 9
+    fi
+    if [ ! -x "$venv/bin/launcher" ] || ! grep -qxF -e "$want" -e "${want/%render/dev}" -e "${want/%render/bench}" \
         -e "${want/%dev/bench}" "$venv/.made" 2>/dev/null; then
-        python=$(find_python)
-        echo "run.sh: making $venv with $("$python" --version)" >&2
-        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-        local what=$here
-        [ "$extra" = core ] || what="$here[$extra]"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what" 2>&1 | grep -v ^WARNING >&2 || true
-        "$venv/bin/launcher" --version >/dev/null
+        make_environment "$extra" "$venv"
         echo "$want" >"$venv/.made"
     fi
     exec 9>&-
     bin=$venv/bin
+}
+
+make_environment() {
+    local extra=$1 venv=$2 python log
+    python=$(find_python)
+    echo "run.sh: setting up $venv with $("$python" --version); this takes a minute" >&2
+    # What an interrupted run has left has no pip.
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
+    log=$(mktemp)
+    if ! PIP_RETRIES=${PIP_RETRIES:-2} "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --editable "$here[$extra]" >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        rm -f "$log"
+        echo "run.sh: pip could not install what the launcher needs (its last lines are above)" >&2
+        echo "  fix: the first call needs a package index. Behind a mirror set PIP_INDEX_URL; offline set PIP_NO_INDEX=1 and" >&2
+        echo "       PIP_FIND_LINKS=FOLDER with the wheels" >&2
+        return 69
+    fi
+    rm -f "$log"
+    "$venv/bin/launcher" --version >/dev/null
 }
 
 # Inside an image the launcher is installed already, and there may be no network to install from.
@@ -57,13 +89,13 @@ installed() {
     if [ -x /opt/launcher/bin/python ]; then
         bin=/opt/launcher/bin
     else
-        set_up core
+        set_up render
     fi
 }
 
 case ${1:-} in
 demo)
-    set_up core
+    set_up render
     shift
     exec "$bin/python" -m launcher.cli.demo "$@"
     ;;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,10 +50,10 @@ def yaml(what: str = "reading an InferenceService") -> Any:
     try:
         import yaml as module
     except ImportError:
-        raise ConfigError(
-            f"{what} needs PyYAML, which is not installed here",
-            "install the launcher with its extra: pip install 'launcher[render]'",
-        ) from None
+        fix = f"install it for this Python: {sys.executable} -m pip install 'PyYAML>=6.0'"
+        if sys.flags.no_site:  # the self-contained launcher of images/, which sees no installed package
+            fix = "run the command on your machine, where the launcher is installed or from its checkout (./run.sh)"
+        raise ConfigError(f"{what} needs PyYAML, which is not installed here", fix) from None
     return module
 
 
