@@ -1,7 +1,7 @@
-"""The distribution: an sdist of the checkout, a wheel made from that sdist, and the command in an environment of its own.
+"""The distribution: an sdist of the checkout, a wheel made from that sdist, and the command in a fresh environment.
 
-Builds with the tools of this environment and without a network. `.ci/release` does the same from a clean clone, as a user
-would, with what the package index has.
+Builds with the tools of this environment and without a network. `.ci/release` does the same from a clean clone, as a
+user would, with what the package index has.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheel = built / f"{STEM}-py3-none-any.whl"
     run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-index", "--no-deps", wheel, cwd=folder)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
-    # A folder that is named in a .pth is searched, but its own .pth files, with the path of this checkout, are not read.
+    # A folder named in a .pth is searched, but its own .pth files, with the path of this checkout, are not read.
     (Path(site) / "third-party.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
 
