@@ -312,7 +312,7 @@ class ProcessEvidence:
 
 
 #: In the last lines of a process that our stop had reached: what it said before that stands above.
-TOLD_TO_STOP = "--- here it was told to stop ---"
+TOLD_TO_STOP = "--- here the launcher asked it to stop ---"
 
 
 # ------------------------------------------------------------------------------------------------ fingerprint

@@ -992,7 +992,7 @@ class Coordinator:
             whose = named(self.fences.ranks) if self.fences.lost else "an earlier leader's members"
             return f"waiting for the lease of {whose} to run out: something may still run there"
         if self.wait is Wait.LEAVING:
-            return "waiting for the members that were told to go"
+            return "waiting for the members that received SIGTERM to leave"
         if self.wait is Wait.BACKOFF:
             return self._pause.words
         return f"waiting for {named(self.missing)}" if self.missing else ""
@@ -1066,4 +1066,4 @@ def exit_code(cause: Cause) -> int:
 
 
 def _drain_cause(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, "it was told to go")
+    return Cause(CauseKind.DRAIN, rank, "it received SIGTERM")

@@ -364,7 +364,7 @@ class Member:
 
     def _cleaned(self, gone: Gone, now: float) -> None:
         if not gone.clean:
-            self._note("not clean yet", level="warning", what=gone.text)
+            self._note("the cleanup is not complete", level="warning", what=gone.text)
             return
         self._go(State.SEEKING)
         self._out.append(Dial())
@@ -675,7 +675,7 @@ class Member:
 
     def _gone(self, gone: Gone, now: float) -> None:
         if not gone.clean:
-            self._note("not clean yet", level="error", what=gone.text)
+            self._note("the cleanup is not complete", level="error", what=gone.text)
             return
         self._out.append(SetDeadline(None))
         epoch = self._this
@@ -728,7 +728,7 @@ class Member:
         grace = 0.0 if again else event.grace
         self._leave_by = now + grace if self._leave_by is None else min(self._leave_by, now + event.grace)
         if again:
-            self._note("told to go a second time: stopping now")
+            self._note("second SIGTERM: stopping now")
         self._say(m.Leaving(grace), now)
 
     def _leave_stopping(self, event: Terminate, now: float) -> None:
@@ -789,4 +789,4 @@ class Member:
 
 
 def _told_to_go(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, "it was told to go")
+    return Cause(CauseKind.DRAIN, rank, "it received SIGTERM")

@@ -147,7 +147,7 @@ def test_a_second_sigterm_stops_at_once(tmp_path: Path) -> None:
         group.until_phase("draining")
         group.terminate(1)
         assert group.codes() == [0, 0]
-        group.until_said("told to go a second time: stopping now", 1)
+        group.until_said("second SIGTERM: stopping now", 1)
 
 
 def test_another_way_to_say_it(tmp_path: Path) -> None:

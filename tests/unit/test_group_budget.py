@@ -11,7 +11,7 @@ from launcher.model import Cause, CauseKind
 
 CRASH = Cause(CauseKind.EXITED, 1, "it ended with 1", "engine", 1)
 LOST = Cause(CauseKind.LOST, 2, "its launcher is gone")
-DRAIN = Cause(CauseKind.DRAIN, 0, "it was told to go")
+DRAIN = Cause(CauseKind.DRAIN, 0, "it received SIGTERM")
 
 
 def budget(most: int = 10, window: float = 3600.0) -> Budget:

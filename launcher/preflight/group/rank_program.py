@@ -106,7 +106,7 @@ def listen(order: Order) -> None:
     findings = [
         fail(
             "ports",
-            f"port {number} ({name}) cannot be had: {why}",
+            f"port {number} ({name}) is not available: {why}",
             "the engine cannot listen there",
             f"end what holds it (`ss -ltnp`), or choose another with one of {', '.join(map(flag_of, PORTS))}",
         )
