@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines import versions
+from launcher.model import EMPTY
 from tests.pods import Cluster, Pod, PodError, PodProcess, until
 from tests.real import recipes
 from tests.real.install import engine
@@ -118,12 +119,14 @@ class LaunchedGroup:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    def complete(self) -> str:
-        """The greedy completion of the recipes' request."""
+    def complete(self, more: Mapping[str, Any] = EMPTY) -> str:
+        """The greedy completion of the recipes' request, with ``more`` of its fields."""
         leader = self.pods[0]
         try:
             answer = leader.http(
-                f"http://{leader.ip}:{PORT}/v1/completions", data=recipes.REQUEST, timeout=recipes.ANSWER_SECONDS
+                f"http://{leader.ip}:{PORT}/v1/completions",
+                data={**recipes.REQUEST, **more},
+                timeout=recipes.ANSWER_SECONDS,
             )
         except OSError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None

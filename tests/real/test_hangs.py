@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ TURNS = int(os.environ.get("LAUNCHER_HANG_TURNS", "1"))
 WORDS = {"busy": "is in `busy`", "blocked": "is in `blocked`", "stopped": "is stopped (state T)"}
 HELPERS = Path(__file__).with_name("hanging_workers")
 TOLD = "/tmp/hang"
+LONG = {"max_tokens": 450}
 SECONDS = 300.0  #: until the hang is noticed: deadlines are four times as long on a busy machine
 
 
@@ -33,7 +35,9 @@ def torch_arguments() -> list[str]:
     return ["--engine-file", str(HELPERS / "torch.toml"), "--python", str(engine("vllm").python), "--port", str(PORT)]
 
 
-@pytest.fixture(scope="module", params=["torch", "vllm-mp", "sglang"])
+@pytest.fixture(
+    scope="module", params=["torch", *(pytest.param(name, marks=pytest.mark.chaos) for name in ("vllm-mp", "sglang"))]
+)
 def group(request: pytest.FixtureRequest) -> Iterator[LaunchedGroup]:
     reason = why_not()
     if reason:
@@ -64,15 +68,18 @@ def group(request: pytest.FixtureRequest) -> Iterator[LaunchedGroup]:
 def test_the_rank_that_hangs_is_named(group: LaunchedGroup, how: str, turn: int) -> None:
     rank = (turn + list(WORDS).index(how)) % 2
     epoch = int(group.until_serving()["epoch"])
-    pod = group.pods[rank]
-    pod.exec(["sh", "-c", f"echo {how} > {TOLD}"])  # each pod has a /tmp of its own
+    pod, hung = group.pods[rank], threading.Event()
 
     def ask() -> None:
-        with contextlib.suppress(Exception):
-            group.complete()
+        """Long requests, one after the other: vLLM counts one as running only when its first step has been made."""
+        while not hung.is_set():
+            with contextlib.suppress(Exception):
+                group.complete(LONG)
 
     if group.name != "torch":
         threading.Thread(target=ask, daemon=True).start()
+        time.sleep(3)
+    pod.exec(["sh", "-c", f"echo {how} > {TOLD}"])  # each pod has a /tmp of its own
 
     def found() -> dict[str, object] | None:
         autopsy = group.status().get("autopsy")
@@ -83,6 +90,7 @@ def test_the_rank_that_hangs_is_named(group: LaunchedGroup, how: str, turn: int)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{group.logs()}") from None
     finally:
+        hung.set()
         pod.exec(["rm", TOLD])
     whole = group.pods[0].http(f"http://localhost:{AGENT}/autopsy", timeout=10).body
     print(whole)
