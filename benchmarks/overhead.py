@@ -40,7 +40,7 @@ BUDGETS = (
         for size in (2, 64)
         for who in ("leader", "worker")
         for budget in (
-            Budget(f"memory of the {who}, size {size} [MiB]", f"steady-{size}", PSS, who, 50, statistic="max"),
+            Budget(f"memory of the {who}, size {size} [MiB]", f"steady-{size}", PSS, who, 40, statistic="max"),
             Budget(f"CPU of the {who}, size {size} [% of a core]", f"steady-{size}", CPU, who, 0.5),
         )
         if (who, size, budget.measure) != ("leader", 64, CPU)  # it hears every member; the budget is that of size 2
