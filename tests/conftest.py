@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ import hypothesis
 import pytest
 
 from tests.pods import Cluster, why_not
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of a shell's background: commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["COLUMNS"] = "120"  # what people see is wrapped to their terminal; in CI there is none
 

@@ -141,7 +141,8 @@ def test_a_group_with_a_token_waits(old: str, older: dict[str, str], engine: tup
             start(group, rank, env)
         newer = 1 if old == "leader" else 0
         group.until_said("with --token-file every pod of a group must run launcher 0.2 or later", newer)
-        assert all(group.phase(rank) in ("gathering", "seeking", "waiting") for rank in range(2)), group.words()
+        waits = ("gathering", "seeking", "waiting")
+        group.until("both wait", lambda: all(group.phase(rank) in waits for rank in range(2)))
         assert not group.engines()
         group.terminate(1 - newer)
         assert group.code(1 - newer) == 0

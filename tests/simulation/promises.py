@@ -592,7 +592,9 @@ class Truth:
         self.restarts.by_hand(agent, leader)
         if phase in (c.GroupPhase.PREPARING, c.GroupPhase.STARTING, c.GroupPhase.RUNNING):
             assert leader.epoch is not None
-            self.epochs[leader.epoch].by_hand = True
+            truth = self.epochs.get(leader.epoch)
+            if truth is not None:  # where a rule is broken, an epoch may begin that nobody was told of
+                truth.by_hand = True
             if leader.phase is phase:
                 self.world.broken("by hand", f"a new epoch was asked for, and {leader.epoch} is {phase.value}")
 
