@@ -31,6 +31,7 @@ class Addresses:
         self._coordinator = coordinator
         self._engine = engine
         self._elsewhere: set[tuple[int, str]] = set()  # members that arrived at another address, as logged
+        self._early: list[tuple[str, int]] = []  # arrivals before this pod knew its own address
 
     def learn(self, leader: tuple[str, ...], why: str = "") -> Network | None:
         """This pod's own address and the variables for collectives; None: alone, and it needs none."""
@@ -65,7 +66,10 @@ class Addresses:
         from launcher.network.addresses import holder, interfaces
 
         own = self._member.address
-        if not address or not own or address == own or is_loopback(address) or is_loopback(own):
+        if not own:
+            self._early.append((address, rank))
+            return
+        if not address or address == own or is_loopback(address) or is_loopback(own):
             return
         guessed = self._identity.address is None and self._context.settings.interface is None
         waiting = self._coordinator is not None and self._coordinator.phase is co.GroupPhase.WAITING
@@ -80,6 +84,12 @@ class Addresses:
             self._member.address = address
             assert self._coordinator is not None
             self._coordinator.relocate(address)
+
+    def own_is_known(self) -> None:
+        """The group port listens before that: now the members count that have arrived already."""
+        early, self._early = self._early, []
+        for address, rank in early:
+            self.member_arrived(address, rank)
 
     async def path_trouble(self, shared: Shared, reached: str) -> str:
         """Why rank 0's address cannot be reached from here; empty: it can, or the group's link proves it.

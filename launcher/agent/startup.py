@@ -115,7 +115,8 @@ class Startup:
         address = network.address if network else who.address or "127.0.0.1"
         outline = self._engine.plan_for(steps.outline(who, address))
         member.address = address
-        self._reporter.recall(address)
+        self._links.addresses.own_is_known()
+        self._reporter.recall(member.address)
         member.fingerprint = steps.fingerprint(settings, adapter, facts)
         preflight = self._context.task(self._preflight(outline, network))
         if not who.alone:

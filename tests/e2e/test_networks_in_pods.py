@@ -191,12 +191,16 @@ def hosts(subnet: str) -> tuple[str, str]:
 TWO = {"lan0": ("192.168.57.1{}/24",), "fab0": ("192.168.207.1{}/24",)}
 
 
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=["leader first", "worker first"])
 @pytest.mark.parametrize("isolated", [False, True], ids=["both connect", "the default network connects nothing"])
-def test_rank_0_takes_the_address_at_which_members_arrive(tmp_path: Path, isolated: bool) -> None:
+def test_rank_0_takes_the_address_at_which_members_arrive(
+    tmp_path: Path, isolated: bool, order: tuple[int, int]
+) -> None:
+    """A worker that waits already arrives before rank 0 has looked for its own address."""
     with machines(tmp_path, TWO, hosts("192.168.207")) as pair:
         if isolated:
             pair.cut("lan0")
-        for number in (1, 2):
+        for number in order:
             rank = str(number - 1)
             pair.start(number, "--engine", "reference", "--rank", rank, "--size", "2", "--leader", "box-a")
         pair.said(1, "group runs")
