@@ -30,30 +30,19 @@ def _nobody(*_: object) -> PlainAnswer:
     return PlainAnswer(503, "this pod cannot answer that")
 
 
+@dataclass(frozen=True)
 class Pages:
     """What the pages show, and what they do, as functions."""
 
-    def __init__(
-        self,
-        ready: Callable[[], tuple[bool, str]],
-        metrics: Callable[[], str],
-        status: Callable[[], Mapping[str, Any]],
-        secrets: Callable[[], Collection[bytes]] = tuple,
-        details: str = "loopback",
-        host_network: Callable[[], bool] = lambda: False,
-        autopsy: Callable[[], str] = str,
-        restart: Callable[[str], PlainAnswer] = _nobody,
-        last_lines: Callable[[int], RankLines | PlainAnswer] = _nobody,
-    ) -> None:
-        self.ready = ready
-        self.metrics = metrics
-        self.status = status
-        self.secrets = secrets  #: whose status tokens are accepted; none: there is no token
-        self.details = details  #: who reads details without a token: none, loopback or all
-        self.host_network = host_network
-        self.autopsy = autopsy  #: the whole text of the latest one; empty: there is none here
-        self.restart = restart  #: by whom; a new epoch
-        self.last_lines = last_lines  #: of a rank
+    ready: Callable[[], tuple[bool, str]]
+    metrics: Callable[[], str]
+    status: Callable[[], Mapping[str, Any]]
+    secrets: Callable[[], Collection[bytes]] = tuple  #: whose status tokens are accepted; none: there is no token
+    details: str = "loopback"  #: who reads details without a token: none, loopback or all
+    host_network: Callable[[], bool] = lambda: False
+    autopsy: Callable[[], str] = str  #: the whole text of the latest one; empty: there is none here
+    restart: Callable[[str], PlainAnswer] = _nobody  #: by whom; a new epoch
+    last_lines: Callable[[int], RankLines | PlainAnswer] = _nobody  #: of a rank
 
 
 def listen(pages: Pages, sockets: Sequence[socket.socket], most: int) -> Visitors:

@@ -276,7 +276,6 @@ class Member:
         self.first_at: float | None = None  #: when the first failure in the news happened; None: unknown
         self.gave_up_at: float | None = None  #: when the group gave up, if it has not been ready since
         self.refusal = ""  #: why the last hello was not accepted, in words
-        self.terminating = False
         self.answers = by_state(State, self._table())
         self._leader = LeaderContact(Pings(config.terms), now)
         self._gap = OwnGap(config.terms, now)
@@ -318,6 +317,11 @@ class Member:
     def leader(self) -> str:
         """The incarnation of the leader that accepted us."""
         return self._leader.incarnation
+
+    @property
+    def terminating(self) -> bool:
+        """Whether this pod has received SIGTERM."""
+        return self._leave_by is not None
 
     @property
     def acked_at(self) -> float | None:
@@ -709,7 +713,7 @@ class Member:
 
     def _quit(self, event: Terminate, now: float) -> None:
         """No engine process runs here: exit at once."""
-        self.terminating = True
+        self._leave_by = now
         if self.state in (State.SEATED, State.PREPARING):
             self._say(m.Leaving(event.grace), now)
         if self.state is State.PREPARING and self.epoch is not None:
@@ -724,7 +728,7 @@ class Member:
             self._quit(event, now)
 
     def _leave(self, event: Terminate, now: float) -> None:
-        again, self.terminating = self.terminating, True
+        again = self.terminating
         grace = 0.0 if again else event.grace
         self._leave_by = now + grace if self._leave_by is None else min(self._leave_by, now + event.grace)
         if again:

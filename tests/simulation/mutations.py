@@ -904,7 +904,7 @@ class ChargesStayYoung(mb.Member):
 class ExitsWithOthers(mb.Member):
     def _gone(self, gone: mb.Gone, now: float) -> None:
         if gone.clean and self.cause is not None and self.cause.kind is CauseKind.DRAIN:
-            self.terminating = True
+            self._leave_by = now
         super()._gone(gone, now)
 
 
