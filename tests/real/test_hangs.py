@@ -52,7 +52,7 @@ def group(request: pytest.FixtureRequest) -> Iterator[LaunchedGroup]:
     except NotInstallable as reason:
         pytest.skip(f"{name} cannot be installed here: {reason}")
     at = arguments.index("--") if "--" in arguments else len(arguments)
-    more = ("--restart-backoff", "1s", "--max-restarts", "100", "--hang-timeout", "5s")
+    more = ("--restart-backoff", "1s", "--max-restarts", "100", "--hang-timeout", "5s", "--unresponsive-timeout", "20s")
     paths = ":".join(filter(None, (str(HELPERS), env.get("PYTHONPATH", ""))))
     with Cluster() as cluster:
         made = LaunchedGroup(cluster, 2, [*arguments[:at], *more, *arguments[at:]], env, name=request.param)
