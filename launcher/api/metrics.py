@@ -89,7 +89,7 @@ def _number(value: float) -> str:
     """As Prometheus reads it; whole numbers in full."""
     if math.isnan(value):
         return "NaN"
-    return f"{value:.0f}" if value == int(value) else f"{value:g}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 class _Page:

@@ -43,7 +43,7 @@ from enum import Enum
 from typing import Any
 
 from launcher.errors import ExitCode
-from launcher.group import ledger
+from launcher.group import drain, ledger
 from launcher.group import messages as m
 from launcher.group.autopsy import EXAMINED, examine
 from launcher.group.budget import STEADY, Budget
@@ -709,7 +709,7 @@ class Coordinator:
         """A pod received SIGTERM before the group served: there is nothing to drain."""
         seat = self._leaves(conn, message, now)
         if seat is not None:
-            self._end(_drain_cause(seat.hello.rank), now)
+            self._end(drain.cause_of(seat.hello.rank), now)
 
     def _leave_stopping(self, conn: int, message: m.Leaving, now: float) -> None:
         self._leaves(conn, message, now)
@@ -725,13 +725,13 @@ class Coordinator:
         first = epoch.drain_by is None
         epoch.drain_by = by if epoch.drain_by is None else min(epoch.drain_by, by)
         if first:
-            epoch.cause = cause = _drain_cause(seat.hello.rank)
+            epoch.cause = cause = drain.cause_of(seat.hello.rank)
             self._go(GroupPhase.DRAINING, now)
             self._note("draining", member=seat.hello.rank, at_most_s=round(max(0.0, by - now), 1))
             self._say_all(m.Drain(epoch.name, cause, max(0.0, by - now)))
         if message.grace <= 0:
             self._this.drain_end = DrainEnd.HURRIED
-            self._end(_drain_cause(seat.hello.rank), now)
+            self._end(drain.cause_of(seat.hello.rank), now)
         else:
             self._watch_drain(conn, Tick(), now)
 
@@ -1063,7 +1063,3 @@ def exit_code(cause: Cause) -> int:
     if cause.kind is CauseKind.JOIN:
         return int(ExitCode.UNAVAILABLE)
     return int(ExitCode.PEERS_LOST)
-
-
-def _drain_cause(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, "it received SIGTERM")

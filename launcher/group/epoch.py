@@ -23,12 +23,12 @@ class EpochState:
         seats: Sequence[Seat],
         terms: Terms,
         counted: float,
-        waited: float = 0.0,
-        began: float | None = None,
+        waited: float,
+        began: float,
     ) -> None:
         self.name = name
         self.waited = waited
-        self.began = counted if began is None else began
+        self.began = began
         self.members = tuple(seat.hello.incarnation for seat in seats)  #: by rank
         self.addresses = tuple(seat.hello.address for seat in seats)  #: by rank
         #: The evidence for its cause.

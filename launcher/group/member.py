@@ -29,6 +29,7 @@ from enum import Enum
 from typing import Any
 
 from launcher.errors import ExitCode
+from launcher.group import drain
 from launcher.group import messages as m
 from launcher.group.config import MemberConfig
 from launcher.group.dispatch import by_state
@@ -740,7 +741,7 @@ class Member:
         self._leave(event, now)
         grace = 0.0 if again else self._within_grace(self.config.stop_grace, now)
         if grace < self.config.stop_grace:
-            self._out.append(DoStop(grace, self.cause or _told_to_go(self.config.rank)))
+            self._out.append(DoStop(grace, self.cause or drain.cause_of(self.config.rank)))
 
     def _drain(self, message: m.Drain, now: float) -> None:
         if message.epoch == self.epoch:
@@ -790,7 +791,3 @@ class Member:
     def charges(self, now: float) -> tuple[float, ...]:
         """Ages of the charged restarts, as far as we know: they age here as they do at the leader."""
         return tuple(age + (now - self._charged_by) for age in self.news.charges)
-
-
-def _told_to_go(rank: int) -> Cause:
-    return Cause(CauseKind.DRAIN, rank, "it received SIGTERM")

@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 
-from launcher.node.tree import PROC
+from launcher.node.tree import PROC, beginning
 
 MOST_APPENDED = 1 << 18  #: bytes
 LONGEST = 100  #: characters of a title or of the kernel's words
@@ -18,7 +18,7 @@ LONGEST = 100  #: characters of a title or of the kernel's words
 
 def title(pid: int, comm: str, proc: str = PROC) -> str:
     """What a process calls itself: a title that it has written over its arguments (setproctitle), else ``comm``."""
-    words = [word for word in _read(f"{proc}/{pid}/cmdline").split(b"\0") if word]
+    words = [word for word in beginning(f"{proc}/{pid}/cmdline").split(b"\0") if word]
     if len(words) != 1 or b"/" in words[0]:
         return comm
     return words[0].decode("utf-8", "replace").strip()[:LONGEST] or comm
@@ -26,13 +26,13 @@ def title(pid: int, comm: str, proc: str = PROC) -> str:
 
 def wchan(pid: int, proc: str = PROC) -> str:
     """The function of the kernel in which its main thread sleeps; empty where it does not, or nobody may know."""
-    found = _read(f"{proc}/{pid}/wchan").decode("ascii", "replace").strip()
+    found = beginning(f"{proc}/{pid}/wchan").decode("ascii", "replace").strip()
     return "" if found == "0" else found[:LONGEST]
 
 
 def syscall(pid: int, proc: str = PROC) -> str:
     """The number of the system call that its main thread is in, or ``running``; empty where nobody may know."""
-    words = _read(f"{proc}/{pid}/syscall").decode("ascii", "replace").split()
+    words = beginning(f"{proc}/{pid}/syscall").decode("ascii", "replace").split()
     return words[0][:LONGEST] if words else ""
 
 
@@ -78,16 +78,3 @@ def forbid_core(pid: int, proc: str = PROC) -> bool:
     except (OSError, ValueError):
         return False
     return limit == 1 or filtered
-
-
-def _read(path: str) -> bytes:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, 4096)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)

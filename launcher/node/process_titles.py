@@ -17,10 +17,9 @@ found that is forked and bears its parent's very title on purpose.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from launcher.node.tree import PROC, Key, Proc, read
+from launcher.node.tree import PROC, Key, Proc, beginning, read
 
 LONGEST = 64  #: bytes of a title that count
 
@@ -101,14 +100,4 @@ class Titles:
 
 
 def _command_line(pid: int, proc: str) -> str:
-    try:
-        fd = os.open(f"{proc}/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        data = os.read(fd, LONGEST)
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
-    return data.rstrip(b"\0 ").decode("utf-8", "replace")
+    return beginning(f"{proc}/{pid}/cmdline", LONGEST).rstrip(b"\0 ").decode("utf-8", "replace")

@@ -110,18 +110,23 @@ def _scan_once(proc: str) -> Table:
     return Table(procs, torn)
 
 
-def read(pid: int, proc: str = PROC) -> Proc | None:
-    """One process, or None if it is not there (any more)."""
+def beginning(path: str, most: int = 4096) -> bytes:
+    """The first bytes of a file in /proc; none if it cannot be read: its process has ended, or is not ours."""
     try:
-        fd = os.open(f"{proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return None
+        return b""
     try:
-        data = os.read(fd, 4096)
+        return os.read(fd, most)
     except OSError:  # ESRCH: it ended after the open
-        return None
+        return b""
     finally:
         os.close(fd)
+
+
+def read(pid: int, proc: str = PROC) -> Proc | None:
+    """One process, or None if it is not there (any more)."""
+    data = beginning(f"{proc}/{pid}/stat")
     # The name stands in parentheses and may hold spaces and parentheses itself: the last one closes it.
     head, _, rest = data.rpartition(b")")
     fields = rest.split()
